@@ -1,0 +1,9 @@
+"""Registers the first-party backends."""
+
+from bilevel.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def bilevel_backends(register: Register) -> None:
+    """The backends of this package."""
+    register("torch", "bilevel_backends.torch_backend:TorchBackend")

@@ -1,0 +1,82 @@
+"""Which blocks of the lower variable train at step t: a pure function of (seed, t), the same for every replica."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bilevel.blocks import EMBEDDING, HEAD, REST, Blocks
+from bilevel.data import Stream, generator
+from bilevel.errors import InputError
+
+
+class Active(ABC):
+    """A rule that picks the blocks to train."""
+
+    @abstractmethod
+    def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
+        """Names of the blocks that train at step t. Raises `InputError` if the rule does not fit the module."""
+
+
+@dataclass(frozen=True)
+class All(Active):
+    """Every block trains at every step."""
+
+    name: Literal["all"] = "all"
+
+    def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
+        """All blocks."""
+        return blocks.names
+
+
+@dataclass(frozen=True)
+class LISA(Active):
+    """Layerwise importance sampling (LISA, arXiv 2403.17919): a few random repeated blocks train, the others are frozen.
+
+    blocks: how many repeated blocks train at a time.
+    period: steps between two draws.
+    embedding, head, rest: whether the parts that do not repeat train ("rest" is the final norm and whatever else stands
+        outside). The LISA paper trains all of them all the time. They are frozen here by default: in a small model the
+        embedding is a large share of all parameters, a trained embedding makes every backward pass run to the bottom of
+        the model, and source weights are a comparison of two replicas, not a model to ship. Set them to "train" to
+        follow the paper.
+
+    The draw is uniform without replacement. Both replicas get the same one: with independent draws the difference of the
+    two, which the penalty multiplies, has an error that does not shrink as the penalty grows.
+    """
+
+    blocks: int = 2
+    period: int = 5
+    embedding: Literal["train", "freeze"] = "freeze"
+    head: Literal["train", "freeze"] = "freeze"
+    rest: Literal["train", "freeze"] = "freeze"
+    name: Literal["lisa"] = "lisa"
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"blocks must be at least 1, not {self.blocks}")
+        if self.period < 1:
+            raise ValueError(f"period must be at least 1, not {self.period}")
+
+    def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
+        """The draw of the period that step t falls in. Raises `InputError` if the module has too few repeated blocks."""
+        if self.blocks > len(blocks.repeated):
+            raise InputError(
+                f"active.blocks is {self.blocks}, but the lower module has {len(blocks.repeated)} repeated blocks; "
+                "lower active.blocks or use `active: {name: all}`"
+            )
+        if blocks.head_is_embedding and self.head != self.embedding:
+            raise InputError(
+                f"active.head is {self.head!r} and active.embedding {self.embedding!r}, "
+                "but this model ties the two weights; give both the same value"
+            )
+        draw = generator(seed, Stream.ACTIVE, t // self.period).choice(
+            len(blocks.repeated), size=self.blocks, replace=False
+        )
+        policy = {EMBEDDING: self.embedding, HEAD: self.head, REST: self.rest}
+        kept = {block for block, rule in policy.items() if rule == "train" and block in blocks.members}
+        return frozenset(kept | {blocks.repeated[i] for i in np.sort(draw)})
+
+
+ActiveRule = All | LISA

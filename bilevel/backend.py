@@ -1,0 +1,225 @@
+"""Where variables live, and how gradients reach them. Solvers are written against this alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from bilevel.blocks import Blocks
+from bilevel.errors import InputError
+from bilevel.optimizer import SGD, AdamW
+from bilevel.problem import Loss, Shard
+
+B = TypeVar("B")
+
+
+class Variable(ABC):
+    """A module placed on a backend, with its optimizer. Losses call it; solvers pass it to the backend."""
+
+    name: str
+    blocks: Blocks
+    active: frozenset[str]
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss on one global batch: the sum over its micro-batches, in every process.
+
+    value: the loss.
+    parts: the named parts that the loss reported, summed likewise.
+    """
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    def __sub__(self, other: Evaluation) -> Evaluation:
+        """The difference of two losses, part by part."""
+        return Evaluation(self.value - other.value, {k: self.parts[k] - other.parts[k] for k in self.parts})
+
+    @staticmethod
+    def mean(evaluations: Sequence[Evaluation]) -> Evaluation:
+        """The mean of several, part by part."""
+        n = len(evaluations)
+        parts = {k: sum(e.parts[k] for e in evaluations) / n for k in evaluations[0].parts}
+        return Evaluation(sum(e.value for e in evaluations) / n, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """A gradient or the values of a variable's active parameters, to be computed with: v + w, v - w, 2 * v.
+
+    parts: by parameter name, what this process holds of it, in the precision of the masters. The arithmetic is local;
+        only `Backend.dot` communicates. Vectors of a variable and of its replicas go together.
+    whole: every process holds all of it.
+    """
+
+    parts: Mapping[str, Tensor]
+    whole: bool
+
+    def __add__(self, other: Vector) -> Vector:
+        return Vector({name: part + other.parts[name] for name, part in self.parts.items()}, self.whole)
+
+    def __sub__(self, other: Vector) -> Vector:
+        return Vector({name: part - other.parts[name] for name, part in self.parts.items()}, self.whole)
+
+    def __rmul__(self, factor: float) -> Vector:
+        return Vector({name: factor * part for name, part in self.parts.items()}, self.whole)
+
+
+class Backend(ABC):
+    """One way to hold and train variables. Its dataclass fields are what a recipe may set.
+
+    A backend is started once, by `fit`; what it holds afterwards is the variables and a few counters.
+    """
+
+    processed: int = 0
+    """Batch units (rows, tokens) that went through `backward` in this process so far; see `Problem.upper_batch`."""
+
+    @abstractmethod
+    def start(self, seed: int) -> None:
+        """Prepare devices and processes. The seed decides random initialisation and rounding.
+
+        Raises `InputError` for a setting that this machine cannot serve.
+        """
+
+    @property
+    @abstractmethod
+    def shard(self) -> Shard:
+        """This process's part of a global batch."""
+
+    @abstractmethod
+    def place(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        optimizer: SGD | AdamW,
+        *,
+        sharded: bool,
+        blocks: Callable[[nn.Module], Blocks] | None = None,
+    ) -> Variable:
+        """Build a module where it is to live.
+
+        build: makes the module; called in a context of the backend's choosing, with its random state seeded.
+        sharded: a large variable, which the backend may cast, split and train in part: nothing of it is active until
+            `activate` says so. Otherwise it keeps its precision, is whole in every process and trains entirely.
+        blocks: groups the module's parameters; None makes it a single block.
+        """
+
+    @abstractmethod
+    def replicate(self, source: Variable, name: str, optimizer: SGD | AdamW | None = None) -> Variable:
+        """A second variable with the module, the weights and, if none is given, the optimizer settings of `source`."""
+
+    @abstractmethod
+    def assign(self, target: Variable, source: Variable) -> None:
+        """Give `target` the weights and the optimizer state of `source`, a replica with the same active blocks."""
+
+    @abstractmethod
+    def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
+        """Let exactly these blocks train from now on.
+
+        A block that leaves is frozen bit for bit and its optimizer state is freed; one that enters starts with fresh
+        optimizer state; one that stays keeps its own.
+        """
+
+    @abstractmethod
+    def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
+        """Evaluate the loss over the micro-batches and add weight * gradient to every variable in `wrt`.
+
+        wrt: variable -> weight. Variables that are not named get nothing, nor does one that the loss ignores. At most
+            one of them is sharded: each forward is followed at once by its own backward, which sharded engines need.
+
+        Raises `NonFiniteError` if the loss is not finite, before any variable has stepped.
+        """
+
+    @abstractmethod
+    def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
+        """Evaluate the loss without gradients."""
+
+    @abstractmethod
+    def step(self, variable: Variable, *, lr: float) -> float:
+        """Clip, update the active parameters, clear the gradient. Returns the gradient's norm before clipping.
+
+        Raises `NonFiniteError`, naming variable and parameter, and leaves the variable as it was, if a gradient is not
+        finite.
+        """
+
+    @abstractmethod
+    def take_gradient(self, variable: Variable) -> Vector:
+        """The gradient that waits for a step, summed over processes; it is cleared. Zero where nothing was added."""
+
+    @abstractmethod
+    def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
+        """Add weight * vector to the gradient that waits for a step, as if a `backward` had given it.
+
+        vector: of this variable or of a replica with the same active blocks; in a sharded variable every process adds
+            its own part, in a whole one every process adds the same.
+        """
+
+    @abstractmethod
+    def read(self, variable: Variable) -> Vector:
+        """A copy of the values of the active parameters (of their masters, where there are any)."""
+
+    @abstractmethod
+    def write(self, variable: Variable, vector: Vector) -> None:
+        """Set the values of the active parameters. Optimizer state and waiting gradient stay as they are."""
+
+    @abstractmethod
+    def dot(self, v: Vector, w: Vector) -> float:
+        """The inner product of two vectors of the same kind, over all processes: the same number in each of them."""
+
+    @property
+    def second_order(self) -> bool:
+        """Whether `backward_along` is there. Solvers that need it ask in `init`, before anything has moved."""
+        return False
+
+    def backward_along(
+        self,
+        loss: Callable[[B], Loss],
+        batch: Sequence[B],
+        variable: Variable,
+        vector: Vector,
+        *,
+        wrt: Mapping[Variable, float],
+    ) -> float:
+        """Add weight * gradient of <gradient of the loss in `variable`, vector> to every variable in `wrt`.
+
+        That is a product of second derivatives with a vector: Hessian times vector for `variable` itself, the mixed
+        derivative for another. Returns the inner product that was differentiated. `vector` is a constant.
+        """
+        raise InputError(f"the backend {type(self).__name__} has no second derivatives")
+
+    @abstractmethod
+    def weights(self, variable: Variable) -> dict[str, Tensor]:
+        """A copy of the variable's full state, by name, on the CPU (parameters and persistent buffers)."""
+
+    @abstractmethod
+    def optimizer_bytes(self, variable: Variable) -> int:
+        """Bytes that this process holds for the variable beside its weights: masters, moments, gradients."""
+
+    @abstractmethod
+    def checkpoint_bytes(self, variables: Sequence[Variable]) -> int:
+        """About how many bytes `save` will write."""
+
+    @abstractmethod
+    def save(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """Write weights, optimizer state and counters of the variables into an empty directory."""
+
+    @abstractmethod
+    def load(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """Restore what `save` wrote, bit for bit, into variables placed in the same way.
+
+        Raises `InputError` if the files are those of other variables or incomplete.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what `start` took."""

@@ -1,0 +1,213 @@
+"""A recipe becomes the objects of a run: the named classes, built from their own fields. Mistakes are named by key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from bilevel.active import ActiveRule
+from bilevel.backend import Backend
+from bilevel.errors import InputError
+from bilevel.loop import Observer, Result, fit
+from bilevel.plain import name_of, to_plain
+from bilevel.plugins import Plugins
+from bilevel.problem import Problem
+from bilevel.recipe import Recipe
+from bilevel.solver import Solver
+
+ABSENT = ("missing", "missing_argument", "unexpected_keyword_argument", "extra_forbidden")
+SECTIONS = ("problem", "solver", "backend", "active", "run")
+OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": Backend}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The section `run`; see `bilevel.fit` for the meaning of each."""
+
+    steps: int
+    output: str
+    seed: int = 0
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "keep_checkpoints", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that one run needs, built and checked; `recipe` says the same as plain data, with every default filled in."""
+
+    problem: Problem[Any]
+    solver: Solver[Any]
+    backend: Backend
+    active: ActiveRule
+    run: RunSettings
+    recipe: Mapping[str, Any]
+
+    def fit(self, *, resume: bool = False, observer: Observer | None = None) -> Result:
+        """Do the run; see `bilevel.fit`."""
+        return fit(
+            self.problem,
+            self.solver,
+            self.backend,
+            active=self.active,
+            steps=self.run.steps,
+            seed=self.run.seed,
+            output=self.run.output,
+            checkpoint_every=self.run.checkpoint_every,
+            keep_checkpoints=self.run.keep_checkpoints,
+            resume=resume,
+            recipe=self.recipe,
+            observer=observer,
+        )
+
+
+def load_config(file: Path, plugins: Plugins, *, changes: Sequence[str] = (), output: str | None = None) -> Config:
+    """Read a recipe.
+
+    file: YAML, or a Python file that defines a mapping `recipe` of the same form, in which `problem`, `solver` and
+        `backend` may also be objects.
+    changes: `key.path=value`, applied in order.
+    output: replaces `run.output`.
+
+    Raises `InputError` naming file, line and key, with the nearest known name for a misspelt one.
+    """
+    recipe = _read_python(file) if file.suffix == ".py" else Recipe.read(file)
+    for change in changes:
+        recipe.set(change)
+    if output is not None:
+        recipe.set(f"run.output={output}")
+    _check_sections(recipe)
+    built = {kind: _build_part(recipe, kind, plugins) for kind in OBJECTS}
+    active = _build(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
+    run = _build(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
+    resolved = {
+        **{kind: {**_identity(recipe.tree[kind]), **to_plain(part)} for kind, part in built.items()},
+        "active": to_plain(active),
+        "run": to_plain(run),
+    }
+    return Config(active=active, run=run, recipe=resolved, **built)
+
+
+def _read_python(file: Path) -> Recipe:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise InputError(f"the recipe {file} cannot be read")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"the recipe {file} fails: {type(error).__name__}: {error}") from error
+    tree = getattr(module, "recipe", None)
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{file}: a Python recipe defines a mapping named `recipe`, of the form a YAML recipe has")
+    return Recipe(_copy(tree), {}, str(file))
+
+
+def _copy(tree: Any) -> Any:
+    """The same tree in mappings and lists of its own, so that `--set` does not reach into the user's."""
+    if isinstance(tree, Mapping):
+        return {key: _copy(value) for key, value in tree.items()}
+    return [_copy(value) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _identity(section: Any) -> dict[str, str]:
+    return {"name": section["name"]} if isinstance(section, dict) else {"class": name_of(section)}
+
+
+def _check_sections(recipe: Recipe) -> None:
+    for key in recipe.tree:
+        if key not in SECTIONS:
+            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{_nearest(key, SECTIONS)}")
+    for section in SECTIONS:
+        value = recipe.tree.get(section, {})
+        if not isinstance(value, dict | OBJECTS.get(section, dict)):
+            raise InputError(f"{recipe.where([section])}: {section} must be a mapping, not {value!r}")
+    for section in OBJECTS:
+        value = recipe.tree.setdefault(section, {})
+        if isinstance(value, dict) and "name" not in value:
+            raise InputError(
+                f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows what there is"
+            )
+
+
+def _build_part(recipe: Recipe, kind: str, plugins: Plugins) -> Any:
+    given = recipe.tree[kind]
+    if isinstance(given, OBJECTS[kind]):
+        return given
+    section = dict(given)
+    name = section.pop("name")
+    try:
+        cls = plugins.find(f"{kind}s", name).load()
+    except InputError as error:
+        raise InputError(f"{recipe.where([kind, 'name'])}: {error}") from error
+    if not dataclasses.is_dataclass(cls):
+        raise InputError(f"{kind} {name!r}: {cls!r} is not a dataclass, so a recipe cannot build it")
+    return _build(cls, section, recipe, (kind,))
+
+
+def _build(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:
+    """Validate and build; every complaint is turned into file, line, key and what to do."""
+    if dataclasses.is_dataclass(kind):
+        names = [f.name for f in dataclasses.fields(kind) if f.init]
+        for key in values:
+            if key not in names:
+                dotted = ".".join(map(str, (*path, key)))
+                raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{_nearest(key, names)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(error, recipe, path))) from error
+
+
+def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]) -> list[str]:
+    """One line for each key that is wrong (pydantic has one for each branch of a union that did not fit)."""
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        where = [*path, *_keys(item["loc"], recipe, path, absent=item["type"] in ABSENT)]
+        dotted = ".".join(map(str, where))
+        problem = item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("missing", "missing_argument"):
+            text = f"{dotted} is missing"
+        elif item["type"] in ABSENT:
+            text = f"unknown key {dotted}"
+        elif item["type"] == "value_error":
+            text = f"{dotted}: {problem}"
+        else:
+            text = f"{dotted} is {item['input']!r}: {problem}"
+        lines.setdefault(dotted, f"{recipe.where(where)}: {text}")
+    return list(lines.values())
+
+
+def _keys(loc: Sequence[str | int], recipe: Recipe, path: Sequence[str | int], *, absent: bool) -> list[str | int]:
+    """The keys of the recipe in a location of pydantic's, which also names the branches of unions."""
+    node: Any = recipe.tree
+    for step in path:
+        node = node.get(step, {})
+    keys: list[str | int] = []
+    for position, step in enumerate(loc):
+        inside = step in node if isinstance(node, dict) else isinstance(node, list) and isinstance(step, int)
+        if inside:
+            node = node[step]
+            keys.append(step)
+        elif absent and position == len(loc) - 1:
+            keys.append(step)
+    return keys
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -1,0 +1,91 @@
+"""Which samples make batch number `index`: counter-based and stratified, so that nothing has to be remembered.
+
+Every random number of a run comes from `generator(seed, stream, *counters)`: a Philox generator keyed by its arguments.
+A batch is therefore a function of (seed, index): both replicas see the same one, and a resumed run goes on as if it had
+never stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.errors import InputError
+
+
+class Stream(IntEnum):
+    """What random numbers are for; streams with different names are independent."""
+
+    ACTIVE = 1
+    UPPER = 2
+    LOWER = 3
+    NOISE = 4
+    INIT = 5
+
+
+def generator(seed: int, stream: int, *counters: int) -> np.random.Generator:
+    """A generator that depends on its arguments alone."""
+    key = np.random.SeedSequence([seed, int(stream), *counters]).generate_state(2, np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """Batches that hold a fixed number of samples of every stratum (data source, validation set).
+
+    sizes: rows of each stratum.
+    batch_size: samples of one global batch; every stratum gets batch_size // k of them, and the remainder goes round
+        robin over the strata, so that over k batches all get the same number.
+    stream: which random numbers to use; the two levels must differ.
+
+    Each stratum is walked in random order without replacement, and reshuffled when it is used up. At any index each row
+    of a stratum is equally likely, so the mean over a stratum's samples estimates the stratum's mean without bias.
+
+    Raises `InputError` if batch_size is smaller than the number of strata: a source absent from a batch would get a
+    gradient that says nothing about it.
+    """
+
+    sizes: tuple[int, ...]
+    batch_size: int
+    stream: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < len(self.sizes):
+            raise InputError(
+                f"a batch of {self.batch_size} cannot hold a sample of each of {len(self.sizes)} sources; "
+                f"set batch_size to at least {len(self.sizes)}"
+            )
+
+    def counts(self, index: int) -> NDArray[np.int64]:
+        """Samples of each stratum in batch `index`; they sum to batch_size. Shape: (strata,)."""
+        return self._drawn_before(index + 1) - self._drawn_before(index)
+
+    def batch(self, index: int, seed: int) -> list[tuple[int, int]]:
+        """The samples of batch `index`, as (stratum, row) in order of stratum."""
+        first, last = self._drawn_before(index), self._drawn_before(index + 1)
+        return [
+            (stratum, row)
+            for stratum, size in enumerate(self.sizes)
+            for row in _walk(int(first[stratum]), int(last[stratum]), size, (seed, self.stream, stratum))
+        ]
+
+    def _drawn_before(self, index: int) -> NDArray[np.int64]:
+        """How many samples of each stratum the batches before `index` hold: in closed form, so resume needs no replay."""
+        k = len(self.sizes)
+        each, remainder = divmod(self.batch_size, k)
+        extra = index * remainder  # the remainder's places are dealt out in turn
+        turns, part = divmod(extra, k)
+        return each * index + turns + (np.arange(k) < part).astype(np.int64)
+
+
+def _walk(first: int, last: int, size: int, key: tuple[int, ...]) -> Sequence[int]:
+    """Rows number first..last-1 of an endless walk through `size` rows, reshuffled in every round."""
+    return [int(_permutation(size, (*key, position // size))[position % size]) for position in range(first, last)]
+
+
+@lru_cache(maxsize=256)
+def _permutation(size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+    return generator(*key).permutation(size)

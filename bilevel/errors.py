@@ -1,0 +1,17 @@
+"""The errors a person is meant to read."""
+
+
+class BilevelError(Exception):
+    """Base of the errors whose message alone should be enough; the command line prints it without a traceback."""
+
+
+class InputError(BilevelError):
+    """Something the user gave cannot be used (exit code 2): says what, where (file, line, key) and what to do."""
+
+
+class RunError(BilevelError):
+    """A run that had started cannot go on (exit code 1)."""
+
+
+class NonFiniteError(RunError):
+    """A loss, gradient or variable became NaN or infinite; names the quantity."""

@@ -1,0 +1,54 @@
+"""The hooks a plugin may implement.
+
+A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first four hooks
+register parts by name and by import path, so that nothing is imported before it is used; the others follow a run.
+"""
+
+from collections.abc import Callable
+
+import pluggy
+
+from bilevel.loop import Run
+from bilevel.problem import Record
+
+PROJECT = "bilevel"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Register = Callable[[str, str], None]
+"""register("name-in-a-recipe", "package.module:Class")"""
+
+
+@hookspec
+def bilevel_problems(register: Register) -> None:
+    """Register subclasses of `bilevel.Problem`."""
+
+
+@hookspec
+def bilevel_solvers(register: Register) -> None:
+    """Register subclasses of `bilevel.Solver`."""
+
+
+@hookspec
+def bilevel_backends(register: Register) -> None:
+    """Register subclasses of `bilevel.Backend`."""
+
+
+@hookspec
+def bilevel_checks(register: Register) -> None:
+    """Register theory checks."""
+
+
+@hookspec
+def bilevel_run_start(run: Run) -> None:
+    """A run begins, or goes on after `run.start` steps. All is loaded and checked; no step has been done."""
+
+
+@hookspec
+def bilevel_step_end(run: Run, record: Record) -> None:
+    """A step is done; `record` is the last entry of `run.history`."""
+
+
+@hookspec
+def bilevel_run_end(run: Run, error: BaseException | None) -> None:
+    """The run is over: complete (error is None), interrupted or failed. Everything is saved already."""

@@ -1,0 +1,72 @@
+"""`weights.png`: the upper variable over time, the losses, and the penalty gap."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bilevel.files import write_atomic
+from bilevel.hookspecs import hookimpl
+from bilevel.problem import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from bilevel.loop import Run
+
+MOST_CURVES = 20  # as many colours as matplotlib's largest qualitative map can tell apart
+
+
+class PlotLogger:
+    """Draws the run when it ends, complete or not."""
+
+    @hookimpl
+    def bilevel_run_end(self, run: Run) -> None:
+        """Draw and write the picture."""
+        if run.output is not None and run.history:
+            write_atomic(run.output / "weights.png", draw(run.history))
+
+
+def draw(history: Sequence[Record]) -> bytes:
+    """The picture of a history, as PNG."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    upper, losses, gap = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
+    names = list(history[0]["upper"])[:MOST_CURVES]
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20"](range(len(names)))
+    steps = [record["step"] for record in history]
+    for name, colour in zip(names, colours, strict=False):
+        upper.plot(steps, [record["upper"][name] for record in history], label=name, color=colour)
+    upper.set_ylabel("upper variable")
+    if names:
+        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    for key, label in (("upper_loss", "upper (validation)"), ("lower_loss", "lower (training)")):
+        _curve(losses, history, key, label)
+    losses.set_ylabel("loss")
+    losses.legend(frameon=False, fontsize="small")
+    _curve(gap, history, "gap", "g(y) − g(z)")
+    gap.axhline(0, color="0.8", linewidth=0.8)
+    gap.set_ylabel("penalty gap")
+    gap.set_xlabel("step")
+    held = sum(1 for record in history if record.get("warmup"))
+    for axes in (upper, losses, gap):
+        axes.spines[["top", "right"]].set_visible(False)
+        if held:
+            axes.axvspan(0, held, color="0.93", zorder=0)
+    if held:
+        upper.set_title(f"upper variable held during the first {held} steps (grey)", fontsize="small", loc="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _curve(axes: Axes, history: Sequence[Record], key: str, label: str) -> None:
+    points = [(record["step"], record[key]) for record in history if key in record]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label)
+
+
+logger = PlotLogger()

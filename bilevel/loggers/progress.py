@@ -1,0 +1,104 @@
+"""Progress on the terminal: a live panel, or plain lines where the output is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from bilevel.hookspecs import hookimpl
+from bilevel.problem import Record
+
+if TYPE_CHECKING:
+    from bilevel.loop import Run
+
+MOST_BARS = 24  # what fits on a screen; the rest is in weights.json
+
+
+class ProgressLogger:
+    """Shows step, losses, penalty gap, the upper variable as bars, throughput and time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._live: Live | None = None
+        self._progress: Progress | None = None
+
+    @hookimpl
+    def bilevel_run_start(self, run: Run) -> None:
+        """Open the live panel."""
+        if not self._console.is_terminal:
+            resumed = f", resuming after step {run.start}" if run.start else ""
+            self._console.print(f"{run.steps} steps{resumed}", highlight=False)
+            return
+        self._progress = Progress(
+            TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False), console=self._console,
+        )  # fmt: skip
+        self._progress.add_task("run", total=run.steps, completed=run.start)
+        self._live = Live(self._progress, console=self._console, refresh_per_second=4)
+        self._live.start()
+
+    @hookimpl
+    def bilevel_step_end(self, run: Run, record: Record) -> None:
+        """Show the step."""
+        if self._live is None or self._progress is None:
+            self._console.print(line(record, run.steps), highlight=False, soft_wrap=True)
+            return
+        self._progress.update(self._progress.task_ids[0], completed=record["step"] + 1)
+        self._live.update(Group(self._progress, headline(record), bars(record["upper"])))
+
+    @hookimpl
+    def bilevel_run_end(self, run: Run, error: BaseException | None) -> None:
+        """Close the panel, and print the problem's report."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = self._progress = None
+        report = run.problem.report(run.history) if run.history else None
+        if report is not None:
+            self._console.print(report)
+        if run.output is not None and run.history:
+            self._console.print(f"written to {run.output}", highlight=False, soft_wrap=True)
+
+
+def headline(record: Record) -> str:
+    """Losses, gap and throughput of one step, in one line."""
+    words = []
+    if record.get("warmup"):
+        words.append("warm-up, upper variable held")
+    for key, label in (
+        ("upper_loss", "upper loss"),
+        ("lower_loss", "lower loss"),
+        ("gap", "gap"),
+        ("penalty", "penalty"),
+    ):
+        if key in record:
+            words.append(f"{label} {record[key]:.4g}")
+    if record["size"]:
+        words.append(f"{record['size'] / record['seconds']:.0f} tokens/s")
+    words.append(f"{record['seconds']:.2f} s/step")
+    return "  ".join(words)
+
+
+def line(record: Record, steps: int) -> str:
+    """One step as a plain line."""
+    upper = "  ".join(f"{name} {value:.3f}" for name, value in list(record["upper"].items())[:MOST_BARS])
+    return f"step {record['step'] + 1}/{steps}  {headline(record)}  {upper}".rstrip()
+
+
+def bars(values: Mapping[str, float]) -> RenderableType:
+    """Named numbers as bars, relative to the largest."""
+    table = Table.grid(padding=(0, 2))
+    largest = max((abs(value) for value in values.values()), default=0.0) or 1.0
+    for name, value in list(values.items())[:MOST_BARS]:
+        table.add_row(name, ProgressBar(total=largest, completed=abs(value), width=32), f"{value:.3f}")
+    if len(values) > MOST_BARS:
+        table.add_row(f"and {len(values) - MOST_BARS} more", "", "")
+    return table
+
+
+logger = ProgressLogger()

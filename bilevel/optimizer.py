@@ -1,0 +1,36 @@
+"""How one variable turns its gradient into a step. Backends build the real optimizer from these."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Gradient descent, optionally with heavy-ball momentum. The optimizer that the convergence theorems are about.
+
+    clip: largest norm of the variable's whole gradient; longer ones are scaled down to it. None: no clipping.
+    """
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = None
+    name: Literal["sgd"] = "sgd"
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (arXiv 1711.05101). Invariant to the gradient's scale, up to `eps`.
+
+    clip: as for `SGD`.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+    name: Literal["adamw"] = "adamw"
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]

@@ -1,0 +1,35 @@
+"""Settings as plain data: what YAML and JSON can hold, and what two recipes can be compared by."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses by their settable fields, mappings and sequences of them; functions and others by their name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    return name_of(value) if callable(value) else str(value)
+
+
+def name_of(part: Any) -> str:
+    """The import path of a function or class, or of an object's class."""
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of mappings and lists as dotted key -> leaf."""
+    if isinstance(tree, Mapping):
+        items = [(str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list | tuple):
+        items = [(str(index), value) for index, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()}

@@ -1,0 +1,116 @@
+"""What a user writes: the two losses of a bilevel problem, its variables and its data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from bilevel.blocks import Blocks, find_blocks
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+B = TypeVar("B")
+T = TypeVar("T")
+
+Record = Mapping[str, Any]
+"""What is kept of one step: `step`, the solver's metrics, `upper` summary values, `seconds`."""
+
+
+class Forward(Protocol):
+    """A variable as a loss sees it: something to call. Calling it runs the module's forward and returns new tensors.
+
+    Losses must not reach for the parameters behind it: on a sharded backend no process holds them all.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward."""
+
+
+Loss = Tensor | tuple[Tensor, Mapping[str, Tensor]]
+"""A scalar, or a scalar with its named parts (for reports). Both are sums over micro-batches: the loss of a global
+batch is the sum of the losses of its micro-batches, so each micro-batch must carry its share of the weight."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a global batch one process takes, and in which pieces.
+
+    seed: seed of the run; a batch is a pure function of (index, seed), so that a resumed run sees the same data.
+    rank, world_size: this process among all processes.
+    micro_batch_size: samples of one forward; None takes the process's whole share at once.
+    """
+
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    micro_batch_size: int | None = None
+
+    def split(self, samples: Sequence[T]) -> list[Sequence[T]]:
+        """This process's samples (every world_size-th, from rank on), cut into micro-batches."""
+        mine = samples[self.rank :: self.world_size]
+        size = self.micro_batch_size or max(1, len(mine))
+        return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+
+class Problem(ABC, Generic[B]):
+    """min_x f(x, y*(x))  subject to  y*(x) in argmin_y g(x, y).
+
+    `x` is the upper variable, `y` the lower variable; `f` is `upper_loss`, `g` is `lower_loss`.
+    A subclass is usually a dataclass: its fields are what a recipe may set.
+    """
+
+    def prepare(self) -> None:
+        """Read and check everything that can be wrong before a large module is built.
+
+        Called once, first. Raise `InputError` for what the user has to mend. Does nothing by default.
+        """
+
+    @abstractmethod
+    def upper(self) -> nn.Module:
+        """A module that holds x. It is small, kept in full precision and present whole in every process."""
+
+    @abstractmethod
+    def lower(self) -> nn.Module:
+        """A module that holds y, at its initial value. Random initialisation is seeded by the backend."""
+
+    @abstractmethod
+    def upper_loss(self, x: Forward, y: Forward, batch: B) -> Loss:
+        """f(x, y) on one micro-batch: its share of the global batch's loss."""
+
+    @abstractmethod
+    def lower_loss(self, x: Forward, y: Forward, batch: B) -> Loss:
+        """g(x, y) on one micro-batch: its share of the global batch's loss."""
+
+    @abstractmethod
+    def upper_batch(self, index: int, shard: Shard) -> Sequence[B]:
+        """The micro-batches that this process takes of upper batch number `index`: a pure function of both arguments.
+
+        A batch is a tensor, or a tuple, mapping or dataclass of tensors. If it has an integer attribute `size`
+        (rows, tokens), throughput is reported in that unit.
+        """
+
+    @abstractmethod
+    def lower_batch(self, index: int, shard: Shard) -> Sequence[B]:
+        """The same for the lower level."""
+
+    def blocks(self, module: nn.Module) -> Blocks:
+        """How the lower module's parameters group into blocks, of which a subset may train at a time."""
+        return find_blocks(module)
+
+    def summary(self, x: Forward) -> Mapping[str, float]:
+        """The upper variable in a few named numbers, recorded at every step and drawn as curves. None by default."""
+        return {}
+
+    def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
+        """Files (name: text) that the run directory should hold after the last step of `history`. None by default.
+
+        facts: what the run knows about itself: seed, steps, versions.
+        """
+        return {}
+
+    def report(self, history: Sequence[Record]) -> "RenderableType | None":
+        """What a person should read when the run ends (anything `rich` prints). Nothing by default."""
+        return None

@@ -1,0 +1,90 @@
+"""Step sizes and penalties: the VALUE at step t. No state, no increments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up from 0 to `peak`, then half a cosine down to `floor` at `steps`, and `floor` from there on."""
+
+    peak: float
+    steps: int
+    warmup: int = 0
+    floor: float = 0.0
+    name: Literal["cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup ({self.warmup}) must be at least 0 and below steps ({self.steps})")
+
+    def __call__(self, t: int) -> float:
+        """Value at step t."""
+        if t < self.warmup:
+            return self.peak * (t + 1) / self.warmup
+        progress = min(1.0, (t - self.warmup) / (self.steps - self.warmup))
+        return self.floor + (self.peak - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Power:
+    """start * (1 + t / scale) ** exponent: the form of the F2SA schedules.
+
+    A growing penalty has a positive exponent (1/7 where both levels are noisy, arXiv 2301.10945), a decaying step size a
+    negative one. `scale` is the number of steps after which growth sets in. The value never passes `bound`.
+    """
+
+    start: float
+    exponent: float
+    scale: float = 1.0
+    bound: float | None = None
+    name: Literal["power"] = "power"
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale must be positive, not {self.scale}")
+
+    def __call__(self, t: int) -> float:
+        """Value at step t."""
+        value: float = self.start * math.pow(1.0 + t / self.scale, self.exponent)
+        if self.bound is None:
+            return value
+        return min(value, self.bound) if self.exponent > 0 else max(value, self.bound)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` in a straight line over `steps`, and `end` from there on."""
+
+    start: float
+    end: float
+    steps: int
+    name: Literal["linear"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+
+    def __call__(self, t: int) -> float:
+        """Value at step t."""
+        return self.start + (self.end - self.start) * min(1.0, t / self.steps)
+
+
+Schedule = float | Annotated[Cosine | Power | Linear, Field(discriminator="name")] | Callable[[int], float]
+"""A constant, one of the classes above, or any function of the step (from Python)."""
+
+
+def at(schedule: Schedule, t: int) -> float:
+    """The value of a schedule at step t (from 0). Raises `ValueError` if it is negative or not finite."""
+    value = float(schedule(t)) if callable(schedule) else float(schedule)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"the schedule {schedule!r} is {value} at step {t}; step sizes and penalties are finite and >= 0"
+        )
+    return value

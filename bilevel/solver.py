@@ -1,0 +1,48 @@
+"""What a solver is: an object whose fields are its settings, with `init` and `step`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from bilevel.backend import Backend, Variable
+from bilevel.problem import Problem
+
+Metrics = Mapping[str, float | Mapping[str, float]]
+"""Numbers of one step. `gap` is the penalty gap g(y) - g(z) where a solver has one."""
+
+
+@dataclass
+class State:
+    """What a solver carries from step to step.
+
+    x: the upper variable.
+    replicas: the lower variables by name; all of them train the same blocks.
+    memory: plain numbers and lists that a checkpoint must keep. Everything else is a function of the step.
+    """
+
+    x: Variable
+    replicas: dict[str, Variable]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> list[Variable]:
+        """x and the replicas."""
+        return [self.x, *self.replicas.values()]
+
+
+S = TypeVar("S", bound=State)
+
+
+class Solver(ABC, Generic[S]):
+    """A bilevel algorithm. Subclasses are frozen dataclasses: the fields are the settings, there is no other config."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    @abstractmethod
+    def init(self, problem: Problem[Any], backend: Backend) -> S:
+        """Place the variables."""
+
+    @abstractmethod
+    def step(self, t: int, state: S, problem: Problem[Any], backend: Backend) -> Metrics:
+        """Do step t (from 0) in place. May use nothing but its arguments: a resumed run must go on bit for bit."""

@@ -1,0 +1,104 @@
+"""Make the demo's data from texts that every Python installation carries.
+
+The target is the language reference (`pydoc_data.topics`). Four sources compete for weight:
+
+    reference   other topics of the same reference
+    docstrings  documentation of the standard library's modules
+    code        source code of the standard library, without its docstrings
+    shuffled    the text of `reference` with the words of every row in random order
+
+Usage: python prepare.py DIRECTORY
+"""
+
+import ast
+import json
+import random
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from pydoc_data.topics import topics
+
+WORDS = 48  # about 64 tokens of prose
+ROWS = 400  # of each source
+MODULES = "argparse ast asyncio collections concurrent configparser csv dataclasses datetime decimal difflib email enum".split()
+MODULES += "fractions functools http inspect ipaddress json logging mailbox multiprocessing optparse pathlib pickle".split()
+MODULES += "random shutil socketserver sqlite3 statistics string subprocess tarfile tempfile textwrap threading tkinter".split()
+MODULES += "tokenize traceback typing unittest urllib uuid xml zipfile".split()
+
+
+def main(directory: Path) -> None:
+    """Write one JSONL file for each source, and the validation file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = sorted(topics)
+    prose = {name: list(rows_of_words(topics[name])) for name in names}
+    validation = [row for name in names[::3] for row in prose[name]]
+    known = {run for row in validation for run in runs_of_words(row)}
+    reference = [row for name in names if name not in names[::3] for row in prose[name]]
+    reference = [row for row in reference if known.isdisjoint(runs_of_words(row))]  # topics quote each other
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in library_files()]
+    random.seed(0)
+    write(directory / "validation.jsonl", validation)
+    write(directory / "reference.jsonl", reference)
+    write(directory / "shuffled.jsonl", [" ".join(random.sample(row.split(), len(row.split()))) for row in reference])
+    write(directory / "docstrings.jsonl", [row for tree in trees for row in rows_of_words(" ".join(docstrings(tree)))])
+    write(directory / "code.jsonl", [row for tree in trees for row in rows_of_lines(ast.unparse(without_docstrings(tree)))])
+
+
+def library_files() -> list[Path]:
+    """The source files of the modules above, in a fixed order."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for name in MODULES for file in (library / f"{name}.py", *sorted((library / name).glob("*.py")))]
+    return [file for file in files if file.is_file()]
+
+
+def rows_of_words(text: str) -> Iterable[str]:
+    """Prose in rows of WORDS words, without markup and rulers; a remainder shorter than that is left out."""
+    words = re.sub(r'[*_`"=\-]{2,}|[*`]', " ", text).split()
+    for start in range(0, len(words) - WORDS + 1, WORDS):
+        yield " ".join(words[start : start + WORDS])
+
+
+def runs_of_words(row: str, length: int = 6) -> Iterable[tuple[str, ...]]:
+    """Every run of that many words of a row."""
+    words = row.split()
+    return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+
+
+def rows_of_lines(text: str) -> Iterable[str]:
+    """Code in rows of six lines that are long enough to mean something."""
+    lines = text.splitlines()
+    for start in range(0, len(lines) - 5, 6):
+        row = "\n".join(lines[start : start + 6])
+        if len(row) > 150:
+            yield row
+
+
+def docstrings(tree: ast.Module) -> Iterable[str]:
+    """Every docstring of a module that is longer than a sentence."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and len(text := ast.get_docstring(node) or "") > 80:
+            yield text
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """The module with every expression that is just a string taken out."""
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [ast.Pass()]
+    return tree
+
+
+def write(file: Path, rows: list[str]) -> None:
+    """ROWS of the rows, evenly spread, as JSON lines; an equal file is left alone."""
+    step = max(1, len(rows) // ROWS)
+    text = "".join(json.dumps({"text": row}) + "\n" for row in rows[::step][:ROWS])
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    print(f"{file}: {min(ROWS, len(rows))} rows")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Data reweighting for language models."""

@@ -1,0 +1,54 @@
+"""A causal language model that computes logits only where something is to be predicted."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LanguageModel(nn.Module):
+    """Wraps any Hugging Face causal LM.
+
+    Most positions of an instruction batch carry no label, and the vocabulary projection is the largest single matrix, so
+    the positions are picked before it. The pick is a hook on the model's own output layer: whatever the architecture
+    does to its logits afterwards (scaling, capping) still happens.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()  # no dropout: the two replicas must see the same function
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding, for block discovery."""
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer, for block discovery."""
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Logits of the next token at the given places.
+
+        ids: (rows, length), padded on the right. positions: indices into the flattened (rows * length), shape (n,).
+        Returns: (n, vocabulary), in the model's precision.
+        """
+
+        def pick(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0].flatten(0, 1).index_select(0, positions).unsqueeze(0), *inputs[1:])
+
+        hook = self.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            # right padding under causal attention needs no mask
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return logits.squeeze(0)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target, in float32 from a float32 log-softmax. Shapes: (n, vocabulary), (n,) -> (n,).
+
+    The difference of two such losses is multiplied by the penalty, which bfloat16 would not survive.
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="none")

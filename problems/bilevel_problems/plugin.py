@@ -1,0 +1,14 @@
+"""Registers the first-party problems."""
+
+from bilevel.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def bilevel_problems(register: Register) -> None:
+    """The problems of this package."""
+    register("llm-reweighting", "bilevel_problems.llm.reweighting:LLMReweighting")
+    register("quadratic", "bilevel_problems.synthetic.quadratic:Quadratic")
+    register("cubic-bias", "bilevel_problems.synthetic.cubic_bias:CubicBias")
+    register("logistic-regularisation", "bilevel_problems.synthetic.logistic_regularisation:LogisticRegularisation")
+    register("ridge-reweighting", "bilevel_problems.synthetic.ridge_reweighting:RidgeReweighting")
+    register("hyper-cleaning", "bilevel_problems.synthetic.hyper_cleaning:HyperCleaning")
