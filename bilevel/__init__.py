@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bilevel.active import LISA, Active, All
-    from bilevel.backend import Backend, Evaluation, Variable
+    from bilevel.backend import Backend, Evaluation, Variable, Vector
     from bilevel.blocks import Blocks, find_blocks
     from bilevel.data import Stratified
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
@@ -18,11 +18,19 @@ if TYPE_CHECKING:
     from bilevel.problem import Forward, Loss, Problem, Shard
     from bilevel.schedule import Cosine, Linear, Power
     from bilevel.solver import Metrics, Solver, State
+    from bilevel.solvers.aid import AID
+    from bilevel.solvers.bome import BOME
+    from bilevel.solvers.f2ba import F2BA
+    from bilevel.solvers.f2sa import F2SA
+    from bilevel.solvers.f2sa_p import F2SAp
+    from bilevel.solvers.f3sa import F3SA
+    from bilevel.solvers.meha import MEHA
+    from bilevel.solvers.pbgd import PBGD
     from bilevel.solvers.scalebio import ScaleBiO
 
 _HOMES = {
     "active": ("LISA", "Active", "All"),
-    "backend": ("Backend", "Evaluation", "Variable"),
+    "backend": ("Backend", "Evaluation", "Variable", "Vector"),
     "blocks": ("Blocks", "find_blocks"),
     "data": ("Stratified",),
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
@@ -32,14 +40,23 @@ _HOMES = {
     "problem": ("Forward", "Loss", "Problem", "Shard"),
     "schedule": ("Cosine", "Linear", "Power"),
     "solver": ("Metrics", "Solver", "State"),
+    "solvers.aid": ("AID",),
+    "solvers.bome": ("BOME",),
+    "solvers.f2ba": ("F2BA",),
+    "solvers.f2sa": ("F2SA",),
+    "solvers.f2sa_p": ("F2SAp",),
+    "solvers.f3sa": ("F3SA",),
+    "solvers.meha": ("MEHA",),
+    "solvers.pbgd": ("PBGD",),
     "solvers.scalebio": ("ScaleBiO",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "LISA", "SGD", "Active", "AdamW", "All", "Backend", "BilevelError", "Blocks", "Cosine", "Evaluation", "Forward",
-    "InputError", "Interrupted", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Result", "Run",
-    "RunError", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Variable", "find_blocks", "fit", "hookimpl",
+    "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
+    "BilevelError", "Blocks", "Cosine", "Evaluation", "F2SAp", "Forward", "InputError", "Interrupted", "Linear", "Loss",
+    "Metrics", "NonFiniteError", "Power", "Problem", "Result", "Run", "RunError", "ScaleBiO", "Shard", "Solver", "State",
+    "Stratified", "Variable", "Vector", "find_blocks", "fit", "hookimpl",
 ]  # fmt: skip
 
 

@@ -71,9 +71,7 @@ class LISA(Active):
                 f"active.head is {self.head!r} and active.embedding {self.embedding!r}, "
                 "but this model ties the two weights; give both the same value"
             )
-        draw = generator(seed, Stream.ACTIVE, t // self.period).choice(
-            len(blocks.repeated), size=self.blocks, replace=False
-        )
+        draw = generator(seed, Stream.ACTIVE, t // self.period).choice(len(blocks.repeated), size=self.blocks, replace=False)
         policy = {EMBEDDING: self.embedding, HEAD: self.head, REST: self.rest}
         kept = {block for block, rule in policy.items() if rule == "train" and block in blocks.members}
         return frozenset(kept | {blocks.repeated[i] for i in np.sort(draw)})

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
+from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Loss, Shard
 
 B = TypeVar("B")
@@ -80,6 +81,8 @@ class Backend(ABC):
 
     A backend is started once, by `fit`; what it holds afterwards is the variables and a few counters.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     processed: int = 0
     """Batch units (rows, tokens) that went through `backward` in this process so far; see `Problem.upper_batch`."""

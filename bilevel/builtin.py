@@ -7,3 +7,11 @@ from bilevel.hookspecs import Register, hookimpl
 def bilevel_solvers(register: Register) -> None:
     """The solvers of this package."""
     register("scalebio", "bilevel.solvers.scalebio:ScaleBiO")
+    register("f2ba", "bilevel.solvers.f2ba:F2BA")
+    register("f2sa", "bilevel.solvers.f2sa:F2SA")
+    register("f2sa-p", "bilevel.solvers.f2sa_p:F2SAp")
+    register("f3sa", "bilevel.solvers.f3sa:F3SA")
+    register("aid", "bilevel.solvers.aid:AID")
+    register("bome", "bilevel.solvers.bome:BOME")
+    register("meha", "bilevel.solvers.meha:MEHA")
+    register("pbgd", "bilevel.solvers.pbgd:PBGD")

@@ -74,9 +74,7 @@ def main() -> None:
     except BilevelError as error:
         from bilevel.loop import Interrupted
 
-        errors.print(
-            f"{error}", markup=False, style="yellow" if isinstance(error, Interrupted) else "red", soft_wrap=True
-        )
+        errors.print(f"{error}", markup=False, style="yellow" if isinstance(error, Interrupted) else "red", soft_wrap=True)
         sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 1)
 
 

@@ -139,9 +139,7 @@ def _check_sections(recipe: Recipe) -> None:
     for section in OBJECTS:
         value = recipe.tree.setdefault(section, {})
         if isinstance(value, dict) and "name" not in value:
-            raise InputError(
-                f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows what there is"
-            )
+            raise InputError(f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows what there is")
 
 
 def _build_part(recipe: Recipe, kind: str, plugins: Plugins) -> Any:
@@ -176,7 +174,8 @@ def _build(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str
 def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]) -> list[str]:
     """One line for each key that is wrong (pydantic has one for each branch of a union that did not fit)."""
     lines: dict[str, str] = {}
-    for item in error.errors():
+    items = sorted(error.errors(), key=lambda item: not item["type"].startswith("union_tag"))  # the telling one first
+    for item in items:
         where = [*path, *_keys(item["loc"], recipe, path, absent=item["type"] in ABSENT)]
         dotted = ".".join(map(str, where))
         problem = item["msg"].removeprefix("Value error, ")

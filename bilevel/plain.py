@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+RECIPE_RULES: Mapping[str, Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
+"""How pydantic builds a part from a recipe: unknown keys are errors; a field of any type may exist if it has a default."""
+
 
 def to_plain(value: Any) -> Any:
     """Dataclasses by their settable fields, mappings and sequences of them; functions and others by their name."""

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks, find_blocks
+from bilevel.plain import RECIPE_RULES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,6 +62,8 @@ class Problem(ABC, Generic[B]):
     `x` is the upper variable, `y` the lower variable; `f` is `upper_loss`, `g` is `lower_loss`.
     A subclass is usually a dataclass: its fields are what a recipe may set.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.

@@ -84,7 +84,5 @@ def at(schedule: Schedule, t: int) -> float:
     """The value of a schedule at step t (from 0). Raises `ValueError` if it is negative or not finite."""
     value = float(schedule(t)) if callable(schedule) else float(schedule)
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(
-            f"the schedule {schedule!r} is {value} at step {t}; step sizes and penalties are finite and >= 0"
-        )
+        raise ValueError(f"the schedule {schedule!r} is {value} at step {t}; step sizes and penalties are finite and >= 0")
     return value

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from bilevel.backend import Backend, Variable
+from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 
 Metrics = Mapping[str, float | Mapping[str, float]]
@@ -37,7 +38,7 @@ S = TypeVar("S", bound=State)
 class Solver(ABC, Generic[S]):
     """A bilevel algorithm. Subclasses are frozen dataclasses: the fields are the settings, there is no other config."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     @abstractmethod
     def init(self, problem: Problem[Any], backend: Backend) -> S:

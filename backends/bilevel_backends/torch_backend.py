@@ -72,10 +72,13 @@ class TorchVariable(Variable):
         self.masters = {name: old_masters[name] if name in kept else self._master(name) for name in names}
         self.gradients = {name: gradient for name, gradient in self.gradients.items() if name in kept}
         self.optimizer = self._build_optimizer(list(self.masters.values())) if names else None
-        if self.optimizer is not None and old_optimizer is not None:
-            for name in kept:
-                if old_masters[name] in old_optimizer.state:
-                    self.optimizer.state[old_masters[name]] = old_optimizer.state[old_masters[name]]
+        if self.optimizer is not None:
+            for name, master in self.masters.items():
+                if name in kept and old_optimizer is not None and master in old_optimizer.state:
+                    self.optimizer.state[master] = old_optimizer.state[master]
+                elif isinstance(self.settings, SGD) and self.settings.momentum:
+                    # torch's fused kernel cannot mix parameters that have a momentum with ones that have none yet
+                    self.optimizer.state[master] = {"momentum_buffer": torch.zeros_like(master)}
         self.active = blocks
         for hook in self._hooks:
             hook.remove()
@@ -235,6 +238,8 @@ class TorchBackend(Backend):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(self._seed, Stream.INIT).integers(2**63)))
             module = build()
+        if self._device.type == "mps":
+            module.float()  # it has no float64
         if sharded and self.dtype is not None:
             module.to(getattr(torch, self.dtype))
         module.to(self._device)

@@ -22,10 +22,6 @@ from pydoc_data.topics import topics
 
 WORDS = 48  # about 64 tokens of prose
 ROWS = 400  # of each source
-MODULES = "argparse ast asyncio collections concurrent configparser csv dataclasses datetime decimal difflib email enum".split()
-MODULES += "fractions functools http inspect ipaddress json logging mailbox multiprocessing optparse pathlib pickle".split()
-MODULES += "random shutil socketserver sqlite3 statistics string subprocess tarfile tempfile textwrap threading tkinter".split()
-MODULES += "tokenize traceback typing unittest urllib uuid xml zipfile".split()
 
 
 def main(directory: Path) -> None:
@@ -47,10 +43,8 @@ def main(directory: Path) -> None:
 
 
 def library_files() -> list[Path]:
-    """The source files of the modules above, in a fixed order."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    files = [file for name in MODULES for file in (library / f"{name}.py", *sorted((library / name).glob("*.py")))]
-    return [file for file in files if file.is_file()]
+    """The public single-file modules of the standard library, in a fixed order."""
+    return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-z]*.py"))
 
 
 def rows_of_words(text: str) -> Iterable[str]:
@@ -87,7 +81,9 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     """The module with every expression that is just a string taken out."""
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [ast.Pass()]
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [
+                ast.Pass()
+            ]
     return tree
 
 

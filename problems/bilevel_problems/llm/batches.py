@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bilevel import Shard, Stratified
@@ -38,32 +41,38 @@ def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int,
     is fixed by the global batch.
     """
     counts = sampler.counts(index)
-    rows = [(source, *map(torch.from_numpy, tables[source].row(row))) for source, row in sampler.batch(index, shard.seed)]
-    rows.sort(key=lambda row: len(row[1]), reverse=True)
-    return [
-        _pad([(source, ids, labels, 1.0 / int(counts[source])) for source, ids, labels in part], len(tables), len(rows))
-        for part in shard.split(rows)
-    ]
+    rows = [_Row(source, *tables[source].row(row), 1.0 / counts[source]) for source, row in sampler.batch(index, shard.seed)]
+    rows.sort(key=lambda row: len(row.ids), reverse=True)
+    return [_pad(part, len(tables), len(rows)) for part in shard.split(rows)]
 
 
-def _pad(rows: Sequence[tuple[int, Tensor, Tensor, float]], sources: int, total: int) -> TokenBatch:
-    """rows: (source, ids, labels, weight of the row in its source's mean)."""
-    length = max(len(ids) for _, ids, _, _ in rows)
+class _Row(NamedTuple):
+    """One row, and its weight in the mean of its source."""
+
+    source: int
+    ids: NDArray[np.int32]
+    labels: NDArray[np.bool_]
+    weight: float
+
+
+def _pad(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
+    length = max(len(row.ids) for row in rows)
     padded = torch.zeros(len(rows), length, dtype=torch.int64)  # causal attention: what follows a token is never seen
     positions, targets, weights = [], [], []
-    for place, (source, ids, labels, weight) in enumerate(rows):
+    for place, row in enumerate(rows):
+        ids = torch.from_numpy(row.ids).long()
         padded[place, : len(ids)] = ids
-        predicted = labels[1:].nonzero().squeeze(1)  # the label of a token belongs to the position before it
+        predicted = torch.from_numpy(row.labels[1:]).nonzero().squeeze(1)  # a token's label belongs to the position before
         positions.append(predicted + place * length)
         targets.append(ids[1:][predicted])
         column = torch.zeros(sources, len(predicted))
-        column[source] = weight / len(predicted)
+        column[row.source] = row.weight / len(predicted)
         weights.append(column)
     return TokenBatch(
         padded,
         torch.cat(positions),
-        torch.cat(targets).long(),
+        torch.cat(targets),
         torch.cat(weights, dim=1),
         share=len(rows) / total,
-        size=sum(len(ids) for _, ids, _, _ in rows),
+        size=sum(len(row.ids) for row in rows),
     )

@@ -112,9 +112,7 @@ class LLMReweighting(Problem[TokenBatch]):
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2, not {self.max_length}")
         if not 0 <= self.floor * len(names) < 1:
-            raise ValueError(
-                f"floor must be at least 0 and below 1/{len(names)} (one over the sources), not {self.floor}"
-            )
+            raise ValueError(f"floor must be at least 0 and below 1/{len(names)} (one over the sources), not {self.floor}")
         if self.prior_strength < 0:
             raise ValueError(f"prior_strength must be at least 0, not {self.prior_strength}")
         if any(v.weight <= 0 for v in self.validation):
@@ -125,6 +123,8 @@ class LLMReweighting(Problem[TokenBatch]):
         for kind, tables in (("source", self._train), ("validation set", self._targets)):
             for name, table in tables.items():
                 _tell(kind, name, table, self.max_length)
+        self._distribution(self.initial, "problem.initial")
+        self._distribution(self.prior, "problem.prior")
         _check_rows(self._train, self._lower_sampler)
         _check_rows(self._targets, self._upper_sampler)
         overlap = find_overlap(self._train, self._targets)
@@ -143,8 +143,8 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
         """L1, with the pull to the prior."""
-        losses = batch.weights @ token_losses(y(batch.ids, batch.positions), batch.targets)
-        loss = torch.dot(self._target_weights.to(losses.device), losses)
+        losses = _source_means(y, batch)
+        loss = torch.dot(self._target_weights.to(losses), losses)
         if self.prior_strength:
             weights = x()
             prior = self._distribution(self.prior, "problem.prior").to(weights)
@@ -153,8 +153,8 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
         """Σ_i p_i · L2_i."""
-        losses = batch.weights @ token_losses(y(batch.ids, batch.positions), batch.targets)
-        return torch.dot(x(), losses), dict(zip(self._train, losses.detach(), strict=True))
+        losses = _source_means(y, batch)
+        return torch.dot(x().to(losses), losses), dict(zip(self._train, losses.detach(), strict=True))
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
         """Rows of every validation set."""
@@ -242,6 +242,16 @@ class LLMReweighting(Problem[TokenBatch]):
         )
 
 
+def _source_means(y: Forward, batch: TokenBatch) -> Tensor:
+    """This micro-batch's part of the mean loss of every source. Shape: (sources,).
+
+    Summed in float64 (where the device has it): what moves the weights is a small difference of these means.
+    """
+    losses = token_losses(y(batch.ids, batch.positions), batch.targets)
+    dtype = torch.float32 if losses.device.type == "mps" else torch.float64
+    return batch.weights.to(dtype) @ losses.to(dtype)
+
+
 def _tell(kind: str, name: str, table: TokenTable, max_length: int) -> None:
     """What was read, and what of it will not be seen."""
     words = f"{kind} {name!r}: {len(table)} rows"
@@ -250,6 +260,8 @@ def _tell(kind: str, name: str, table: TokenTable, max_length: int) -> None:
     if table.dropped:
         words += f", {table.dropped} left out (nothing to learn within {max_length} tokens)"
     log.info("%s", words)
+    for note, rows in table.notes.items():
+        log.info("%s %r: in %d rows, %s", kind, name, rows, note)
 
 
 def _check_rows(tables: Mapping[str, TokenTable], sampler: Stratified) -> None:

@@ -13,12 +13,14 @@ class SourceWeights(nn.Module):
 
     initial: weights to start from, positive, summing to 1. Shape: (k,).
     floor: smallest weight a source can get. A floor above 0 keeps every source alive.
+
+    The logits are float64: their gradient is a small difference of large terms, summed over micro-batches.
     """
 
     def __init__(self, initial: Tensor, floor: float = 0.0) -> None:
         super().__init__()
         self.floor = floor
-        self.logits = nn.Parameter(logits_of(initial, floor).float())
+        self.logits = nn.Parameter(logits_of(initial, floor))
 
     def forward(self) -> Tensor:
         """The weights. Shape: (k,)."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.errors import InputError
+from bilevel.files import write_atomic
 from bilevel_problems.llm.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
 from bilevel_problems.llm.rows import Row, file_type, find_files, fingerprint, read_file
 
@@ -256,13 +256,9 @@ def _save(path: Path, arrays: _Arrays, counts: _Counts) -> None:
 
     facts = json.dumps(counts)
     data = save(arrays, {"digest": _digest(arrays, facts), "counts": facts})
-    # A process on another machine may be writing the same file under the same process id: the name must be unique.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        write_atomic(path, data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise _unwritable(path.parent, error) from error
 
 

@@ -56,9 +56,7 @@ class Trust:
         """What a careful reader should know before using the weights, one sentence each."""
         if len(self.moving) < 8:
             held = len(self.history) - len(self.moving)
-            return [
-                f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"
-            ]
+            return [f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"]
         return [self._still_moving(), self._gap(), self._order()]
 
     def table(self, rows: Mapping[str, int]) -> Group:

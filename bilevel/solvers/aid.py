@@ -1,0 +1,117 @@
+"""AID: approximate implicit differentiation with conjugate gradients; the second-order reference (Pedregosa, "Hyperparameter
+optimization with approximate gradient", ICML 2016, arXiv 1602.02355).
+
+    z <- z - β ∇_y g(x, z)                                       T times
+    v <- solution of ∇²_yy g(x, z) v = ∇_y f(x, z)               conjugate gradients
+    x <- x - η (∇_x f(x, z) - ∇²_xy g(x, z) v)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bilevel.backend import Backend, Vector
+from bilevel.errors import NonFiniteError, RunError
+from bilevel.optimizer import SGD, Optimizer
+from bilevel.problem import Problem
+from bilevel.schedule import Schedule, at
+from bilevel.solver import Metrics, Solver, State
+from bilevel.solvers.shared import lower_step, place, require_all_active, require_positive, require_second_order
+
+
+@dataclass(frozen=True)
+class AID(Solver[State]):
+    """No penalty and no bias, at the price of second derivatives: what the first-order solvers are compared with.
+
+    lr_x: η.
+    lr_z: β.
+    lower_steps: T. What is left of the error of z biases x.
+    cg_steps: at most so many products of the Hessian with a vector; in exact arithmetic the dimension of y is enough.
+    cg_tolerance: largest ‖∇²_yy g v - ∇_y f‖ / ‖∇_y f‖; a run that does not get there stops. Products are in the precision
+        of the lower variable: 1e-5 is about what float32 gives.
+
+    Needs a backend with second derivatives, all blocks active, and a lower loss that is strongly convex in y.
+    """
+
+    lr_x: Schedule = 0.05
+    lr_z: Schedule = 0.1
+    lower_steps: int = 10
+    cg_steps: int = 100
+    cg_tolerance: float = 1e-5
+    optimizer_x: Optimizer = field(default_factory=SGD)
+    optimizer_z: Optimizer = field(default_factory=SGD)
+
+    def __post_init__(self) -> None:
+        for name in ("lower_steps", "cg_steps", "cg_tolerance"):
+            require_positive(name, getattr(self, name))
+
+    def init(self, problem: Problem[Any], backend: Backend) -> State:
+        """Place x and z. Raises `InputError` if the backend has no second derivatives."""
+        require_second_order("aid", backend)
+        return place(problem, backend, ("z",), self.optimizer_x, self.optimizer_z)
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        """T steps of z, then one of x."""
+        x, z = state.x, state.replicas["z"]
+        f, g = problem.upper_loss, problem.lower_loss
+        require_all_active("aid", z)
+        last = (self.lower_steps + 1) * (t + 1) - 1
+        for k in range(last - self.lower_steps, last):
+            lower = lower_step(problem, backend, x, z, k, lr=at(self.lr_z, t))
+
+        ζ, ξ = problem.lower_batch(last, backend.shard), problem.upper_batch(last, backend.shard)
+        f_z = backend.backward(lambda b: f(x, z, b), ξ, wrt={x: 1, z: 1})
+        grad_f = backend.take_gradient(z)
+
+        def hessian_times(p: Vector) -> Vector:
+            backend.backward_along(lambda b: g(x, z, b), ζ, z, p, wrt={z: 1})
+            return backend.take_gradient(z)
+
+        v, residual = conjugate_gradients(hessian_times, grad_f, backend, steps=self.cg_steps, tolerance=self.cg_tolerance)
+        if not residual <= self.cg_tolerance:
+            raise RunError(
+                f"step {t}: conjugate gradients left a residual of {residual:.1e}, above cg_tolerance; "
+                "raise cg_steps or cg_tolerance, or use a higher precision"
+            )
+        backend.backward_along(lambda b: g(x, z, b), ζ, z, v, wrt={x: -1})
+        norm = backend.step(x, lr=at(self.lr_x, t))
+        return {
+            "upper_loss": f_z.value,
+            "lower_loss": lower.value,
+            "grad_norm_x": norm,
+            "cg_residual": residual,
+            "lower_parts": lower.parts,
+            "upper_parts": f_z.parts,
+        }
+
+
+def conjugate_gradients(
+    times: Callable[[Vector], Vector], b: Vector, backend: Backend, *, steps: int, tolerance: float
+) -> tuple[Vector, float]:
+    """Solve H v = b from v = 0, given H times a vector: the last iterate v, and ‖b - H v‖ / ‖b‖ computed from v itself.
+
+    Raises `RunError` if a direction of curvature <= 0 is met, as H is not positive definite then.
+    """
+    v, r, p = 0.0 * b, b, b
+    bb = rr = backend.dot(b, b)
+    if not math.isfinite(bb):
+        raise NonFiniteError("the gradient of the upper loss in the lower variable is not finite")
+    if bb == 0:
+        return v, 0.0
+    for _ in range(steps):
+        Hp = times(p)
+        curvature = backend.dot(p, Hp)
+        if not curvature > 0:
+            raise RunError(
+                f"the lower loss is not strongly convex here (curvature {curvature:.1e}), so aid cannot differentiate its "
+                "minimiser; add a regulariser to the lower loss, or use meha"
+            )
+        a = rr / curvature
+        v, r = v + a * p, r - a * Hp
+        rr, previous = backend.dot(r, r), rr
+        if rr <= (tolerance / 2) ** 2 * bb:  # half: r drifts away from b - H v by rounding
+            break
+        p = r + (rr / previous) * p
+    left = b - times(v)
+    return v, math.sqrt(backend.dot(left, left) / bb)

@@ -1,0 +1,167 @@
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import SGD, AdamW, InputError, Interrupted, NonFiniteError, ScaleBiO, fit
+from bilevel.loop import Run
+from bilevel_backends.torch_backend import TorchBackend
+from tests.conftest import Distance
+
+SOLVER = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=0.2, optimizer_x=AdamW(), optimizer_z=AdamW(), warmup=3)
+
+
+class Watch:
+    """Calls back at every step, and remembers the end."""
+
+    def __init__(self, at_step: Callable[[Run, int], None] = lambda run, t: None) -> None:
+        self.at_step, self.error, self.starts = at_step, None, []
+
+    def bilevel_run_start(self, *, run: Run) -> None:
+        self.starts.append(run.start)
+
+    def bilevel_step_end(self, *, run: Run, record: Any) -> None:
+        self.at_step(run, record["step"])
+
+    def bilevel_run_end(self, *, run: Run, error: BaseException | None) -> None:
+        self.error = error
+
+
+def run(output: Path | None, steps: int = 20, **options: Any) -> Any:
+    return fit(Distance(noise=0.3), SOLVER, TorchBackend(), steps=steps, seed=1, output=output, **options)
+
+
+def interrupt_at(step: int) -> Watch:
+    return Watch(lambda run, t: os.kill(os.getpid(), signal.SIGINT) if t == step else None)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
+    first, second = run(None), run(None)
+    assert torch.equal(first.x["value"], second.x["value"])
+    other = fit(Distance(noise=0.3), SOLVER, TorchBackend(), steps=20, seed=2)
+    assert not torch.equal(first.x["value"], other.x["value"])
+
+
+def test_the_run_directory_holds_recipe_metrics_and_checkpoints(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", checkpoint_every=6)
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+    assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(20))
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000018", "step-00000020"]
+    assert metrics(tmp_path / "run")[-1]["upper"]["x0"] == pytest.approx(float(result.x["value"][0]), abs=1e-12)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 9])  # within the warm-up, at its end, and after
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    whole = run(tmp_path / "whole")
+    watch = interrupt_at(stop)
+    with pytest.raises(Interrupted, match="--resume"):
+        run(tmp_path / "cut", observer=watch)
+    assert isinstance(watch.error, Interrupted)
+    resumed = run(tmp_path / "cut", resume=True, observer=(after := Watch()))
+    assert after.starts == [stop + 1]
+    assert torch.equal(resumed.x["value"], whole.x["value"])
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_repeats_the_steps_after_it(tmp_path: Path) -> None:
+    def die(run: Run, t: int) -> None:
+        if t == 12:
+            raise SystemExit("killed")
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "cut", checkpoint_every=5, observer=Watch(die))
+    assert len(metrics(tmp_path / "cut")) == 13
+    (tmp_path / "cut" / "checkpoints" / ".part-00000015").mkdir()  # as a kill during saving leaves it
+    resumed = run(tmp_path / "cut", checkpoint_every=5, resume=True)
+    assert torch.equal(resumed.x["value"], whole.x["value"])
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", steps=15)
+    run(tmp_path / "part", steps=8)
+    assert torch.equal(run(tmp_path / "part", steps=15, resume=True).x["value"], whole.x["value"])
+    with pytest.raises(InputError, match="has done 15 steps already"):
+        run(tmp_path / "part", steps=9, resume=True)
+
+
+def test_an_output_directory_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="holds another run"):
+        run(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is not empty"):
+        run(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a file"):
+        run(tmp_path / "mine" / "thesis.txt")
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_block_its_directory(tmp_path: Path) -> None:
+    class Broken(Distance):
+        def lower_loss(self, x, y, batch):  # type: ignore[no-untyped-def]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(Broken(), SOLVER, TorchBackend(), steps=3, output=tmp_path / "run")
+    run(tmp_path / "run", steps=3)
+
+
+def test_resume_refuses_another_recipe_and_names_the_difference(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=2)
+    with pytest.raises(InputError, match=r"run\.seed was 1 and is now 2"):
+        fit(Distance(noise=0.3), SOLVER, TorchBackend(), steps=4, seed=2, output=tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"problem\.fields\.noise was 0\.3 and is now 0\.1"):
+        fit(Distance(noise=0.1), SOLVER, TorchBackend(), steps=4, seed=1, output=tmp_path / "run", resume=True)
+
+
+def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        run(tmp_path / "none", resume=True)
+    with pytest.raises(InputError, match="needs the output directory"):
+        run(None, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["x.safetensors", "variables.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    run(tmp_path / "run", steps=2)
+    (tmp_path / "run" / "checkpoints" / "step-00000002" / damage).unlink()
+    with pytest.raises(InputError, match="checkpoint .*step-00000002 cannot be read"):
+        run(tmp_path / "run", steps=4, resume=True)
+
+
+def test_numbers_that_blow_up_stop_the_run_with_step_and_variable_and_keep_the_checkpoint(tmp_path: Path) -> None:
+    wild = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=1e60, optimizer_x=SGD(), optimizer_z=SGD(), warmup=0)
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*(loss|gradient of variable)"):
+        fit(Distance(), wild, TorchBackend(), steps=50, output=tmp_path / "run", checkpoint_every=1)
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_too_little_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(InputError, match="not enough disk"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_problem_settings_leave_no_directory_behind(tmp_path: Path) -> None:
+    class Unready(Distance):
+        def prepare(self) -> None:
+            raise InputError("no data")
+
+    with pytest.raises(InputError, match="no data"):
+        fit(Unready(), SOLVER, TorchBackend(), steps=3, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
