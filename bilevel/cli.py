@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
-from bilevel.errors import BilevelError, InputError
+from bilevel.errors import BilevelError, InputError, RunError
 
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
@@ -49,13 +49,31 @@ def list_parts() -> None:
     from bilevel.plugins import load_plugins
 
     plugins = load_plugins()
-    table = Table("kind", "name", "plugin", "class", box=None, header_style="bold")
+    table = Table("kind", "name", "plugin", Column("class", overflow="fold"), box=None, header_style="bold", pad_edge=False)
     for kind, parts in plugins.parts.items():
         for part in sorted(parts.values(), key=lambda part: part.name):
             table.add_row(kind[:-1], part.name, part.plugin, part.target)
-    Console(soft_wrap=True).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a pipe has no width to wrap at
     for plugin, reason in plugins.broken.items():
         errors.print(f"broken plugin {plugin!r}: {reason}", markup=False, style="red", soft_wrap=True)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Claims; all by default.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write everything that was measured to this file.")] = None,
+    solver: Annotated[str | None, typer.Option(help="A solver to measure, on the claims about any.")] = None,
+    picture: Annotated[Path, typer.Option(help="Where to draw the fits.")] = Path("verify.png"),
+) -> None:
+    """Measure whether the solvers behave as the theory says."""
+    from bilevel.testing.verify import verify, write
+
+    report = verify(names or [], quick=quick, solver=solver)
+    Console(width=None if sys.stdout.isatty() else 240).print(report.table())
+    write(report, picture=picture, data=json)
+    if not report.holds:
+        raise RunError(f"does not hold: {', '.join(report.failed)}" if report.failed else "no claim could be measured")
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ class F2BA(Solver[State]):
     lower_steps: K, of the order κ log(λ κ). λ multiplies what is left of the errors of y and z: too few steps bias x.
     """
 
-    penalty: float = 100.0
-    lr_z: float = 0.1
-    lr_y: float | None = None
+    penalty: Schedule = 20.0
+    lr_z: Schedule = 0.1
+    lr_y: Schedule | None = None
     lr_x: Schedule = 0.05
-    lower_steps: int = 20
+    lower_steps: int = 30
     optimizer_x: Optimizer = field(default_factory=SGD)
     optimizer_z: Optimizer = field(default_factory=SGD)
 

@@ -87,13 +87,14 @@ class F2SAp(Solver[State]):
             for k in range(last - self.lower_steps, last):
                 lower_step(problem, backend, x, y, k, lr=at(self.lr_z, t), tilt=j / λ)
             lowers.append(backend.backward(partial(problem.lower_loss, x, y), ζ, wrt={x: c[j] * λ}))
-            uppers.append(backend.backward(partial(problem.upper_loss, x, y), ξ, wrt={x: c[j] * j}))
+            if j:
+                uppers.append(backend.backward(partial(problem.upper_loss, x, y), ξ, wrt={x: c[j] * j}))
         if self.normalised:
             Φ = backend.take_gradient(x)
             backend.add_gradient(x, Φ, 1 / math.sqrt(backend.dot(Φ, Φ) or 1.0))
         norm = backend.step(x, lr=at(self.lr_x, t))
         return report(
-            upper=_sum([j * c[j] for j in c], uppers),
+            upper=_sum([j * c[j] for j in c if j], uppers),
             lower=Evaluation.mean(lowers),
             gap=_sum(list(c.values()), lowers),
             penalty=λ,

@@ -31,7 +31,7 @@ class PBGD(Solver[State]):
     penalty: γ. For a violation δ of the lower level the value gap needs γ of the order δ^(-1/2).
     kind: "value-gap", or "gradient-norm", which has no z but needs second derivatives (a backend that has them, all blocks
         active), and whose bias is larger where g is badly conditioned.
-    lr_x: step of x on f + γ p.
+    lr_x: step of x on f + γ p. x and y descend together, so that it must be of the order 1/γ.
     lr_y: step of y on p + f/γ, so that it need not shrink as γ grows; None takes lr_z.
     lr_z: β.
     lower_steps: T.

@@ -16,6 +16,7 @@ from bilevel.optimizer import AdamW, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Metrics, Solver, State
+from bilevel.solvers.shared import report, require_positive
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,8 @@ class ScaleBiO(Solver[State]):
     warmup: int | Flattening = field(default_factory=Flattening)
 
     def __post_init__(self) -> None:
-        if not callable(self.penalty) and self.penalty <= 0:
-            raise ValueError(f"penalty must be positive, not {self.penalty}")
-        if self.lower_steps < 1:
-            raise ValueError(f"lower_steps must be at least 1, not {self.lower_steps}")
+        require_positive("penalty", self.penalty)
+        require_positive("lower_steps", self.lower_steps)
         if isinstance(self.warmup, int) and self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, not {self.warmup}")
 
@@ -111,17 +110,13 @@ class ScaleBiO(Solver[State]):
             uppers.append(f_y)
         norm_x = backend.step(x, lr=at(self.lr_x, t))
 
-        gap, lower, upper = Evaluation.mean(gaps), Evaluation.mean(lowers), Evaluation.mean(uppers)
-        return {
-            "upper_loss": upper.value,
-            "lower_loss": lower.value,
-            "gap": gap.value,
-            "penalty": α,
-            "grad_norm_x": norm_x,
-            "gap_parts": gap.parts,
-            "lower_parts": lower.parts,
-            "upper_parts": upper.parts,
-        }
+        return report(
+            upper=Evaluation.mean(uppers),
+            lower=Evaluation.mean(lowers),
+            gap=Evaluation.mean(gaps),
+            penalty=α,
+            grad_norm_x=norm_x,
+        )
 
     def _warm_up(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         """Train z alone; when it is warm, y starts from where z is."""

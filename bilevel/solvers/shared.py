@@ -7,7 +7,7 @@ from bilevel.backend import Backend, Evaluation, Variable
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Problem
-from bilevel.schedule import Schedule, at
+from bilevel.schedule import Schedule
 from bilevel.solver import Metrics, State
 
 
@@ -49,7 +49,7 @@ def report(*, upper: Evaluation, lower: Evaluation, gap: Evaluation, penalty: fl
 
 def require_positive(name: str, value: Schedule) -> None:
     """Raise `ValueError` unless the setting (a schedule: at step 0) is positive."""
-    if at(value, 0) <= 0:
+    if not (value(0) if callable(value) else value) > 0:
         raise ValueError(f"{name} must be positive, not {value}")
 
 

