@@ -163,8 +163,8 @@ class Backend(ABC):
     def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
         """Add weight * vector to the gradient that waits for a step, as if a `backward` had given it.
 
-        vector: of this variable or of a replica with the same active blocks; in a sharded variable every process adds
-            its own part, in a whole one every process adds the same.
+        vector: of this variable or of a replica with the same active blocks. In a sharded variable every process adds its
+            own part; in a whole one all add the same, and it counts once, not once for each process.
         """
 
     @abstractmethod
@@ -196,7 +196,8 @@ class Backend(ABC):
         """Add weight * gradient of <gradient of the loss in `variable`, vector> to every variable in `wrt`.
 
         That is a product of second derivatives with a vector: Hessian times vector for `variable` itself, the mixed
-        derivative for another. Returns the inner product that was differentiated. `vector` is a constant.
+        derivative for another. Returns the inner product that was differentiated, summed over processes. `vector` is a
+        constant.
         """
         raise InputError(f"the backend {type(self).__name__} has no second derivatives")
 

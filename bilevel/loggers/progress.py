@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -17,7 +18,8 @@ from bilevel.problem import Record
 if TYPE_CHECKING:
     from bilevel.loop import Run
 
-MOST_BARS = 24  # what fits on a screen; the rest is in weights.json
+MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
+RECENT = 10  # steps whose speed tells how long the rest will take
 
 
 class ProgressLogger:
@@ -47,7 +49,7 @@ class ProgressLogger:
     def bilevel_step_end(self, run: Run, record: Record) -> None:
         """Show the step."""
         if self._live is None or self._progress is None:
-            self._console.print(line(record, run.steps), highlight=False, soft_wrap=True)
+            self._console.print(line(record, run), highlight=False, soft_wrap=True)
             return
         self._progress.update(self._progress.task_ids[0], completed=record["step"] + 1)
         self._live.update(Group(self._progress, headline(record), bars(record["upper"])))
@@ -84,10 +86,12 @@ def headline(record: Record) -> str:
     return "  ".join(words)
 
 
-def line(record: Record, steps: int) -> str:
+def line(record: Record, run: Run) -> str:
     """One step as a plain line."""
     upper = "  ".join(f"{name} {value:.3f}" for name, value in list(record["upper"].items())[:MOST_BARS])
-    return f"step {record['step'] + 1}/{steps}  {headline(record)}  {upper}".rstrip()
+    recent = [earlier["seconds"] for earlier in run.history[-RECENT:]]
+    left = timedelta(seconds=round(sum(recent) / len(recent) * (run.steps - record["step"] - 1)))
+    return f"step {record['step'] + 1}/{run.steps}  {headline(record)}  {left} left  {upper}".rstrip()
 
 
 def bars(values: Mapping[str, float]) -> RenderableType:

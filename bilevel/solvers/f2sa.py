@@ -32,9 +32,9 @@ class F2SA(Solver[State]):
     lr_x: None takes α_k = lr_y / λ_k (ξ = 1).
     lower_steps: T, each on a minibatch of its own; y and z share it, so that their common noise cancels.
 
-    The defaults are the schedule for noise in both levels: α_k ~ k^-a, γ_k ~ k^-c, λ_k ~ k^(a-c) with a = 5/7, c = 4/7, for
-    which the mean of ‖∇Φ‖² falls as K^(-2/7). Where only f is noisy a = 3/5, c = 2/5 give K^(-2/5), and without noise
-    a = 1/3, c = 0 give K^(-2/3); see `for_noise`. A faster growing penalty does not converge under noise.
+    The defaults are the schedule for noise in both levels: α_k ~ k^-a, γ_k ~ k^-c, λ_k ~ k^(a-c) with a = 5/7, c = 4/7, the
+    exponents for which bias² and noise fall alike, as K^(-2/7). Where only f is noisy a = 3/5, c = 2/5 give K^(-2/5), and
+    without noise a = 1/3, c = 0 give K^(-2/3); see `for_noise`. Under noise a penalty that grows faster does not converge.
     """
 
     penalty: Schedule = field(default_factory=lambda: Power(10.0, 1 / 7, scale=100.0))

@@ -50,8 +50,9 @@ class F3SA(Solver[Remembered]):
     momentum: η_k, the weight of the new gradient; 1 is no momentum.
 
     f and g have estimates of their own, as λ_k changes. When the active blocks change all of them start afresh.
-    The defaults are for noise in both levels: α_k ~ k^-a, γ_k ~ k^-c, λ_k ~ k^(a-c), η_k ~ k^-2c with a = 3/5, c = 2/5, for
-    which the mean of ‖∇Φ‖² falls as K^(-2/5) (F2SA: K^(-2/7)); see `for_noise`.
+    The defaults are for noise in both levels: α_k ~ k^-a, γ_k ~ k^-c, λ_k ~ k^(a-c), η_k ~ k^-2c with a = 3/5, c = 2/5, the
+    exponents for which bias² and noise fall alike, as K^(-2/5) (F2SA: K^(-2/7)); see `for_noise`. All three move from the
+    same point with the same minibatch, so that a step is three gradients there and three at the point before.
     """
 
     penalty: Schedule = field(default_factory=lambda: Power(10.0, 1 / 5, scale=100.0))

@@ -4,7 +4,7 @@ The target is the language reference (`pydoc_data.topics`). Four sources compete
 
     reference   other topics of the same reference
     docstrings  documentation of the standard library's modules
-    code        source code of the standard library, without its docstrings
+    code        source code of the standard library
     shuffled    the text of `reference` with the words of every row in random order
 
 Usage: python prepare.py DIRECTORY
@@ -33,13 +33,13 @@ def main(directory: Path) -> None:
     known = {run for row in validation for run in runs_of_words(row)}
     reference = [row for name in names if name not in names[::3] for row in prose[name]]
     reference = [row for row in reference if known.isdisjoint(runs_of_words(row))]  # topics quote each other
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in library_files()]
+    library = [file.read_text(encoding="utf-8") for file in library_files()]
     random.seed(0)
     write(directory / "validation.jsonl", validation)
     write(directory / "reference.jsonl", reference)
     write(directory / "shuffled.jsonl", [" ".join(random.sample(row.split(), len(row.split()))) for row in reference])
-    write(directory / "docstrings.jsonl", [row for tree in trees for row in rows_of_words(" ".join(docstrings(tree)))])
-    write(directory / "code.jsonl", [row for tree in trees for row in rows_of_lines(ast.unparse(without_docstrings(tree)))])
+    write(directory / "docstrings.jsonl", [row for text in library for row in rows_of_words(" ".join(docstrings(text)))])
+    write(directory / "code.jsonl", [row for text in library for row in rows_of_lines(text)])
 
 
 def library_files() -> list[Path]:
@@ -61,30 +61,18 @@ def runs_of_words(row: str, length: int = 6) -> Iterable[tuple[str, ...]]:
 
 
 def rows_of_lines(text: str) -> Iterable[str]:
-    """Code in rows of six lines that are long enough to mean something."""
-    lines = text.splitlines()
+    """Code in rows of six lines that are not empty."""
+    lines = [line for line in text.splitlines() if line.strip()]
     for start in range(0, len(lines) - 5, 6):
-        row = "\n".join(lines[start : start + 6])
-        if len(row) > 150:
-            yield row
+        yield "\n".join(lines[start : start + 6])
 
 
-def docstrings(tree: ast.Module) -> Iterable[str]:
+def docstrings(source: str) -> Iterable[str]:
     """Every docstring of a module that is longer than a sentence."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, documented) and len(text := ast.get_docstring(node) or "") > 80:
             yield text
-
-
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    """The module with every expression that is just a string taken out."""
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [
-                ast.Pass()
-            ]
-    return tree
 
 
 def write(file: Path, rows: list[str]) -> None:

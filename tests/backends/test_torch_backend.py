@@ -386,12 +386,15 @@ def test_a_device_that_is_not_there_is_an_input_error() -> None:
 
 
 def test_torch_settings_are_given_back() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
+    def settings() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    before = settings()
     backend = TorchBackend(device="cpu")
     backend.start(seed=0)
-    assert torch.are_deterministic_algorithms_enabled()
+    assert settings() == (True, False)
     backend.close()
-    assert torch.are_deterministic_algorithms_enabled() == before
+    assert settings() == before
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:

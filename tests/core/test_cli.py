@@ -102,7 +102,9 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resume_ends_where_the_whole_run_does
     (tmp_path / "slow.py").write_text(slow)
     assert bilevel("run", "slow.py", "--output", "whole").returncode == 0
     command = [sys.executable, "-m", "bilevel.cli", "run", "slow.py", "--output", "cut"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):

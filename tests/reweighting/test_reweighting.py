@@ -219,8 +219,9 @@ def test_weights_json_says_what_was_learned_and_from_what(problem: Make, tmp_pat
     logits = torch.tensor(list(written["logits"].values()), dtype=torch.float64)
     assert torch.softmax(logits, 0).tolist() == pytest.approx(list(written["sources"].values()), rel=1e-6)
     assert [len(values) for values in written["trajectory"].values()] == [5, 5, 5]
-    assert written["data"]["clean"]["rows"] == 40
-    assert len(written["data"]["clean"]["hash"]) == len(written["model"]["hash"]) == 64
+    assert written["data"]["sources"]["clean"]["rows"] == 40
+    assert written["data"]["validation"]["validation"]["rows"] == 30
+    assert len(written["data"]["sources"]["clean"]["hash"]) == len(written["model"]["hash"]) == 64
 
 
 def test_an_interrupted_run_ends_with_the_same_weights_file(problem: Make, tmp_path: Path) -> None:
@@ -282,6 +283,51 @@ def test_what_can_be_checked_before_the_model_is_loaded_is(
     monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=message):
         fit(p, ScaleBiO(), TorchBackend(device="cpu"), steps=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  sources:", "  source:", r"recipe\.yaml:4: unknown key problem\.source; did you mean 'sources'"),
+        ("{name: a, path", "{nam: a, path", r"recipe\.yaml:5: .*problem\.sources\.0\.nam"),
+        ("{name: b,", "{name: a,", r"recipe\.yaml:1: .*'a' is used twice"),
+        ("    - {name: b, path: y.jsonl}\n", "", "at least two are needed"),
+        ("batch_size: 4", "batch_size: four", r"recipe\.yaml:9: problem\.batch_size is 'four'"),
+        (
+            "max_length: 64",
+            "max_length: 64\n  on_overlap: ignore",
+            r"recipe\.yaml:9: problem\.on_overlap is 'ignore'.*'report'",
+        ),
+        ("path: x.jsonl", "path: no/such/*.jsonl", r"no/such/\*\.jsonl"),
+    ],
+)
+def test_a_recipe_s_mistakes_are_found_before_a_model_is_loaded(  # type: ignore[no-untyped-def]
+    plugins, monkeypatch: pytest.MonkeyPatch, model_directory, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    from bilevel.config import load_config
+
+    recipe = f"""problem:
+  name: llm-reweighting
+  model: {model_directory("llama")}
+  sources:
+    - {{name: a, path: x.jsonl}}
+    - {{name: b, path: y.jsonl}}
+  validation: [{{path: z.jsonl}}]
+  max_length: 64
+  batch_size: 4
+solver: {{name: scalebio}}
+backend: {{name: torch, device: cpu}}
+run: {{steps: 2, output: out}}
+"""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("xyz"):
+        write_rows(tmp_path / f"{name}.jsonl", sentences(seed, 12))
+    monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("the model was loaded"))
+    assert old in recipe
+    (tmp_path / "recipe.yaml").write_text(recipe.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "recipe.yaml", plugins).fit()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_that_is_not_a_model_is_said(problem: Make, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class LLMReweighting(Problem[TokenBatch]):
             "trust": trust.verdicts(),
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
             **facts,
-            "data": {name: {"rows": len(t), "hash": t.content_hash} for name, t in self._tables.items()},
+            "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
             "model": {"name": self.model, "hash": self._files.fingerprint},
         }
         return {"weights.json": json.dumps(content, indent=1, ensure_ascii=False)}
@@ -205,10 +205,6 @@ class LLMReweighting(Problem[TokenBatch]):
             name = target.name if target.name not in named else f"{target.name}-{position + 1}"
             named[name] = self._tokenise(target)
         return named
-
-    @property
-    def _tables(self) -> dict[str, TokenTable]:
-        return {**self._train, **self._targets}
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -250,6 +246,10 @@ def _source_means(y: Forward, batch: TokenBatch) -> Tensor:
     losses = token_losses(y(batch.ids, batch.positions), batch.targets)
     dtype = torch.float32 if losses.device.type == "mps" else torch.float64
     return batch.weights.to(dtype) @ losses.to(dtype)
+
+
+def _identity(tables: Mapping[str, TokenTable]) -> dict[str, dict[str, Any]]:
+    return {name: {"rows": len(table), "hash": table.content_hash} for name, table in tables.items()}
 
 
 def _tell(kind: str, name: str, table: TokenTable, max_length: int) -> None:

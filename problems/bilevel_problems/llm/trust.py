@@ -92,6 +92,11 @@ class Trust:
                 f"penalty gap open: y is {share:.1%} above z in lower loss, so the weights serve a compromise; "
                 "raise solver.penalty"
             )
+        if share < -OPEN_GAP:
+            return (
+                f"z is behind y, by {-share:.1%} in lower loss, so the lower level is far from its optimum; "
+                "use a longer solver.warmup, more steps or a larger solver.lr_z"
+            )
         return f"penalty gap closed: y is {share:+.2%} from z in lower loss"
 
     def _order(self) -> str:
