@@ -222,7 +222,7 @@ class TorchBackend(Backend):
             if self._device.type == "cuda":
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
             torch.use_deterministic_algorithms(True)
-            # the mode would also fill every new tensor with NaN, a sixth of a step's time; no kernel here reads one unwritten
+            # the mode would also fill every new tensor with NaN, which takes time; nothing here reads one unwritten
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     @property

@@ -53,7 +53,10 @@ class ScaleBiO(Solver[State]):
     lr_x, lr_z: step sizes.
     lr_y: step size of y; None takes lr_z. The gradient of y is that of g + f/penalty, so that y and z move with the
         same effective step: then the largest stable lr_x does not shrink as the penalty grows.
-    optimizer_x, optimizer_z: how a gradient becomes a step, and whether it is clipped.
+    optimizer_x, optimizer_z: how a gradient becomes a step, and whether it is clipped. That of x has a large eps by default,
+        so that its steps are in proportion to the gradient up to about 0.01 (nats, for a language model) and bounded by
+        lr_x beyond. With the usual eps, AdamW would make full steps of the noise just after the warm-up, when y and z
+        still agree, and would drive sources down at the same pace however differently they hurt.
     optimizer_y: None takes that of z, for the same reason as the step size.
     lower_steps: steps of y and z for each step of x, each on a minibatch of its own; the gradient of x is the mean over
         them, which costs nothing more.
@@ -69,7 +72,7 @@ class ScaleBiO(Solver[State]):
     lr_x: Schedule = 0.05
     lr_z: Schedule = 1e-5
     lr_y: Schedule | None = None
-    optimizer_x: Optimizer = field(default_factory=lambda: AdamW(betas=(0.9, 0.99)))
+    optimizer_x: Optimizer = field(default_factory=lambda: AdamW(betas=(0.9, 0.99), eps=1e-2))
     optimizer_z: Optimizer = field(default_factory=AdamW)
     optimizer_y: Optimizer | None = None
     lower_steps: int = 1

@@ -4,7 +4,7 @@ The target is the language reference (`pydoc_data.topics`). Four sources compete
 
     reference   other topics of the same reference
     docstrings  documentation of the standard library's modules
-    code        source code of the standard library
+    code        commented source code of the standard library
     shuffled    the text of `reference` with the words of every row in random order
 
 Usage: python prepare.py DIRECTORY
@@ -37,7 +37,7 @@ def main(directory: Path) -> None:
     random.seed(0)
     write(directory / "validation.jsonl", validation)
     write(directory / "reference.jsonl", reference)
-    write(directory / "shuffled.jsonl", [" ".join(random.sample(row.split(), len(row.split()))) for row in reference])
+    write(directory / "shuffled.jsonl", [" ".join(random.sample(row.split(), WORDS)) for row in reference])
     write(directory / "docstrings.jsonl", [row for text in library for row in rows_of_words(" ".join(docstrings(text)))])
     write(directory / "code.jsonl", [row for text in library for row in rows_of_lines(text)])
 
@@ -61,10 +61,10 @@ def runs_of_words(row: str, length: int = 6) -> Iterable[tuple[str, ...]]:
 
 
 def rows_of_lines(text: str) -> Iterable[str]:
-    """Code in rows of six lines that are not empty."""
+    """Commented code: rows of six lines that are not empty, at least two of them comments."""
     lines = [line for line in text.splitlines() if line.strip()]
-    for start in range(0, len(lines) - 5, 6):
-        yield "\n".join(lines[start : start + 6])
+    rows = (lines[start : start + 6] for start in range(0, len(lines) - 5, 6))
+    return ("\n".join(row) for row in rows if sum(line.lstrip().startswith("#") for line in row) >= 2)
 
 
 def docstrings(source: str) -> Iterable[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "examples" / "third_party_plugin"
-PACKAGES = ("bilevel", "bilevel_problems", "bilevel_backends")
+PACKAGES = ("bilevel", "bilevel_problems", "bilevel_backends", "bilevel_theory")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MYPY"))} | {"OMP_NUM_THREADS": "1"}
 
 
@@ -44,7 +44,7 @@ def build(into: Path) -> Path:
 
 
 def check_content(wheel: Path) -> None:
-    """The three packages with their types, the licence, and nothing else: no tests, no docs."""
+    """The packages with their types, the licence, and nothing else: no tests, no docs."""
     names = zipfile.ZipFile(wheel).namelist()
     metadata = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     expect({name.split("/")[0] for name in names}, {*PACKAGES, metadata})

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,8 +48,9 @@ class LanguageModel(nn.Module):
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target, in float32 from a float32 log-softmax. Shapes: (n, vocabulary), (n,) -> (n,).
+    """Cross-entropy of each target, in float32 at least. Shapes: (n, vocabulary), (n,) -> (n,).
 
     The difference of two such losses is multiplied by the penalty, which bfloat16 would not survive.
     """
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(precise, targets, reduction="none")

@@ -1,0 +1,1 @@
+"""For authors of problems, solvers and backends: contract checks, reference answers, and claims that can fail."""

@@ -1,0 +1,210 @@
+"""The true hypergradient of any problem, by implicit differentiation in float64.
+
+    ∇Φ(x) = ∇_x f - ∇²_xy g [∇²_yy g]⁻¹ ∇_y f      at y*(x)
+
+It needs second derivatives of g, which the solvers of this package avoid: a reference for small problems, not a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, vjp
+
+from bilevel.errors import BilevelError
+from bilevel.problem import Problem, Shard
+
+Values = Mapping[str, Tensor]
+DENSE = 1000
+"""Up to this many lower parameters the Hessian is formed and factorised; above, conjugate gradients solve with it."""
+
+
+class NotSolvedError(BilevelError):
+    """The lower level could not be solved, or its Hessian is not positive definite there."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Both losses of a problem as functions of flat vectors, on fixed batches."""
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    g: Callable[[Tensor, Tensor], Tensor]
+    x: _Flat
+    y: _Flat
+
+    @staticmethod
+    def of(problem: Problem[Any], *, index: int = 0, shard: Shard | None = None) -> Losses:
+        """On batch number `index` of either level (all data, where a problem's batch is all data)."""
+        shard = shard or Shard()
+        problem.prepare()
+        x, y = _Flat(problem.upper().double()), _Flat(problem.lower().double())
+        upper, lower = problem.upper_batch(index, shard), problem.lower_batch(index, shard)
+
+        def loss(function: Callable[..., Any], batches: Sequence[Any]) -> Callable[[Tensor, Tensor], Tensor]:
+            def value(x_: Tensor, y_: Tensor) -> Tensor:
+                results = [function(x.call(x_), y.call(y_), batch) for batch in batches]
+                return torch.stack([result[0] if isinstance(result, tuple) else result for result in results]).sum()
+
+            return value
+
+        return Losses(loss(problem.upper_loss, upper), loss(problem.lower_loss, lower), x, y)
+
+
+class _Flat:
+    """A module as a function of the vector of its trainable parameters."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        module.requires_grad_(False)
+
+    @property
+    def start(self) -> Tensor:
+        """The values that the module was built with."""
+        return self.join(self.parameters)
+
+    def join(self, values: Values) -> Tensor:
+        """Named values to a vector."""
+        return torch.cat([values[name].reshape(-1) for name in self.parameters]).double()
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector to named values."""
+        parts = torch.split(vector, [p.numel() for p in self.parameters.values()])
+        return {name: part.view(p.shape) for (name, p), part in zip(self.parameters.items(), parts, strict=True)}
+
+    def call(self, vector: Tensor) -> Callable[..., Any]:
+        """The module's forward at these values."""
+        values = self.split(vector)
+        return lambda *args, **kwargs: functional_call(self.module, values, args, kwargs)
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """The answer, by parameter name.
+
+    value: ∇Φ(x).
+    y: the lower solution. residual: ‖∇_y g‖ there.
+    """
+
+    value: Values
+    y: Values
+    residual: float
+
+
+def hypergradient(
+    problem: Problem[Any],
+    *,
+    x: Values | None = None,
+    y: Values | None = None,
+    index: int = 0,
+    tolerance: float = 1e-12,
+    dense: int = DENSE,
+) -> Hypergradient:
+    """∇Φ of a problem on its batch number `index`.
+
+    x: where; by default, where the problem starts. y: where to look for y*(x) from.
+    tolerance: of ‖∇_y g‖. dense: see `DENSE`.
+
+    Raises `NotSolvedError` if no lower minimum is found.
+    """
+    losses = Losses.of(problem, index=index)
+    x_ = losses.x.start if x is None else losses.x.join(x)
+    y_ = losses.y.start if y is None else losses.y.join(y)
+    y_ = minimise(lambda v: losses.g(x_, v), y_, tolerance=tolerance, dense=dense)
+    grad_y = grad(losses.g, 1)
+    v = solve_hessian(lambda w: losses.g(x_, w), y_, grad(losses.f, 1)(x_, y_), dense=dense)
+    mixed = grad(lambda at: grad_y(at, y_) @ v)(x_)
+    value = grad(losses.f, 0)(x_, y_) - mixed
+    return Hypergradient(losses.x.split(value), losses.y.split(y_), float(grad_y(x_, y_).norm()))
+
+
+def penalised_solution(
+    problem: Problem[Any], penalty: float, *, x: Values | None = None, y: Values | None = None, index: int = 0,
+    tolerance: float = 1e-12, dense: int = DENSE,
+) -> Values:  # fmt: skip
+    """y*_α(x) = argmin_y g + f/α, by the same means."""
+    losses = Losses.of(problem, index=index)
+    x_ = losses.x.start if x is None else losses.x.join(x)
+    y_ = losses.y.start if y is None else losses.y.join(y)
+    return losses.y.split(
+        minimise(lambda v: losses.g(x_, v) + losses.f(x_, v) / penalty, y_, tolerance=tolerance, dense=dense)
+    )
+
+
+def minimise(
+    function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, dense: int = DENSE, steps: int = 200
+) -> Tensor:
+    """A local minimum, by Newton's method with step halving; where the function is not convex, L-BFGS comes near first."""
+    y, near = start, False
+    gradient = grad(function)
+    for _ in range(steps):
+        slope = gradient(y)
+        if float(slope.norm()) <= tolerance:
+            return y
+        try:
+            step = solve_hessian(function, y, slope, dense=dense)
+        except NotSolvedError:
+            if near:
+                raise
+            y, near = _approach(function, y), True
+            continue
+        value, length = function(y), 1.0
+        # near the minimum the values no longer differ; there the gradient tells whether a step is good
+        while function(y - length * step) > value and gradient(y - length * step).norm() > slope.norm():
+            length /= 2
+            if length < 1e-8:
+                raise NotSolvedError(f"no step lowers the lower loss, at a gradient norm of {float(slope.norm()):.1e}")
+        y = y - length * step
+    raise NotSolvedError(f"the lower level is not solved after {steps} Newton steps")
+
+
+def solve_hessian(function: Callable[[Tensor], Tensor], y: Tensor, right: Tensor, *, dense: int = DENSE) -> Tensor:
+    """[∇² function(y)]⁻¹ right. Raises `NotSolvedError` if the Hessian is not positive definite."""
+    if y.numel() <= dense:
+        factor, failed = torch.linalg.cholesky_ex(jacrev(grad(function))(y))
+        if int(failed):
+            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularised?")
+        return torch.cholesky_solve(right[:, None], factor)[:, 0]
+    pullback = vjp(grad(function), y)[1]
+    return conjugate_gradients(lambda v: pullback(v)[0], right)
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], right: Tensor, *, tolerance: float = 1e-13, steps: int = 2000
+) -> Tensor:
+    """Solve product(v) = right for a symmetric positive definite product, to a relative residual of `tolerance`."""
+    v, residual = torch.zeros_like(right), right.clone()
+    along, square = residual.clone(), residual @ residual
+    goal = tolerance**2 * float(square)
+    for _ in range(steps):
+        if float(square) <= goal:
+            break
+        image = product(along)
+        curvature = along @ image
+        if float(curvature) <= 0:
+            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularised?")
+        length = square / curvature
+        v, residual = v + length * along, residual - length * image
+        square, previous = residual @ residual, square
+        along = residual + (square / previous) * along
+    return v
+
+
+def _approach(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    y = start.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [y], max_iter=2000, history_size=50, tolerance_grad=1e-5, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = function(y)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return y.detach()

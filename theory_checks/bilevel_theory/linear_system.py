@@ -1,0 +1,160 @@
+"""F2SA, F3SA and ScaleBiO on a quadratic with additive noise, as the linear stochastic systems that they are.
+
+With s = (x, y, z, 1), a step is s' = M s + N e: mean and covariance follow exactly, without sampling. It is written from the
+published updates and shares nothing with the solvers but their schedules, so that each can be held against the other.
+
+    z' = z - γ (Az + Cx + b + ζ)
+    y' = y - β (Ay + Cx + b + ζ + [B(y - t) + E'x + ξ_y] / λ)
+    x' = x - η (Dx + Ey + d + ξ_x + λ C'(y - z))
+
+ζ is the same for y and z, which share a minibatch; for the same reason the noise of ∇_x g cancels in the difference.
+With momentum the noise e is that of the estimates, e' = (1 - μ) e + μ (new noise): where gradients are affine STORM corrects
+exactly for the moving point, and nothing else remains of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+
+Matrix = NDArray[np.float64]
+Order = Literal["together", "lower first"]
+"""Whether x moves together with y and z (ScaleBiO, F3SA) or after them, at their new values (F2SA)."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The settings of one step: λ, the steps β of y, γ of z and η of x, and the momentum weight μ (1: none)."""
+
+    penalty: float
+    lr_y: float
+    lr_z: float
+    lr_x: float
+    momentum: float = 1.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """E[s s'], with what is wanted of it."""
+
+    system: LinearSystem
+    second: Matrix
+    steps: Steps
+
+    @property
+    def mean(self) -> Matrix:
+        """E[s], without the 1."""
+        return self.second[:-1, self._one]
+
+    def squared_gradient(self) -> float:
+        """E‖∇Φ(x)‖²."""
+        G = self.system.gradient_of_phi
+        return float(((G @ self.second) * G).sum())
+
+    def squared_bias(self) -> float:
+        """‖∇L_λ - ∇Φ‖² at E[x]."""
+        forms = self.system.forms
+        x = torch.from_numpy(self.mean[: len(forms.d)])
+        return float(forms.bias(x, self.steps.penalty).square().sum())
+
+    def scaled_variance(self) -> float:
+        """λ² times the variance of y - y*_λ(x): of y around what it follows. λ² is what x's gradient makes of it."""
+        forms, λ = self.system.forms, self.steps.penalty
+        n = len(forms.b)
+        follow = forms.J - torch.linalg.solve(λ * forms.A + forms.B, forms.S)
+        return λ**2 * self._variance(np.hstack([-follow.numpy(), np.eye(n), np.zeros((n, n))]))
+
+    def variance_of_gap(self) -> float:
+        """Variance of y - z: much smaller if the two share their noise."""
+        m, n = len(self.system.forms.d), len(self.system.forms.b)
+        return self._variance(np.hstack([np.zeros((n, m)), np.eye(n), -np.eye(n)]))
+
+    def _variance(self, T: Matrix) -> float:
+        covariance = self.second[:-1, :-1] - np.outer(self.mean, self.mean)
+        return float(np.trace(T @ covariance @ T.T))
+
+    @property
+    def _one(self) -> int:
+        return len(self.second) - 1
+
+
+class LinearSystem:
+    """The step as matrices, for given forms, noise and order."""
+
+    def __init__(self, forms: QuadraticForms, *, upper_noise: float, lower_noise: float, order: Order) -> None:
+        self.forms = forms
+        self.order = order
+        m, n = len(forms.d), len(forms.b)
+        A, B, C, D, E, b, d, t = (
+            value.numpy() for value in (forms.A, forms.B, forms.C, forms.D, forms.E, forms.b, forms.d, forms.t)
+        )
+        self.size = size = m + 2 * n + 1
+        x, y, z, one = slice(0, m), slice(m, m + n), slice(m + n, m + 2 * n), slice(size - 1, size)
+        places = {"x": x, "y": y, "z": z, "one": one}
+
+        def rows(place: slice, **columns: Matrix) -> Matrix:
+            matrix = np.zeros((size, size))
+            for name, block in columns.items():
+                matrix[place, places[name]] = block.reshape(place.stop - place.start, -1)
+            return matrix
+
+        self.g_z, self.g_y = rows(z, z=A, x=C, one=b), rows(y, y=A, x=C, one=b)
+        self.f_y, self.f_x = rows(y, y=B, x=E.T, one=-B @ t), rows(x, x=D, y=E, one=d)
+        self.gap_x = rows(x, y=C.T, z=-C.T)
+        # the noise vector is (ζ_y, ξ_y, ξ_x)
+        inject = np.zeros((3, size, 2 * n + m))
+        inject[0, z, :n] = inject[1, y, :n] = np.eye(n)
+        inject[2, y, n : 2 * n] = np.eye(n)
+        self.noise_g_z, self.noise_g_y, self.noise_f_y = inject
+        self.noise_f_x = np.zeros((size, 2 * n + m))
+        self.noise_f_x[x, 2 * n :] = np.eye(m)
+        self.gradient_of_phi = np.zeros((m, size))  # ∇Φ(x) = G (x, y, z, 1)
+        self.gradient_of_phi[:, x] = forms.H.numpy()
+        self.gradient_of_phi[:, size - 1] = forms.grad_phi(forms.d * 0).numpy()
+        self.variance = np.diag([lower_noise**2] * n + [upper_noise**2] * (n + m))
+
+    def matrices(self, s: Steps) -> tuple[Matrix, Matrix]:
+        """M and N of a step."""
+        identity = np.eye(self.size)
+        lower = s.lr_z * self.g_z + s.lr_y * self.g_y + s.lr_y / s.penalty * self.f_y
+        lower_noise = s.lr_z * self.noise_g_z + s.lr_y * self.noise_g_y + s.lr_y / s.penalty * self.noise_f_y
+        upper, upper_noise = s.lr_x * (self.f_x + s.penalty * self.gap_x), s.lr_x * self.noise_f_x
+        if self.order == "together":
+            return identity - lower - upper, -lower_noise - upper_noise
+        after = identity - upper
+        return after @ (identity - lower), -after @ lower_noise - upper_noise
+
+    def factor(self, s: Steps) -> float:
+        """Spectral radius of the step: the linear rate at which it converges."""
+        return float(np.abs(np.linalg.eigvals(self.matrices(s)[0][:-1, :-1])).max())
+
+    def run(self, start: Matrix, steps: Iterable[Steps]) -> Iterator[Moments]:
+        """The moments after each step, from a fixed start (x, y, z)."""
+        size, noises = self.size, len(self.variance)
+        first = np.append(start, 1.0)
+        second = np.zeros((noises + size, noises + size))  # of (e, s)
+        second[noises:, noises:] = np.outer(first, first)
+        drive = np.zeros((noises + size, noises))
+        step = np.zeros((noises + size, noises + size))
+        for s in steps:
+            M, N = self.matrices(s)
+            keep = 1 - s.momentum
+            step[:noises, :noises] = keep * np.eye(noises)
+            step[noises:, :noises] = keep * N
+            step[noises:, noises:] = M
+            drive[:noises], drive[noises:] = s.momentum * np.eye(noises), s.momentum * N
+            second = step @ second @ step.T + drive @ self.variance @ drive.T
+            yield Moments(self, second[noises:, noises:], s)
+
+    def equilibrium(self, penalty: float) -> Matrix:
+        """Where the steps rest at this penalty: (x, y, z) with x = argmin L_α. Starting there leaves no transient."""
+        forms = self.forms
+        x = forms.solution() + forms.penalised_shift(penalty)
+        return np.concatenate([v.numpy() for v in (x, forms.penalised_solution(x, penalty), forms.lower_solution(x))])

@@ -1,0 +1,60 @@
+"""The two lower variables are O(1/α) apart, and the gap of their losses is O(1/α²)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from bilevel.solvers.scalebio import ScaleBiO
+from bilevel.testing.claims import Check, Reading, bound, exponent
+from bilevel.testing.session import direction
+from bilevel_problems.synthetic.quadratic import Quadratic
+from bilevel_theory.instances import FASTEST, default_forms, random_x
+
+
+class LowerDistance(Check):
+    """Run the solver's lower steps, with x held, until y and z rest."""
+
+    statement = "‖y*_α - y*‖ ≤ ‖∇_y f(x, y*)‖ / (αμ); g(y*_α) - g(y*) = O(1/α²); |L_α - Φ| = O(1/α)"
+    hypotheses = "f smooth and convex in y; g smooth, μ-strongly convex in y"
+    source = "strong convexity; bounds of this form: Chen, Ma, Zhang 2025 (2306.14853), Shen, Chen 2023 (2302.05185)"
+    standing = "derived"
+
+    def readings(self) -> Iterator[Reading]:
+        """Distances, gap and value at one point over three decades of the penalty."""
+        forms = default_forms()
+        x = random_x(5)
+        penalties = [float(α) for α in np.geomspace(1e2, 1e5, 4 if self.quick else 7)]
+        distances, gaps, values = [], [], []
+        for α in penalties:
+            found = direction(Quadratic.of(forms, x=x), self.solver or ScaleBiO, hold=90, penalty=α, lr_z=FASTEST)
+            y, z = found.lower["y"], found.lower["z"]
+            distances.append(float((y - z).norm()))
+            gaps.append(float(forms.g(x, y) - forms.g(x, z)))
+            upper, gap = found.metrics["upper_loss"], found.metrics["gap"]
+            assert isinstance(upper, float)
+            assert isinstance(gap, float)
+            values.append(float(forms.phi(x)) - upper - α * gap)
+        resolvents = [torch.linalg.solve(α * forms.A + forms.B, forms.slope(x)) for α in penalties]
+        yield exponent(
+            "‖y - z‖", "α", penalties, distances, -1, 0.05, "the next term of the expansion is 1/α²",
+            exact=[float(r.norm()) for r in resolvents], allowed=1e-5,
+        )  # fmt: skip
+        μ = float(torch.linalg.eigvalsh(forms.A)[0])
+        yield bound(
+            "‖y - z‖ αμ / ‖∇_y f‖",
+            max(d * α * μ / float(forms.slope(x).norm()) for d, α in zip(distances, penalties, strict=True)),
+            0.0,
+            1.0,
+            "the bound itself; it is no limit, so nothing is allowed for rounding",
+        )
+        yield exponent(
+            "g(y) - g(z)", "α", penalties, gaps, -2, 0.05, "as above; g has about 5 digits left at α = 1e5",
+            exact=[float(forms.value_gap(x, α)) for α in penalties], allowed=1e-3,
+        )  # fmt: skip
+        yield exponent(
+            "Φ - L_α", "α", penalties, values, -1, 0.05, "as above; α (g(y) - g(z)) loses digits to cancellation",
+            exact=[float(forms.phi(x) - forms.penalised_phi(x, α)) for α in penalties], allowed=1e-4,
+        )  # fmt: skip
