@@ -65,6 +65,11 @@ class Problem(ABC, Generic[B]):
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
+    smooth: ClassVar[bool | None] = None
+    """Whether the losses have the second derivatives that some solvers need. None: not said; False: those solvers refuse."""
+    strongly_convex: ClassVar[bool | None] = None
+    """Whether g is strongly convex in y. None: not said; False: solvers that cannot do without refuse."""
+
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
 

@@ -17,7 +17,14 @@ from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Metrics, Solver, State
-from bilevel.solvers.shared import lower_step, place, require_all_active, require_positive, require_second_order
+from bilevel.solvers.shared import (
+    lower_step,
+    place,
+    require_all_active,
+    require_positive,
+    require_second_order,
+    require_traits,
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,9 @@ class AID(Solver[State]):
             require_positive(name, getattr(self, name))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
-        """Place x and z. Raises `InputError` if the backend has no second derivatives."""
+        """Place x and z. Raises `InputError` if the backend has no second derivatives, or the problem no use for them."""
         require_second_order("aid", backend)
+        require_traits("aid", problem, smooth=True, strongly_convex=True)
         return place(problem, backend, ("z",), self.optimizer_x, self.optimizer_z)
 
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:

@@ -23,7 +23,7 @@ from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Metrics, Solver, State
-from bilevel.solvers.shared import lower_step, place, report, require_positive
+from bilevel.solvers.shared import lower_step, place, report, require_positive, require_traits
 
 
 def difference(p: int) -> dict[int, Fraction]:
@@ -69,7 +69,9 @@ class F2SAp(Solver[State]):
             require_positive(name, getattr(self, name))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
-        """Place x and the y_j. Raises `InputError` if rounding drowns the order p."""
+        """Place x and the y_j. Raises `InputError` if rounding drowns the order p, or the problem has no use for it."""
+        if self.p > 1:  # nodes with j < 0 subtract f from g, and the order is that of the derivatives there are
+            require_traits(f"f2sa-p with p = {self.p}", problem, smooth=True, strongly_convex=True)
         state = place(problem, backend, [_name(j) for j in difference(self.p)], self.optimizer_x, self.optimizer_z)
         self._check_precision(max(torch.finfo(part.dtype).eps for part in backend.read(state.x).parts.values()))
         return state

@@ -21,6 +21,7 @@ from bilevel.solvers.shared import (
     require_all_active,
     require_positive,
     require_second_order,
+    require_traits,
 )
 
 
@@ -54,6 +55,7 @@ class PBGD(Solver[State]):
         """Place x, y and, for the value gap, z."""
         if self.kind == "gradient-norm":
             require_second_order("pbgd with kind = gradient-norm", backend)
+            require_traits("pbgd with kind = gradient-norm", problem, smooth=True)
             return place(problem, backend, ("y",), self.optimizer_x, self.optimizer_z)
         return place(problem, backend, ("y", "z"), self.optimizer_x, self.optimizer_z)
 

@@ -53,6 +53,19 @@ def require_positive(name: str, value: Schedule) -> None:
         raise ValueError(f"{name} must be positive, not {value}")
 
 
+def require_traits(solver: str, problem: Problem[Any], *, smooth: bool = False, strongly_convex: bool = False) -> None:
+    """Raise `InputError` if the problem says of itself that it lacks what the solver needs."""
+    for needed, has, trait in (
+        (smooth, problem.smooth, "second derivatives"),
+        (strongly_convex, problem.strongly_convex, "a lower loss that is strongly convex in y"),
+    ):
+        if needed and has is False:
+            raise InputError(
+                f"{solver} needs {trait}, and the problem {type(problem).__name__} says that it has none; "
+                "take a solver that does not need it (scalebio, bome, meha), or regularise the lower loss"
+            )
+
+
 def require_second_order(solver: str, backend: Backend) -> None:
     """Raise `InputError` unless the backend has second derivatives."""
     if not backend.second_order:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ class CubicBias(Problem[Tensor]):
     mu: strong convexity of g; the condition number is 1/mu near |y| = 1.
     start: x at the start; None takes h'(mu), where the bias is largest.
     """
+
+    smooth: ClassVar[bool | None] = True
+    strongly_convex: ClassVar[bool | None] = True
 
     mu: float = 0.1
     start: float | None = None

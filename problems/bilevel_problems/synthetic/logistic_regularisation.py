@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ class LogisticRegularisation(Problem[Rows]):
     start: every x_j at the start (the logarithm of the strength).
     instance: seed of the data.
     """
+
+    smooth: ClassVar[bool | None] = True
+    strongly_convex: ClassVar[bool | None] = True
 
     rows: int = 80
     validation_rows: int = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Quadratic(Problem[Noise]):
         its own. A solver treats them as one variable; with plain SGD each row is a run.
     start: every coordinate of x at the start. y starts at 0.
     """
+
+    smooth: ClassVar[bool | None] = True
+    strongly_convex: ClassVar[bool | None] = True
 
     m: int = 5
     n: int = 8

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class RidgeReweighting(Problem[Rows]):
     batch_size: rows of a batch of either level; None takes all.
     instance: seed of the data.
     """
+
+    smooth: ClassVar[bool | None] = True
+    strongly_convex: ClassVar[bool | None] = True
 
     clean: int = 3
     flipped: int = 2
