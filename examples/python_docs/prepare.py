@@ -4,7 +4,7 @@ The target is the language reference (`pydoc_data.topics`). Four sources compete
 
     reference   other topics of the same reference
     docstrings  documentation of the standard library's modules
-    code        source code of the standard library: how documented functions and classes begin
+    code        commented source code of the standard library
     shuffled    the text of `reference` with the words of every row in random order
 
 Usage: python prepare.py DIRECTORY
@@ -22,7 +22,6 @@ from pydoc_data.topics import topics
 
 WORDS = 48  # about 64 tokens of prose
 ROWS = 400  # of each source
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main(directory: Path) -> None:
@@ -40,7 +39,7 @@ def main(directory: Path) -> None:
     write(directory / "reference.jsonl", reference)
     write(directory / "shuffled.jsonl", [" ".join(random.sample(row.split(), WORDS)) for row in reference])
     write(directory / "docstrings.jsonl", [row for text in library for row in rows_of_words(" ".join(docstrings(text)))])
-    write(directory / "code.jsonl", [row for text in library for row in functions(text)])
+    write(directory / "code.jsonl", [row for text in library for row in rows_of_lines(text)])
 
 
 def library_files() -> list[Path]:
@@ -61,24 +60,19 @@ def runs_of_words(row: str, length: int = 6) -> Iterable[tuple[str, ...]]:
     return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
 
 
-def functions(source: str) -> Iterable[str]:
-    """The first eight lines of every documented class and function."""
-    lines = source.splitlines()
-    for node in documented(source):
-        if not isinstance(node, ast.Module):
-            yield "\n".join(lines[node.lineno - 1 : node.lineno + 7])
+def rows_of_lines(text: str) -> Iterable[str]:
+    """Commented code: rows of six lines that are not empty, at least two of them comments."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = (lines[start : start + 6] for start in range(0, len(lines) - 5, 6))
+    return ("\n".join(row) for row in rows if sum(line.lstrip().startswith("#") for line in row) >= 2)
 
 
 def docstrings(source: str) -> Iterable[str]:
     """Every docstring of a module that is longer than a sentence."""
-    return (ast.get_docstring(node) or "" for node in documented(source))
-
-
-def documented(source: str) -> Iterable[Documented]:
-    """The module and its classes and functions that have a docstring longer than a sentence."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, Documented) and len(ast.get_docstring(node) or "") > 80:
-            yield node
+        if isinstance(node, documented) and len(text := ast.get_docstring(node) or "") > 80:
+            yield text
 
 
 def write(file: Path, rows: list[str]) -> None:
