@@ -19,7 +19,7 @@ from bilevel.files import write_atomic
 from bilevel.plain import flatten
 from bilevel.problem import Record
 
-MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints", "run.resume"}
+MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
 """Settings that a resumed run may give anew; any other would make it another run."""
 
 

@@ -188,8 +188,8 @@ class TorchBackend(Backend):
         their own precision.
     device: "auto" takes CUDA, else MPS, else the CPU.
     micro_batch_size: samples of one forward and backward; the result does not depend on it. None: the whole batch.
-    activation_checkpointing: recompute each repeated block in the backward pass: less memory for about a third more time.
-    compile: torch.compile the lower modules (the first steps take minutes).
+    activation_checkpointing: recompute each repeated block in the backward pass: less memory, one more forward pass.
+    compile: torch.compile the lower modules. Not covered by the tests yet.
     deterministic: use deterministic kernels only, where torch has a choice.
     """
 

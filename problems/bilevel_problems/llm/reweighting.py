@@ -147,8 +147,7 @@ class LLMReweighting(Problem[TokenBatch]):
         loss = torch.dot(self._target_weights.to(losses), losses)
         if self.prior_strength:
             weights = x()
-            prior = self._distribution(self.prior, "problem.prior").to(weights)
-            loss = loss + batch.share * self.prior_strength * divergence(weights, prior)
+            loss = loss + batch.share * self.prior_strength * divergence(weights, self._prior.to(weights))
         return loss, dict(zip(self._targets, losses.detach(), strict=True))
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
@@ -218,6 +217,10 @@ class LLMReweighting(Problem[TokenBatch]):
     def _upper_sampler(self) -> Stratified:
         size = self.validation_batch_size or self.batch_size
         return Stratified(tuple(map(len, self._targets.values())), size, Stream.UPPER)
+
+    @cached_property
+    def _prior(self) -> Tensor:
+        return self._distribution(self.prior, "problem.prior")
 
     @cached_property
     def _target_weights(self) -> Tensor:
