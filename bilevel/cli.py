@@ -5,18 +5,41 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 from bilevel.errors import BilevelError, InputError, RunError
 
+if TYPE_CHECKING:
+    from bilevel.plugins import Part
+
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
+
+class Commands(TyperGroup):
+    """The commands below, and those that plugins register, which are loaded when they are named or listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Our own first."""
+        return [*super().list_commands(ctx), *sorted(_plugin_commands())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in _plugin_commands():
+            return own
+        holder = typer.Typer(add_completion=False)
+        holder.command(cmd_name)(_plugin_commands()[cmd_name].load())
+        return typer.main.get_command(holder)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Learn how much weight each training-data source deserves, and solve other bilevel problems.",
     no_args_is_help=True,
     add_completion=False,
@@ -45,7 +68,7 @@ def run(
 
 @app.command("list")
 def list_parts() -> None:
-    """Show the problems, solvers, backends and checks that are installed, and broken plugins with the reason."""
+    """Show the problems, solvers, backends, checks and commands that are installed, and broken plugins with the reason."""
     from bilevel.plugins import load_plugins
 
     plugins = load_plugins()
@@ -74,6 +97,12 @@ def verify(
     write(report, picture=picture, data=json)
     if not report.holds:
         raise RunError(f"does not hold: {', '.join(report.failed)}" if report.failed else "no claim could be measured")
+
+
+def _plugin_commands() -> dict[str, Part]:
+    from bilevel.plugins import load_plugins
+
+    return load_plugins().parts["commands"]
 
 
 def main() -> None:

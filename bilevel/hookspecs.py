@@ -1,15 +1,19 @@
 """The hooks a plugin may implement.
 
-A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first four hooks
+A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first five hooks
 register parts by name and by import path, so that nothing is imported before it is used; the others follow a run.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from bilevel.loop import Run
-from bilevel.problem import Record
+if TYPE_CHECKING:  # pluggy reads the names of the arguments alone; torch is not needed to list what is installed
+    from bilevel.loop import Run
+    from bilevel.problem import Record
 
 PROJECT = "bilevel"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -37,6 +41,14 @@ def bilevel_backends(register: Register) -> None:
 @hookspec
 def bilevel_checks(register: Register) -> None:
     """Register theory checks."""
+
+
+@hookspec
+def bilevel_commands(register: Register) -> None:
+    """Register subcommands of `bilevel`: functions whose annotated arguments are options, as typer reads them.
+
+    The function's docstring is its help. `bilevel --help` imports its module, so heavy imports belong into the function.
+    """
 
 
 @hookspec

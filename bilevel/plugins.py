@@ -15,7 +15,7 @@ import pluggy
 from bilevel import hookspecs
 from bilevel.errors import InputError
 
-KINDS = ("problems", "solvers", "backends", "checks")
+KINDS = ("problems", "solvers", "backends", "checks", "commands")
 BLOCK_VARIABLE = "BILEVEL_BLOCK_PLUGINS"
 
 
@@ -45,7 +45,7 @@ class Part:
 class Plugins:
     """Everything that is registered.
 
-    parts: kind ("problems", "solvers", "backends", "checks") -> name -> part.
+    parts: kind (one of KINDS) -> name -> part.
     broken: plugin -> why it could not be used.
     hooks: calls the hooks of all working plugins.
     """

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from bilevel.files import write_atomic
 from bilevel.hookspecs import hookimpl
-from bilevel.problem import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from bilevel.loop import Run
+    from bilevel.problem import Record
 
 MOST_CURVES = 20  # as many colours as matplotlib's largest qualitative map can tell apart
 

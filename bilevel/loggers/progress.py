@@ -13,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from bilevel.hookspecs import hookimpl
-from bilevel.problem import Record
 
 if TYPE_CHECKING:
     from bilevel.loop import Run
+    from bilevel.problem import Record
 
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
 RECENT = 10  # steps whose speed tells how long the rest will take

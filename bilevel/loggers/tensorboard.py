@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from bilevel.hookspecs import hookimpl
 from bilevel.plain import flatten
-from bilevel.problem import Record
 
 if TYPE_CHECKING:
     from bilevel.loop import Run
+    from bilevel.problem import Record
 
 
 class TensorBoardLogger:

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from bilevel import InputError, hookimpl
+from bilevel.cli import app
 from bilevel.plugins import Plugins, load_plugins
 
 
@@ -76,3 +77,25 @@ def test_a_target_without_a_class_is_broken(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_unknown_name_comes_with_the_nearest_known_one(plugins: Plugins) -> None:
     with pytest.raises(InputError, match="did you mean 'scalebio'"):
         plugins.find("solvers", "scaleboi")
+
+
+def test_a_plugin_can_bring_a_command_of_its_own(monkeypatch, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "greeting.py").write_text(
+        "import bilevel\n"
+        "@bilevel.hookimpl\n"
+        "def bilevel_commands(register):\n"
+        "    register('greet', 'greeting:greet')\n"
+        "def greet(name: str) -> None:\n"
+        "    '''Say hello.'''\n"
+        "    print('hello', name)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("greeting", "greeting", "bilevel")
+    loaded = load_plugins([point])
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: loaded)
+    app(["greet", "you"], standalone_mode=False)
+    assert capsys.readouterr().out == "hello you\n"
+    app(["--help"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "greet" in shown
+    assert "Say hello." in shown
