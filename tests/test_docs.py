@@ -42,14 +42,16 @@ def test_the_demo_recipe_builds(plugins: Plugins) -> None:
 def test_commands_exist_with_their_options(page: str, text: str) -> None:
     import typer
 
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    group = typer.main.get_command(app)
     makefile = (ROOT / "Makefile").read_text()
     for line in text.splitlines():
         words = line.split("#")[0].split()
         if words[:1] == ["make"]:
             assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:]), line
         if words and words[0].removeprefix(".venv/bin/") == "bilevel":
-            options = {option for parameter in known[words[1]].params for option in parameter.opts}
+            command = group.get_command(typer.Context(group), words[1])  # type: ignore[attr-defined]
+            assert command is not None, line
+            options = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= options, line
 
 
