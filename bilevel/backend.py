@@ -17,6 +17,7 @@ from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Loss, Shard
 
 B = TypeVar("B")
+T = TypeVar("T")
 
 
 class Variable(ABC):
@@ -99,6 +100,10 @@ class Backend(ABC):
     def shard(self) -> Shard:
         """This process's part of a global batch."""
 
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value (anything that pickles), by rank; all processes call it. By default there is one process."""
+        return [value]
+
     @abstractmethod
     def place(
         self,
@@ -111,7 +116,9 @@ class Backend(ABC):
     ) -> Variable:
         """Build a module where it is to live.
 
-        build: makes the module; called in a context of the backend's choosing, with its random state seeded.
+        build: makes the module; called with torch's random state seeded. It may leave a lower module's parameters on the
+            meta device, without memory, if the module has a method `stored_weight(name) -> Tensor`: the backend then makes
+            them where they are to live, one after the other.
         sharded: a large variable, which the backend may cast, split and train in part: nothing of it is active until
             `activate` says so. Otherwise it keeps its precision, is whole in every process and trains entirely.
         blocks: groups the module's parameters; None makes it a single block.
@@ -203,7 +210,11 @@ class Backend(ABC):
 
     @abstractmethod
     def weights(self, variable: Variable) -> dict[str, Tensor]:
-        """A copy of the variable's full state, by name, on the CPU (parameters and persistent buffers)."""
+        """A copy of the variable's full state, by name, on the CPU (parameters and persistent buffers).
+
+        All processes call it. The first one gets the state; so do the others if the variable is not sharded, else they get
+        what they can without holding it all.
+        """
 
     @abstractmethod
     def optimizer_bytes(self, variable: Variable) -> int:
@@ -215,11 +226,16 @@ class Backend(ABC):
 
     @abstractmethod
     def save(self, directory: Path, variables: Sequence[Variable]) -> None:
-        """Write weights, optimizer state and counters of the variables into an empty directory."""
+        """Write weights, optimizer state and counters of the variables into an empty directory, which all processes reach.
+
+        All processes call it, with the same directory.
+        """
 
     @abstractmethod
     def load(self, directory: Path, variables: Sequence[Variable]) -> None:
-        """Restore what `save` wrote, bit for bit, into variables placed in the same way.
+        """Restore what `save` wrote, bit for bit, into variables of the same problem.
+
+        All processes call it. What is saved does not depend on the number of processes.
 
         Raises `InputError` if the files are those of other variables or incomplete.
         """

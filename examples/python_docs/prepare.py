@@ -3,9 +3,11 @@
 The target is the language reference (`pydoc_data.topics`). Four sources compete for weight:
 
     reference   other topics of the same reference
-    docstrings  documentation of the standard library's modules
-    code        commented source code of the standard library
+    docstrings  documentation of the standard library
+    code        source code of the standard library
     shuffled    the text of `reference` with the words of every row in random order
+
+A row is five lines as they stand, about 64 tokens.
 
 Usage: python prepare.py DIRECTORY
 """
@@ -13,14 +15,13 @@ Usage: python prepare.py DIRECTORY
 import ast
 import json
 import random
-import re
 import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 
-WORDS = 48  # about 64 tokens of prose
+LINES = 5  # of a row
 ROWS = 400  # of each source
 
 
@@ -28,43 +29,35 @@ def main(directory: Path) -> None:
     """Write one JSONL file for each source, and the validation file."""
     directory.mkdir(parents=True, exist_ok=True)
     names = sorted(topics)
-    prose = {name: list(rows_of_words(topics[name])) for name in names}
+    prose = {name: rows(topics[name]) for name in names}
     validation = [row for name in names[::3] for row in prose[name]]
-    known = {run for row in validation for run in runs_of_words(row)}
+    known = {line for row in validation for line in row.splitlines()}
     reference = [row for name in names if name not in names[::3] for row in prose[name]]
-    reference = [row for row in reference if known.isdisjoint(runs_of_words(row))]  # topics quote each other
+    reference = [row for row in reference if known.isdisjoint(row.splitlines())]  # topics quote each other
     library = [file.read_text(encoding="utf-8") for file in library_files()]
     random.seed(0)
     write(directory / "validation.jsonl", validation)
     write(directory / "reference.jsonl", reference)
-    write(directory / "shuffled.jsonl", [" ".join(random.sample(row.split(), WORDS)) for row in reference])
-    write(directory / "docstrings.jsonl", [row for text in library for row in rows_of_words(" ".join(docstrings(text)))])
-    write(directory / "code.jsonl", [row for text in library for row in rows_of_lines(text)])
+    write(directory / "docstrings.jsonl", [row for text in library for words in docstrings(text) for row in rows(words)])
+    write(directory / "code.jsonl", [row for text in library for row in rows(text)])
+    write(directory / "shuffled.jsonl", [shuffled(row) for row in reference])
+
+
+def rows(text: str) -> list[str]:
+    """Rows of LINES lines, empty lines left out; a remainder shorter than that is dropped."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return ["\n".join(lines[start : start + LINES]) for start in range(0, len(lines) - LINES + 1, LINES)]
+
+
+def shuffled(row: str) -> str:
+    """The row's words in random order."""
+    words = row.split()
+    return " ".join(random.sample(words, len(words)))
 
 
 def library_files() -> list[Path]:
     """The public single-file modules of the standard library, in a fixed order."""
     return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-z]*.py"))
-
-
-def rows_of_words(text: str) -> Iterable[str]:
-    """Prose in rows of WORDS words, without markup and rulers; a remainder shorter than that is left out."""
-    words = re.sub(r'[*_`"=\-]{2,}|[*`]', " ", text).split()
-    for start in range(0, len(words) - WORDS + 1, WORDS):
-        yield " ".join(words[start : start + WORDS])
-
-
-def runs_of_words(row: str, length: int = 6) -> Iterable[tuple[str, ...]]:
-    """Every run of that many words of a row."""
-    words = row.split()
-    return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
-
-
-def rows_of_lines(text: str) -> Iterable[str]:
-    """Commented code: rows of six lines that are not empty, at least two of them comments."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    rows = (lines[start : start + 6] for start in range(0, len(lines) - 5, 6))
-    return ("\n".join(row) for row in rows if sum(line.lstrip().startswith("#") for line in row) >= 2)
 
 
 def docstrings(source: str) -> Iterable[str]:

@@ -135,11 +135,11 @@ def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
         run(None, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["x.safetensors", "variables.json"])
+@pytest.mark.parametrize("damage", ["x-00001-of-00001.safetensors", "variables.json"])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     run(tmp_path / "run", steps=2)
     (tmp_path / "run" / "checkpoints" / "step-00000002" / damage).unlink()
-    with pytest.raises(InputError, match="checkpoint .*step-00000002 cannot be read"):
+    with pytest.raises(InputError, match=r"checkpoint .*step-00000002 .*cannot be read"):
         run(tmp_path / "run", steps=4, resume=True)
 
 

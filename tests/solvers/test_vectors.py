@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bilevel import SGD, InputError, Vector
 from bilevel.backend import Backend
-from bilevel_backends.torch_backend import TorchBackend, TorchVariable
+from bilevel_backends.torch_backend import TorchBackend
+from bilevel_backends.variable import ModuleVariable
 
 
 class Net(nn.Module):
@@ -36,7 +37,7 @@ HALVES = [ROWS[:2], ROWS[2:]]
 
 
 @pytest.fixture
-def placed() -> Iterator[tuple[TorchBackend, TorchVariable, TorchVariable]]:
+def placed() -> Iterator[tuple[TorchBackend, ModuleVariable, ModuleVariable]]:
     backend = TorchBackend(device="cpu")
     backend.start(0)
     x = backend.place("x", Scale, SGD(), sharded=False)
@@ -46,7 +47,7 @@ def placed() -> Iterator[tuple[TorchBackend, TorchVariable, TorchVariable]]:
     backend.close()
 
 
-def loss(x: TorchVariable, y: TorchVariable):  # type: ignore[no-untyped-def]
+def loss(x: ModuleVariable, y: ModuleVariable):  # type: ignore[no-untyped-def]
     return lambda rows: ((x()[0].exp() * y(rows)) ** 2).sum() + x()[1] * y(rows).sum()
 
 

@@ -130,8 +130,8 @@ class Thawing(TorchBackend):
 
     def step(self, variable: Any, *, lr: float) -> float:
         with torch.no_grad():
-            for parameter in variable.module.parameters():
-                if not any(parameter is master for master in variable.masters.values()):
+            for name, parameter in variable.module.named_parameters():
+                if name not in variable.masters:
                     parameter.add_(1e-3)
         return super().step(variable, lr=lr)
 

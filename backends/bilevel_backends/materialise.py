@@ -1,0 +1,48 @@
+"""Give memory to modules that were built without any (on the meta device), piece by piece."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """The same module with parameters that have a shape and no memory. Buffers are copied; ties stay ties."""
+    shapes = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+        for parameter in module.parameters()
+    }
+    return copy.deepcopy(module, shapes)
+
+
+def stored_weights(module: nn.Module) -> Callable[[str], Tensor] | None:
+    """Where a module that was built without memory says that its weights are; None for one that has them.
+
+    Raises `TypeError` for a module without memory that does not say.
+    """
+    if not any(parameter.is_meta for parameter in module.parameters()):
+        return None
+    read: Callable[[str], Tensor] | None = getattr(module, "stored_weight", None)
+    if read is None:
+        raise TypeError(f"{type(module).__name__} has parameters on the meta device and no method stored_weight(name)")
+    return read
+
+
+def fill(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Parameter], Tensor]) -> None:
+    """Put real parameters in the place of the named ones, wherever the module uses them.
+
+    value: (name, what stands there now) -> the new values.
+    """
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((owner, attribute))
+    current = dict(module.named_parameters())
+    for name in names:
+        old = current[name]
+        new = nn.Parameter(value(name, old), requires_grad=old.requires_grad)
+        for owner, attribute in places[id(old)]:
+            setattr(owner, attribute, new)

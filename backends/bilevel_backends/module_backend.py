@@ -1,0 +1,322 @@
+"""What all backends that hold torch modules share. A subclass says where parameters live, by a `Layout`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from bilevel.backend import Backend, Evaluation, Variable, Vector
+from bilevel.blocks import REST, Blocks
+from bilevel.data import Stream, generator
+from bilevel.errors import NonFiniteError
+from bilevel.optimizer import SGD, AdamW
+from bilevel.problem import Loss, Shard
+from bilevel_backends import checkpoint as checkpoints
+from bilevel_backends.layout import Layout
+from bilevel_backends.processes import Processes
+from bilevel_backends.rounding import round_stochastically
+from bilevel_backends.variable import ModuleVariable
+
+B = TypeVar("B")
+T = TypeVar("T")
+
+
+class ModuleBackend(Backend):
+    """Variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
+
+    micro_batch_size: int | None
+    activation_checkpointing: bool
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, not {self.micro_batch_size}")
+        self.begin(0, torch.device("cpu"), Processes())
+
+    def begin(self, seed: int, device: torch.device, processes: Processes) -> None:
+        """Nothing is placed yet."""
+        self._seed = seed
+        self._device = device
+        self._processes = processes
+        self._variables: list[ModuleVariable] = []
+        self.processed = 0
+        self._before: tuple[bool, bool] | None = None
+
+    def be_deterministic(self) -> None:
+        """Let torch choose kernels that give the same result every time, until `close`."""
+        self._before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        )
+        if self._device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
+        torch.use_deterministic_algorithms(True)
+        # the mode would also fill every new tensor with NaN, which takes time; nothing here reads one unwritten
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    @abstractmethod
+    def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
+        """Make the parameters of a lower module live where they are to live.
+
+        like: take the weights of this variable, which has a module of the same shape; None: the module's own.
+        """
+
+    @abstractmethod
+    def copy_module(self, source: ModuleVariable) -> nn.Module:
+        """A module like that of the variable, to be laid out."""
+
+    @abstractmethod
+    def lay_out_whole(self, module: nn.Module) -> Layout:
+        """The same for a variable that every process has whole."""
+
+    @property
+    def offload(self) -> torch.device | None:
+        """Where the masters of lower variables are kept, if not with the parameters."""
+        return None
+
+    @property
+    def shard(self) -> Shard:
+        """This process's part of a batch, in micro-batches."""
+        return Shard(self._seed, self._processes.rank, self._processes.world_size, self.micro_batch_size)
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's."""
+        return self._processes.gather(value)
+
+    def place(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        optimizer: SGD | AdamW,
+        *,
+        sharded: bool,
+        blocks: Callable[[nn.Module], Blocks] | None = None,
+    ) -> ModuleVariable:
+        """Build the module, and lay it out in the backend's precision if it is sharded."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(self._seed, Stream.INIT).integers(2**63)))
+            module = build()
+        grouping = blocks(module) if blocks is not None else _one_block(module)
+        if not sharded:
+            variable = ModuleVariable(name, self.lay_out_whole(module), optimizer, grouping, self._processes)
+            variable.activate(grouping.names)
+        else:
+            variable = self._lay_out(name, module, optimizer, grouping)
+        self._variables.append(variable)
+        return variable
+
+    def replicate(self, source: Variable, name: str, optimizer: SGD | AdamW | None = None) -> ModuleVariable:
+        """Copy the module; the replica has no active block yet."""
+        source = own(source)
+        module = self.copy_module(source)
+        variable = self._lay_out(name, module, optimizer or source.settings, source.blocks, like=source)
+        self._variables.append(variable)
+        return variable
+
+    def assign(self, target: Variable, source: Variable) -> None:
+        """Copy weights, masters, moments and the rounding counter."""
+        target, source = own(target), own(source)
+        if target.active != source.active:
+            raise ValueError(f"variables {target.name!r} and {source.name!r} have different active blocks")
+        target.copy_from(source)
+
+    def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
+        """Freeze and free what leaves, make masters for what enters."""
+        own(variable).activate(blocks)
+
+    def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
+        """Forward and backward, micro-batch by micro-batch."""
+        variables = [own(variable) for variable in wrt]
+        with every(variable.receiving(wrt[variable]) for variable in variables):
+            return self._run(loss, batch, receivers=variables)
+
+    def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
+        """Forward only."""
+        with torch.no_grad():
+            return self._run(loss, batch, receivers=())
+
+    def step(self, variable: Variable, *, lr: float) -> float:
+        """Sum over processes, check, clip, update, write back, clear."""
+        v = own(variable)
+        v.sum_waiting()
+        if not v.gradients:
+            raise RuntimeError(f"variable {v.name!r} has no gradient to step with; name it in the wrt of a backward")
+        norm = v.step(lr, v.settings.clip)
+        self._write_back(v)
+        v.steps += 1
+        return norm
+
+    def take_gradient(self, variable: Variable) -> Vector:
+        """Hand over the accumulated gradient."""
+        v = own(variable)
+        v.sum_waiting()
+        taken, v.gradients = v.gradients, {}
+        parts = {name: taken.get(name, torch.zeros_like(master)) for name, master in v.masters.items()}
+        return Vector(parts, v.layout.whole)
+
+    def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
+        """Accumulate copies: the vector stays as it is."""
+        v = own(variable)
+        for name in v.masters:
+            v.add(name, vector.parts[name].clone(), weight)
+
+    def read(self, variable: Variable) -> Vector:
+        """Copies of the masters."""
+        v = own(variable)
+        return Vector({name: master.detach().clone() for name, master in v.masters.items()}, v.layout.whole)
+
+    def write(self, variable: Variable, vector: Vector) -> None:
+        """Into the masters, and from there into the parameters."""
+        v = own(variable)
+        with torch.no_grad():
+            for name, master in v.masters.items():
+                master.copy_(vector.parts[name])
+        self._write_back(v)
+
+    def dot(self, v: Vector, w: Vector) -> float:
+        """In float64."""
+        products = [(part.double() * w.parts[name].double()).sum() for name, part in v.parts.items()]
+        total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
+        return float(total if v.whole else self._processes.sum(total))
+
+    def weights(self, variable: Variable) -> dict[str, Tensor]:
+        """Copies on the CPU."""
+        v = own(variable)
+        values = {}
+        for name, part, parameter in checkpoints.state_of(v):
+            whole = part if parameter is None or v.layout.whole else v.layout.join(parameter, part, 0)
+            if whole is not None:
+                values[name] = whole.detach().to("cpu", copy=True)
+        return {alias: values[name] for alias, name in _aliases(v.module).items() if name in values}
+
+    def optimizer_bytes(self, variable: Variable) -> int:
+        """Masters that are not the parameters themselves, moments, and gradients waiting for a step."""
+        return own(variable).extra_bytes()
+
+    def checkpoint_bytes(self, variables: Sequence[Variable]) -> int:
+        """Weights, masters and two moments of what is active now."""
+        return checkpoints.estimate([own(v) for v in variables])
+
+    def save(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """See `bilevel_backends.checkpoint`."""
+        checkpoints.save(directory, [own(v) for v in variables], self._processes)
+
+    def load(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """See `bilevel_backends.checkpoint`."""
+        checkpoints.load(directory, [own(v) for v in variables])
+
+    def close(self) -> None:
+        """Restore torch's global settings."""
+        if self._before is not None:
+            algorithms, fill = self._before
+            torch.use_deterministic_algorithms(algorithms)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            self._before = None
+        self._variables = []
+
+    def _lay_out(
+        self, name: str, module: nn.Module, optimizer: SGD | AdamW, blocks: Blocks, like: ModuleVariable | None = None
+    ) -> ModuleVariable:
+        for path in blocks.repeated if self.activation_checkpointing else ():
+            block = module.get_submodule(path)
+            block.forward = partial(_recompute, type(block).forward, block)
+        return ModuleVariable(name, self.lay_out(module, blocks, like), optimizer, blocks, self._processes, self.offload)
+
+    def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:
+        """The sum over micro-batches and processes. Gradients flow to `receivers`, if there are any."""
+        precise = torch.float32 if self._device.type == "mps" else torch.float64
+        total = torch.zeros((), dtype=precise, device=self._device)
+        parts: dict[str, Tensor] = {}
+        for micro_batch in batch:
+            result = loss(to_device(micro_batch, self._device))
+            value, named = result if isinstance(result, tuple) else (result, {})
+            if receivers:
+                if value.requires_grad:  # not where f ignores x, say, and only x is asked for
+                    value.backward()  # type: ignore[no-untyped-call]
+                for variable in receivers:
+                    variable.collect()
+                self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
+            for variable in self._variables:
+                variable.layout.settle()
+            total = total + value.detach().to(precise)
+            for key, part in named.items():
+                parts[key] = parts.get(key, 0) + part.detach().to(precise)
+        values = self._processes.sum(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
+        summed, *summed_parts = values.tolist()
+        if summed != summed or abs(summed) == float("inf"):
+            for variable in self._variables:
+                variable.drop_gradients()
+            raise NonFiniteError(f"the loss is {summed}")
+        return Evaluation(summed, dict(zip(parts, summed_parts, strict=True)))
+
+    def _write_back(self, v: ModuleVariable) -> None:
+        """Masters to parameters; in low precision, every replica's noise of the same step is the same."""
+        noise = torch.Generator(self._device)
+        noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, self._processes.rank).integers(2**63)))
+        with torch.no_grad():
+            for name, master in v.masters.items():
+                if v.has_master(name):
+                    low = v.parameter(name).dtype == torch.bfloat16
+                    values = master.to(self._device, non_blocking=True)
+                    v.layout.part(name).copy_(round_stochastically(values, noise) if low else values)
+                v.layout.publish(name)
+
+
+def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(block, *args, **kwargs)
+    # to the end: a recomputation that stops early would leave a sharded layout's hooks half-way
+    with set_checkpoint_early_stop(False):
+        return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+
+
+def own(variable: Variable) -> ModuleVariable:
+    """The variable, if it is one of ours."""
+    if not isinstance(variable, ModuleVariable):
+        raise TypeError(f"variable {variable.name!r} was placed by another backend")
+    return variable
+
+
+def _one_block(module: nn.Module) -> Blocks:
+    return Blocks({REST: tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)})
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Name in the state dict -> the name under which the parameter or buffer is listed; they differ for tied weights."""
+    listed = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    return {alias: listed[id(tensor)] for alias, tensor in module.state_dict(keep_vars=True).items()}
+
+
+@contextmanager
+def every(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
+    """All of them at once."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The same batch (tensor, tuple, list, mapping or dataclass of them) with every tensor on the device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        moved = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **moved)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,104 @@
+"""The processes of a run, and what they say to each other. One process alone needs no process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bilevel.errors import InputError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process among all. Every method must be called by all of them, in the same order."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank = rank
+        self.world_size = world_size
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value (anything that pickles), by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, in place; bit for bit the same in each."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_scatter(self, padded: Tensor) -> Tensor:
+        """This process's stretch of the sum over processes. Shapes: (world_size * n,) -> (n,)."""
+        if self.world_size == 1:
+            return padded
+        mine = padded.new_empty(padded.numel() // self.world_size)
+        dist.reduce_scatter_tensor(mine, padded)
+        return mine
+
+    def join(self, part: Tensor) -> Tensor:
+        """Everybody's stretch, in order of rank. Shapes: (n,) -> (world_size * n,)."""
+        if self.world_size == 1:
+            return part
+        joined = part.new_empty(self.world_size * part.numel())
+        dist.all_gather_into_tensor(joined, part.contiguous())
+        return joined
+
+    def join_at(self, part: Tensor, rank: int) -> Tensor | None:
+        """The same, for one process only; the others get None and hold nothing."""
+        if self.world_size == 1:
+            return part
+        pieces = [torch.empty_like(part) for _ in range(self.world_size)] if self.rank == rank else None
+        dist.gather(part.contiguous(), pieces, dst=rank)
+        return torch.cat(pieces) if pieces is not None else None
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, deepspeed) started this process as one of several, or as one of one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join_processes(device: torch.device, timeout: float, init: Callable[..., Any] = dist.init_process_group) -> Processes:
+    """Meet the other processes that the launcher started.
+
+    timeout: seconds after which a process that waits for the others gives up.
+    init: what makes the process group.
+
+    Raises `InputError` if no launcher was used.
+    """
+    if not launched():
+        raise InputError(
+            "this backend runs under a launcher: `torchrun --nproc-per-node 8 -m bilevel run RECIPE` "
+            "(or `deepspeed --module bilevel run RECIPE`); for one process without one, set backend.name=torch"
+        )
+    if not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+        init("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def own_device() -> torch.device:
+    """The GPU of this process among those of its machine, or the CPU where there is none.
+
+    Raises `InputError` if more processes were started than the machine has GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise InputError(
+            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"start as many processes as there are GPUs (torchrun --nproc-per-node {torch.cuda.device_count()})"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)

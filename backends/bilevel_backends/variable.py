@@ -1,0 +1,242 @@
+"""A module with its masters, gradients and optimizer, whatever the layout of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.backend import Variable
+from bilevel.blocks import Blocks
+from bilevel.errors import NonFiniteError
+from bilevel.optimizer import SGD, AdamW
+from bilevel_backends.layout import Layout
+from bilevel_backends.processes import Processes
+
+
+class ModuleVariable(Variable):
+    """A module on a backend.
+
+    masters: what the optimizer updates, for every active parameter: the part that this process keeps, in full precision.
+        Where the parameter is in full precision itself, and on the same device, the master shares its memory.
+    gradients: the sum so far of weight * gradient, in the form of the masters.
+    waiting: gradients of a deferred layout that are not summed over processes yet: whole, in the masters' precision.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        optimizer: SGD | AdamW,
+        blocks: Blocks,
+        processes: Processes,
+        offload: torch.device | None = None,
+    ) -> None:
+        self.name = name
+        self.layout = layout
+        self.settings = optimizer
+        self.blocks = blocks
+        self.processes = processes
+        self.offload = offload  # where the masters and moments are kept, if not with the parameters
+        self.active: frozenset[str] = frozenset()
+        self.weight = 0.0  # of the running backward: gradient = sum of weight * gradient of the loss
+        self.steps = 0  # counter of the rounding noise
+        self.masters: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.waiting: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        layout.module.requires_grad_(False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself."""
+        return self.layout.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward."""
+        return self.layout.call()(*args, **kwargs)
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The module's parameter of that name."""
+        return self.layout.parameters[name]
+
+    def has_master(self, name: str) -> bool:
+        """Whether the master of an active parameter is a tensor beside the parameter."""
+        return self.parameter(name).dtype == torch.bfloat16 or self.offload is not None
+
+    def activate(self, blocks: frozenset[str]) -> None:
+        """See `Backend.activate`."""
+        if blocks == self.active:
+            return
+        names = self.blocks.parameters(blocks)
+        kept = set(names) & self.masters.keys()
+        old_masters, old_optimizer = self.masters, self.optimizer
+        self.masters = {name: old_masters[name] if name in kept else self._master(name) for name in names}
+        self.gradients = {name: gradient for name, gradient in self.gradients.items() if name in kept}
+        self.waiting = {name: gradient for name, gradient in self.waiting.items() if name in kept}
+        filled = [master for master in self.masters.values() if master.numel()]  # a small parameter may end before our part
+        self.optimizer = self._build_optimizer(filled) if filled else None
+        if self.optimizer is not None:
+            for name, master in self.masters.items():
+                if name in kept and old_optimizer is not None and master in old_optimizer.state:
+                    self.optimizer.state[master] = old_optimizer.state[master]
+                elif isinstance(self.settings, SGD) and self.settings.momentum:
+                    # torch's fused kernel cannot mix parameters that have a momentum with ones that have none yet
+                    self.optimizer.state[master] = {"momentum_buffer": torch.zeros_like(master)}
+        self.active = blocks
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [self._accumulate_on(name) for name in names] if self.layout.hooked else []
+
+    @contextmanager
+    def receiving(self, weight: float) -> Iterator[None]:
+        """Within: backward passes add weight * gradient to this variable's active parameters."""
+        if not self.active:
+            raise RuntimeError(f"no block of variable {self.name!r} is active; call backend.activate first")
+        self.weight = weight
+        self._require_gradients(True)
+        try:
+            yield
+        finally:
+            self._require_gradients(False)
+
+    def collect(self) -> None:
+        """After a backward pass: take the gradients that no hook took."""
+        for name in () if self.layout.hooked else self.masters:
+            parameter = self.parameter(name)
+            if parameter.grad is not None:
+                gradient, parameter.grad = parameter.grad, None
+                self.accumulate(name, gradient)
+
+    def accumulate(self, name: str, gradient: Tensor) -> None:
+        """Add weight * gradient of the named active parameter. The tensor may be taken over."""
+        if self.layout.deferred:
+            self._add(self.waiting, name, gradient, self.weight)
+        else:
+            precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            self._add(self.gradients, name, self.layout.reduce(name, precise), self.weight)
+
+    def add(self, name: str, part: Tensor, weight: float) -> None:
+        """Add weight * (this process's part of) a gradient that is summed over processes already."""
+        self._add(self.gradients, name, part, weight)
+
+    def sum_waiting(self) -> None:
+        """Sum what waits over processes, once for all micro-batches and passes."""
+        for name in [name for name in self.masters if name in self.waiting]:
+            self._add(self.gradients, name, self.layout.reduce(name, self.waiting.pop(name)), 1.0)
+
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated."""
+        self.gradients, self.waiting = {}, {}
+
+    def checked_norm(self) -> float:
+        """Norm of the gradient of all active parameters. Raises `NonFiniteError` if it is not finite."""
+        values = list(self.gradients.values())
+        norm = torch.nn.utils.get_total_norm(values).double()
+        if not self.layout.whole:
+            norm = self.processes.sum(norm.square()).sqrt()
+        if bool(torch.isfinite(norm)):
+            return float(norm)
+        odd = [name for name, gradient in self.gradients.items() if not bool(torch.isfinite(gradient).all())]
+        first = next((names[0] for names in self.processes.gather(odd) if names), None)
+        if first is None:
+            raise NonFiniteError(f"the norm of the gradient of variable {self.name!r} overflows")
+        raise NonFiniteError(f"the gradient of variable {self.name!r} is not finite, first in {first!r}")
+
+    def step(self, lr: float, clip: float | None) -> float:
+        """Update the masters with the gradients and clear those. Returns the gradient's norm before clipping."""
+        norm = self.checked_norm()
+        if clip is not None and norm > clip:
+            torch._foreach_mul_(list(self.gradients.values()), clip / norm)
+        for name, gradient in self.gradients.items():
+            self.masters[name].grad = gradient if gradient.numel() else None
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.gradients = {}
+        return norm
+
+    def optimizer_state(self, name: str) -> dict[str, Tensor]:
+        """The optimizer's tensors for one active parameter."""
+        state = {} if self.optimizer is None else self.optimizer.state.get(self.masters[name], {})
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+    def restore_optimizer_state(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Take over copies of what `optimizer_state` gave."""
+        master = self.masters[name]
+        if self.optimizer is None:
+            return
+        if not state or not master.numel():
+            self.optimizer.state.pop(master, None)
+            return
+        # AdamW keeps its step count on the CPU unless it is fused; the moments stand where the master does
+        fused = bool(self.optimizer.param_groups[0].get("fused"))
+        self.optimizer.state[master] = {
+            key: value.to(master.device if fused or value.dim() else "cpu", copy=True) for key, value in state.items()
+        }
+
+    def copy_from(self, source: ModuleVariable) -> None:
+        """Take over weights, masters, moments and counter of a replica with the same layout and active blocks."""
+        with torch.no_grad():
+            for name in self.layout.parameters:
+                self.layout.part(name).copy_(source.layout.part(name))
+                self.layout.publish(name)
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(source.module.get_buffer(name))
+            for name, master in self.masters.items():
+                if self.has_master(name):
+                    master.copy_(source.masters[name])
+                self.restore_optimizer_state(name, source.optimizer_state(name))
+        self.drop_gradients()
+        self.steps = source.steps
+
+    def extra_bytes(self) -> int:
+        """What this process holds beside the weights: masters, moments, gradients."""
+        extra = [master for name, master in self.masters.items() if self.has_master(name)]
+        moments = [value for name in self.masters for value in self.optimizer_state(name).values()]
+        return sum(tensor.nbytes for tensor in [*extra, *moments, *self.gradients.values(), *self.waiting.values()])
+
+    def _add(self, sums: dict[str, Tensor], name: str, gradient: Tensor, weight: float) -> None:
+        if name in sums:
+            sums[name].add_(gradient.to(sums[name].device), alpha=weight)
+        else:
+            master = self.masters[name]
+            sums[name] = gradient.to(master.device if sums is self.gradients else gradient.device, master.dtype).mul_(weight)
+
+    def _master(self, name: str) -> Tensor:
+        part = self.layout.part(name)
+        if not self.has_master(name):
+            return part
+        precise = torch.promote_types(part.dtype, torch.float32)
+        return part.to(self.offload or part.device, precise, copy=True)
+
+    def _build_optimizer(self, masters: list[Tensor]) -> torch.optim.Optimizer:
+        s = self.settings
+        fused = all(m.is_floating_point() and m.device.type in ("cpu", "cuda", "mps") for m in masters)
+        if isinstance(s, AdamW):
+            return torch.optim.AdamW(masters, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, fused=fused)
+        return torch.optim.SGD(masters, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
+
+    def _require_gradients(self, required: bool) -> None:
+        for name in self.masters:
+            self.parameter(name).requires_grad_(required)
+
+    def _accumulate_on(self, name: str) -> torch.utils.hooks.RemovableHandle:
+        def accumulate(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            parameter.grad = None
+            self.accumulate(name, gradient)
+
+        parameter = self.parameter(name)
+        parameter.requires_grad_(True)
+        handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            accumulate
+        )
+        parameter.requires_grad_(False)
+        return handle
