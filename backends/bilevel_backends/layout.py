@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,6 +23,9 @@ class Layout(ABC):
     hooked: bool = True
     """Autograd gives gradients of whole parameters, to be taken by a hook as they come. Otherwise they lie in the
     parameters' `grad` after the backward pass."""
+
+    skeleton: nn.Module | None = None
+    """The module as it was, without its weights, for layouts whose module cannot be copied."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -47,15 +51,23 @@ class Layout(ABC):
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the whole parameter."""
 
-    def publish(self, name: str) -> None:
+    def publish(self, name: str) -> None:  # noqa: B027 - most layouts need not
         """The part was written: let the other processes' copies follow, where they have any."""
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027
         """A pass is over: give back what was gathered for it."""
 
     def call(self) -> nn.Module:
         """What a forward pass calls."""
         return self.module
+
+
+def copy_parts(target: Layout, source: Layout) -> None:
+    """Give `target` the weights of `source`, a layout of the same kind, part by part."""
+    with torch.no_grad():
+        for name in target.parameters:
+            target.part(name).copy_(source.part(name))
+            target.publish(name)
 
 
 class Whole(Layout):

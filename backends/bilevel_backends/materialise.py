@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from bilevel_backends.layout import Layout
+
 
 def skeleton(module: nn.Module) -> nn.Module:
     """The same module with parameters that have a shape and no memory. Buffers are copied; ties stay ties."""
@@ -31,6 +33,23 @@ def stored_weights(module: nn.Module) -> Callable[[str], Tensor] | None:
     return read
 
 
+def weight_source(
+    module: nn.Module, device: torch.device, dtype: str | None, like: Layout | None
+) -> Callable[[str, nn.Parameter], Tensor]:
+    """What to fill a module's parameters with: the weights it has, or says where to read, on a device and in a precision.
+
+    dtype: None keeps that of the weights. like: only make room, in that layout's precision; its values will follow.
+    """
+    if like is not None:
+        kinds = {name: parameter.dtype for name, parameter in like.parameters.items()}
+        return lambda name, standing: torch.zeros(standing.shape, dtype=kinds[name], device=device)
+    read = stored_weights(module)
+    kind = getattr(torch, dtype) if dtype is not None else None
+    if read is not None:
+        return lambda name, standing: read(name).to(device, kind).contiguous()
+    return lambda name, standing: standing.detach().to(device, kind).contiguous()
+
+
 def fill(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Parameter], Tensor]) -> None:
     """Put real parameters in the place of the named ones, wherever the module uses them.
 
@@ -46,3 +65,10 @@ def fill(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Param
         new = nn.Parameter(value(name, old), requires_grad=old.requires_grad)
         for owner, attribute in places[id(old)]:
             setattr(owner, attribute, new)
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Buffers alone; the parameters stay where they are."""
+    for name, buffer in list(module.named_buffers()):
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, buffer.to(device))

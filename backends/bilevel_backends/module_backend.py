@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import checkpoint
 
 from bilevel.backend import Backend, Evaluation, Variable, Vector
 from bilevel.blocks import REST, Blocks
@@ -275,9 +275,7 @@ class ModuleBackend(Backend):
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(block, *args, **kwargs)
-    # to the end: a recomputation that stops early would leave a sharded layout's hooks half-way
-    with set_checkpoint_early_stop(False):
-        return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
 
 
 def own(variable: Variable) -> ModuleVariable:

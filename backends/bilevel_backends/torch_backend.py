@@ -17,7 +17,7 @@ from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.problem import Loss
 from bilevel_backends.layout import Layout, Whole
-from bilevel_backends.materialise import fill, stored_weights
+from bilevel_backends.materialise import fill, stored_weights, weight_source
 from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
 from bilevel_backends.processes import Processes, launched
 from bilevel_backends.variable import ModuleVariable
@@ -59,14 +59,11 @@ class TorchBackend(ModuleBackend):
 
     def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
         """On the device, in the backend's precision."""
-        read = stored_weights(module)
-        if read is not None:
-            fill(module, dict(module.named_parameters()), lambda name, _: read(name).to(self._device, self._wanted()))
+        if stored_weights(module) is not None:
+            fill(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
         if self._device.type == "mps":
             module.float()  # it has no float64
-        if self._wanted() is not None:
-            module.to(self._wanted())
-        module.to(self._device)
+        module.to(self._device, getattr(torch, self.dtype) if self.dtype is not None else None)
         if self.compile:
             module.compile()
         return Whole(module)
@@ -116,9 +113,6 @@ class TorchBackend(ModuleBackend):
                     v.weight = wrt[v]
                     v.accumulate(name, gradient)
         return total
-
-    def _wanted(self) -> torch.dtype | None:
-        return getattr(torch, self.dtype) if self.dtype is not None else None
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from bilevel.backend import Variable
 from bilevel.blocks import Blocks
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
-from bilevel_backends.layout import Layout
+from bilevel_backends.layout import Layout, copy_parts
 from bilevel_backends.processes import Processes
 
 
@@ -182,10 +182,8 @@ class ModuleVariable(Variable):
 
     def copy_from(self, source: ModuleVariable) -> None:
         """Take over weights, masters, moments and counter of a replica with the same layout and active blocks."""
+        copy_parts(self.layout, source.layout)
         with torch.no_grad():
-            for name in self.layout.parameters:
-                self.layout.part(name).copy_(source.layout.part(name))
-                self.layout.publish(name)
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(source.module.get_buffer(name))
             for name, master in self.masters.items():

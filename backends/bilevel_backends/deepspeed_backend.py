@@ -1,0 +1,177 @@
+"""The `deepspeed` backend: ZeRO stages 0 to 3 on the processes of a launcher, with a trainable set that may change."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from bilevel.blocks import Blocks
+from bilevel.errors import InputError
+from bilevel_backends.layout import Layout, copy_parts
+from bilevel_backends.materialise import fill, move_buffers, skeleton, weight_source
+from bilevel_backends.module_backend import ModuleBackend
+from bilevel_backends.processes import join_processes, own_device
+from bilevel_backends.variable import ModuleVariable
+from bilevel_backends.zero import Partitioned, Replicated
+from bilevel_backends.zero3 import partition
+
+REFUSED = {
+    "optimizer": "the solver says how variables step (solver.optimizer_z)",
+    "scheduler": "the solver has its own schedules (solver.lr_z)",
+    "gradient_clipping": "clipping is part of the optimizer (solver.optimizer_z.clip)",
+    "fp16": "losses are differences of losses here, which float16 does not survive; use backend.dtype=bfloat16",
+    "bf16": "set backend.dtype=bfloat16: masters are kept for the active blocks only",
+    "amp": "set backend.dtype=bfloat16",
+    "train_batch_size": "the problem decides its batches (problem.batch_size)",
+    "train_micro_batch_size_per_gpu": "set backend.micro_batch_size",
+    "gradient_accumulation_steps": "it follows from the batch and backend.micro_batch_size",
+    "gradient_predivide_factor": "gradients are sums over the global batch, not means over processes",
+    "prescale_gradients": "gradients are sums over the global batch, not means over processes",
+    "compression_training": "it changes the weights behind the solver's back",
+    "activation_checkpointing": "set backend.activation_checkpointing",
+}
+"""Keys of a DeepSpeed configuration that would change the result, and what to set instead."""
+REFUSED_ZERO = {
+    "stage": "set backend.zero_stage",
+    "offload_optimizer": "set backend.offload_optimizer",
+    "offload_param": "set backend.offload_parameters",
+    "zero_quantized_weights": "y and z would be rounded in every pass",
+    "zero_quantized_nontrainable_weights": "frozen blocks would not stay what they are",
+    "zero_quantized_gradients": "gradients would be rounded",
+    "zero_hpz_partition_size": "secondary copies of the weights would not follow our updates",
+}
+
+
+@dataclass
+class DeepSpeedBackend(ModuleBackend):
+    """Several processes, one GPU each (or CPU processes, for a trial), started by torchrun or the deepspeed launcher.
+
+    zero_stage: what is split over processes. 0: nothing; 1: masters and moments; 2: gradients too; 3: parameters too.
+        3 by default, as the point of several GPUs is that two replicas of a large model fit.
+    dtype: of the lower variables; as for the torch backend. bfloat16 by default.
+    micro_batch_size: samples of one forward and backward in each process. None: its whole share of the batch.
+    activation_checkpointing: recompute each repeated block in the backward pass.
+    offload_optimizer: keep masters, moments and gradients of the active blocks in CPU memory, and update there.
+    offload_parameters: keep the split parameters in CPU memory (stage 3 only).
+    config: a DeepSpeed configuration (a JSON file, or the same as a mapping), merged into ours. Keys that would change
+        the result are refused; the others (bucket sizes, communication, logging) are yours.
+    timeout: seconds that a process waits for the others before it gives up.
+    deterministic: as for the torch backend.
+
+    Every process takes an equal part of each batch; its result is that of one process with the whole batch.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    dtype: Literal["float32", "bfloat16", "float64"] | None = "bfloat16"
+    micro_batch_size: int | None = None
+    activation_checkpointing: bool = False
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    config: str | dict[str, Any] = field(default_factory=dict)
+    timeout: float = 1800.0
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, where parameters are split, not {self.zero_stage}")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be positive, not {self.timeout}")
+        for key, reason in _refused(self._given()):
+            raise ValueError(f"config: {key} cannot be set here: {reason}")
+
+    def start(self, seed: int) -> None:
+        """Join the other processes."""
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise InputError(
+                "the deepspeed backend needs DeepSpeed: pip install 'bilevel[deepspeed]' (or set backend.name=fsdp)"
+            ) from error
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        device = own_device()
+        if device.type == "cpu":
+            # its shared-memory collectives compile C++ at start, under a lock that a killed run leaves behind
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+        def init(backend: str, timeout: Any) -> None:
+            os.environ.setdefault("LOCAL_RANK", "0")
+            deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+
+        self.begin(seed, device, join_processes(device, self.timeout, init))
+        if self.deterministic:
+            self.be_deterministic()
+
+    def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
+        """As the stage says."""
+        blank = skeleton(module)  # while it is a plain module: DeepSpeed's hooks cannot be copied
+        value = weight_source(module, self._device, self.dtype, like.layout if like is not None else None)
+        move_buffers(module, self._device)
+        if self.zero_stage == 3:
+            layout: Layout = partition(module, blocks, value, self._config(), self._processes)
+        else:
+            fill(module, dict(module.named_parameters()), value)
+            if self.zero_stage == 0:
+                layout = Replicated(module, self._processes)
+            else:
+                layout = Partitioned(module, self._processes, deferred=self.zero_stage == 1)
+        layout.skeleton = blank
+        if like is not None:
+            copy_parts(layout, like.layout)
+        return layout
+
+    def lay_out_whole(self, module: nn.Module) -> Layout:
+        """The same in every process."""
+        return Replicated(module.to(self._device), self._processes)
+
+    def copy_module(self, source: ModuleVariable) -> nn.Module:
+        """Without its weights, which `lay_out` copies part by part."""
+        assert source.layout.skeleton is not None
+        return skeleton(source.layout.skeleton)
+
+    @property
+    def offload(self) -> torch.device | None:
+        """The CPU, if asked for."""
+        return torch.device("cpu") if self.offload_optimizer else None
+
+    def _given(self) -> dict[str, Any]:
+        if isinstance(self.config, Mapping):
+            return dict(self.config)
+        file = Path(self.config)
+        try:
+            given = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"config: the DeepSpeed configuration {file} cannot be read: {error}") from error
+        if not isinstance(given, dict):
+            raise ValueError(f"config: the DeepSpeed configuration {file} must be a JSON object")
+        return given
+
+    def _config(self) -> dict[str, Any]:
+        """What DeepSpeed is told."""
+        given = self._given()
+        zero: dict[str, Any] = {"stage": 3, **given.pop("zero_optimization", {})}
+        if self.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # it asks for a number and uses it for its own reports only
+            "gradient_clipping": 0.0,  # 1.0 by default
+            **given,
+            "zero_optimization": zero,
+        }
+
+
+def _refused(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys that would change the result, with the reason."""
+    zero = config.get("zero_optimization", {})
+    return [(key, REFUSED[key]) for key in config if key in REFUSED] + [
+        (f"zero_optimization.{key}", REFUSED_ZERO[key]) for key in zero if key in REFUSED_ZERO
+    ]
+

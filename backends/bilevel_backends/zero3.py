@@ -1,0 +1,108 @@
+"""ZeRO stage 3 by DeepSpeed: it splits the parameters over processes and gathers each block while it is used.
+
+DeepSpeed is given no optimizer: then it partitions parameters and nothing else, and what trains can change at any step.
+Masters, moments and the reduction of gradients are ours (`ModuleVariable`). Used beside the public API: a parameter's
+`ds_tensor` (the flat stretch that this process keeps, padded to equal sizes) and the coordinator's trace, which is a
+cache of the order in which blocks are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.blocks import Blocks
+from bilevel_backends.layout import Layout
+from bilevel_backends.materialise import fill
+from bilevel_backends.processes import Processes
+from bilevel_backends.zero import padded, stretch
+
+
+class Zero3(Layout):
+    """A module whose parameters DeepSpeed has partitioned."""
+
+    whole = False
+
+    def __init__(self, module: nn.Module, engine: Any, shapes: Mapping[str, tuple[int, ...]], processes: Processes) -> None:
+        super().__init__(module)
+        self.engine = engine
+        self.processes = processes
+        self._shapes = shapes
+
+    def part(self, name: str) -> Tensor:
+        """The stretch that this process keeps."""
+        part: Tensor = self.parameters[name].ds_tensor  # type: ignore[attr-defined]
+        return part
+
+    def reduce(self, name: str, gradient: Tensor) -> Tensor:
+        """Reduce-scatter."""
+        length = self.part(name).numel() * self.processes.world_size
+        return self.processes.sum_scatter(padded(gradient.reshape(-1), length).contiguous())
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """A stretch."""
+        return stretch(whole.reshape(-1), self.part(name).numel(), self.processes.rank)
+
+    def join(self, name: str, part: Tensor, rank: int) -> Tensor | None:
+        """Gather the stretches."""
+        joined = self.processes.join_at(part, rank)
+        shape = self.shape(name)
+        return None if joined is None else joined[: torch.Size(shape).numel()].view(shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As it was before the partition."""
+        return self._shapes[name]
+
+    def settle(self) -> None:
+        """Give back whatever is still gathered: the next pass may follow an update, or train other blocks.
+
+        Blocks that got no gradient have no hook that would free them, and small parameters stay gathered by design.
+        """
+        self.engine.optimizer.empty_partition_cache()
+
+    def call(self) -> nn.Module:
+        """Not the engine: its own forward would expect that it runs the backward pass too."""
+        module: nn.Module = self.engine.module
+        return module
+
+
+def partition(
+    module: nn.Module,
+    blocks: Blocks,
+    value: Callable[[str, nn.Parameter], Tensor],
+    config: Mapping[str, Any],
+    processes: Processes,
+) -> Zero3:
+    """Let DeepSpeed split the parameters of a module.
+
+    Parameters are made, filled and split one repeated block at a time (and one by one outside of them): at no time does
+    this process hold more of the model whole.
+
+    value: (name, what stands in the module) -> the values of one parameter.
+    """
+    import deepspeed
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    for names in _groups(module, blocks):
+        fill(module, names, value)
+        current = dict(module.named_parameters())
+        group = nn.ParameterList([current[name] for name in names])
+        deepspeed.zero.Init(module=group, config_dict_or_path=dict(config))
+    for path in blocks.repeated:
+        # Gathered and freed as one. Were its parts gathered singly, recomputing a checkpointed block in the backward pass
+        # would free them before their gradients arrive.
+        deepspeed.utils.set_z3_leaf_module(module.get_submodule(path), True)
+    engine = deepspeed.initialize(model=module, config=dict(config))[0]
+    return Zero3(module, engine, shapes, processes)
+
+
+def _groups(module: nn.Module, blocks: Blocks) -> list[list[str]]:
+    """The parameters of each repeated block together, every other one alone."""
+    members = {name: block for block in blocks.repeated for name in blocks.members[block]}
+    groups: dict[str, list[str]] = {}
+    for name, _ in module.named_parameters():
+        groups.setdefault(members.get(name, name), []).append(name)
+    return list(groups.values())
