@@ -116,9 +116,8 @@ class Backend(ABC):
     ) -> Variable:
         """Build a module where it is to live.
 
-        build: makes the module; called with torch's random state seeded. It may leave a lower module's parameters on the
-            meta device, without memory, if the module has a method `stored_weight(name) -> Tensor`: the backend then makes
-            them where they are to live, one after the other.
+        build: makes the module; called with torch's random state seeded, and for a sharded variable within `memoryless`,
+            if the backend takes such modules.
         sharded: a large variable, which the backend may cast, split and train in part: nothing of it is active until
             `activate` says so. Otherwise it keeps its precision, is whole in every process and trains entirely.
         blocks: groups the module's parameters; None makes it a single block.

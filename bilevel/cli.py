@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -106,23 +108,43 @@ def _plugin_commands() -> dict[str, Part]:
 
 
 def main() -> None:
-    """Entry point of the command `bilevel`."""
+    """Entry point of the command `bilevel`. Of several processes on a machine, the first one speaks for all."""
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
-    logging.getLogger("bilevel").setLevel(logging.INFO)
+    logging.getLogger("bilevel").setLevel(logging.INFO if speaks else logging.ERROR)
     try:
         app()
     except InputError as error:
-        errors.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
-        sys.exit(2)
+        if speaks:
+            errors.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+        _leave(2)
     except BilevelError as error:
         from bilevel.loop import Interrupted
 
-        errors.print(f"{error}", markup=False, style="yellow" if isinstance(error, Interrupted) else "red", soft_wrap=True)
-        sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 1)
+        interrupted = isinstance(error, Interrupted)
+        if speaks:
+            errors.print(f"{error}", markup=False, style="yellow" if interrupted else "red", soft_wrap=True)
+        _leave(INTERRUPTED if interrupted else 1)
+    except Exception:
+        if "RANK" not in os.environ:
+            raise
+        errors.print(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}", markup=False, soft_wrap=True)
+        _leave(1)
+    except SystemExit as end:
+        _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process. As one of several it leaves at once: its peers may wait for it, and cleaning up may wait for them."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

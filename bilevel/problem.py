@@ -1,13 +1,16 @@
 """What a user writes: the two losses of a bilevel problem, its variables and its data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks, find_blocks
+from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
 
 if TYPE_CHECKING:
@@ -18,6 +21,24 @@ T = TypeVar("T")
 
 Record = Mapping[str, Any]
 """What is kept of one step: `step`, the solver's metrics, `upper` summary values, `seconds`."""
+
+
+_memoryless: ContextVar[bool] = ContextVar("memoryless", default=False)
+
+
+@contextmanager
+def memoryless() -> Iterator[None]:
+    """Within, `Problem.lower` may return a module without memory for its weights; see there. For backends."""
+    token = _memoryless.set(True)
+    try:
+        yield
+    finally:
+        _memoryless.reset(token)
+
+
+def may_be_memoryless() -> bool:
+    """Whether `Problem.lower` is called by a backend that takes a module without memory."""
+    return _memoryless.get()
 
 
 class Forward(Protocol):
@@ -50,7 +71,15 @@ class Shard:
     micro_batch_size: int | None = None
 
     def split(self, samples: Sequence[T]) -> list[Sequence[T]]:
-        """This process's samples (every world_size-th, from rank on), cut into micro-batches."""
+        """This process's samples (every world_size-th, from rank on), cut into micro-batches.
+
+        Raises `InputError` if the processes would not get equally many: they wait for each other in every forward pass.
+        """
+        if len(samples) % self.world_size:
+            raise InputError(
+                f"a batch of {len(samples)} cannot be dealt evenly to {self.world_size} processes; "
+                f"choose a batch size that is a multiple of {self.world_size}"
+            )
         mine = samples[self.rank :: self.world_size]
         size = self.micro_batch_size or max(1, len(mine))
         return [mine[start : start + size] for start in range(0, len(mine), size)]
@@ -76,13 +105,25 @@ class Problem(ABC, Generic[B]):
         Called once, first. Raise `InputError` for what the user has to mend. Does nothing by default.
         """
 
+    def fingerprint(self) -> str:
+        """A hash of what `prepare` read (data, model): processes that differ in it, or a resumed run, are refused.
+
+        "" by default: nothing to compare.
+        """
+        return ""
+
     @abstractmethod
     def upper(self) -> nn.Module:
         """A module that holds x. It is small, kept in full precision and present whole in every process."""
 
     @abstractmethod
     def lower(self) -> nn.Module:
-        """A module that holds y, at its initial value. Random initialisation is seeded by the backend."""
+        """A module that holds y, at its initial value. Random initialisation is seeded by the backend.
+
+        Where `may_be_memoryless()` says so, a large module may leave its parameters on the meta device, if it has a method
+        `stored_weight(name) -> Tensor`: the backend then makes them where they are to live, one after the other, so that
+        no process holds them all.
+        """
 
     @abstractmethod
     def upper_loss(self, x: Forward, y: Forward, batch: B) -> Loss:

@@ -20,7 +20,12 @@ from bilevel.plain import flatten
 from bilevel.problem import Record
 
 MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
-"""Settings that a resumed run may give anew; any other would make it another run."""
+"""Settings that a resumed run may give anew; any other would make it another run. So may the backend, but for its precision:
+a run can go on with more processes, or on another machine."""
+
+
+def _may_change(key: str) -> bool:
+    return key in MAY_CHANGE or (key.startswith("backend.") and key != "backend.dtype")
 
 
 class RunDirectory:
@@ -61,7 +66,7 @@ class RunDirectory:
             raise InputError(f"there is no run to resume in {self.path} (no recipe.yaml there); run without --resume")
         before, now = flatten(yaml.safe_load(self.recipe_file.read_text())), flatten(yaml.safe_load(_dump(recipe)))
         differing = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in MAY_CHANGE
+            key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _may_change(key)
         )
         if differing:
             key = differing[0]

@@ -36,7 +36,9 @@ class FullySharded(Layout):
 
     def part(self, name: str) -> Tensor:
         """The local shard."""
-        return self._sharded(name).detach().to_local()
+        sharded = self._sharded(name).detach()
+        assert isinstance(sharded, DTensor)
+        return sharded.to_local()
 
     def reduce(self, name: str, gradient: Tensor) -> Tensor:
         """FSDP has reduced it, to the mean over processes; ours is the sum."""

