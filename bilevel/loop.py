@@ -30,7 +30,6 @@ from bilevel.problem import Problem, Record
 from bilevel.run_directory import RunDirectory
 from bilevel.solver import Solver, State
 
-
 T = TypeVar("T")
 
 
@@ -242,7 +241,7 @@ def _step(t: int, run: Run, state: State) -> Record:
         "upper": upper,
         "active": sorted(blocks),
         "optimizer_bytes": sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
-        "size": run.backend.processed - processed,
+        "size": sum(run.backend.gather(run.backend.processed - processed)),
         "seconds": round(time.perf_counter() - started, 4),
     }
 

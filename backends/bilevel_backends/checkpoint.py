@@ -115,8 +115,10 @@ def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
 
 
 def _like_the_others(v: ModuleVariable, master: Tensor, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    known = next((keys for keys in v.processes.gather({k: t.dim() for k, t in moments.items()}) if keys), {})
-    return {k: moments.get(k, torch.zeros_like(master) if dim else torch.zeros(())) for k, dim in known.items()}
+    scalars = {key: None if value.dim() else value.cpu() for key, value in moments.items()}
+    known = next((found for found in v.processes.gather(scalars) if found), {})
+    empty = {key: torch.zeros_like(master) if value is None else value for key, value in known.items()}
+    return moments or empty
 
 
 def _buffers(v: ModuleVariable) -> Iterator[tuple[str, Tensor]]:

@@ -108,7 +108,7 @@ class FSDPBackend(ModuleBackend):
         policy: dict[str, Any] = {
             "mesh": self._mesh,
             "mp_policy": MixedPrecisionPolicy(reduce_dtype=None if self.dtype == "float64" else torch.float32),
-            "offload_policy": CPUOffloadPolicy() if self.offload_parameters else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(self._device.type == "cuda") if self.offload_parameters else OffloadPolicy(),
             "reshard_after_forward": True,
         }
         move_buffers(module, self._device)

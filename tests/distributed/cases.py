@@ -1,0 +1,148 @@
+"""A small language problem with every difficulty that a sharded backend has: tied weights, a parameter that no number of
+processes divides, one smaller than the number of processes, blocks that come and go."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bilevel import LISA, AdamW, Backend, Problem, ScaleBiO, Shard, fit
+
+WORDS, WIDTH = 11, 6
+Batch = tuple[Tensor, Tensor]
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH + 1)
+        self.down = nn.Linear(2 * WIDTH + 1, WIDTH)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.scale * self.down(torch.tanh(self.up(self.norm(hidden))))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(4))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("shift", torch.linspace(0, 1, WORDS))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embedding(ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.head(self.norm(hidden)) + self.shift
+
+
+class Shares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        return torch.softmax(self.logits, 0)
+
+
+@dataclass
+class Sentences(Problem[Batch]):
+    """Three sources of random rows; which of them helps the fourth?"""
+
+    rows: int = 12
+    poison: int = -1  # the step at which the first process sees a loss that is not a number
+    crash: int = -1  # ... at which the last process fails
+    death: int = -1  # ... at which it is killed
+    private: bool = False  # every process reads other data
+    pause: float = 0.0  # seconds that a batch takes
+
+    def fingerprint(self) -> str:
+        return os.environ.get("RANK", "0") if self.private else ""
+
+    def upper(self) -> nn.Module:
+        return Shares()
+
+    def lower(self) -> nn.Module:
+        return Model()
+
+    def upper_loss(self, x: Any, y: Any, batch: Batch) -> Tensor:
+        return self._losses(y, batch[0]).sum() / self.rows
+
+    def lower_loss(self, x: Any, y: Any, batch: Batch) -> Any:
+        losses = self._losses(y, batch[0]).double()
+        means = torch.stack([losses[batch[1] == source].sum() / (self.rows / 3) for source in range(3)])
+        return torch.dot(x(), means), {f"s{source}": mean.detach() for source, mean in enumerate(means)}
+
+    def upper_batch(self, index: int, shard: Shard) -> Sequence[Batch]:
+        return self._batch(2 * index, shard)
+
+    def lower_batch(self, index: int, shard: Shard) -> Sequence[Batch]:
+        if index == self.crash and shard.rank == shard.world_size - 1:
+            raise RuntimeError("this process fails on purpose")
+        if index == self.death and shard.rank == shard.world_size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.pause)
+        batch = self._batch(2 * index + 1, shard)
+        if index == self.poison and shard.rank == 0:
+            batch = [(ids, sources + 0) for ids, sources in batch]
+            batch[0][0][:] = -1
+        return batch
+
+    def summary(self, x: Any) -> dict[str, float]:
+        return {f"s{source}": float(share) for source, share in enumerate(x())}
+
+    def _batch(self, number: int, shard: Shard) -> list[Batch]:
+        draw = torch.Generator().manual_seed(number)
+        ids = torch.randint(0, WORDS, (self.rows, 9), generator=draw)
+        ids[::3, 1:] = ids[::3, :1]  # the first source repeats one word
+        rows = [(row, source % 3) for source, row in enumerate(ids)]
+        return [(torch.stack([r for r, _ in part]), torch.tensor([s for _, s in part])) for part in shard.split(rows)]
+
+    def _losses(self, y: Any, ids: Tensor) -> Tensor:
+        if int(ids.min()) < 0:
+            return y(ids.clamp_min(0)).sum() * torch.tensor(float("nan")) + torch.zeros(len(ids))
+        logits = y(ids[:, :-1]).float()
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return losses.view(len(ids), -1).mean(1)
+
+
+# AdamW with eps 1e-5: with 1e-8 it divides rounding noise by rounding noise where a gradient is next to nothing
+SOLVER = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=1e-2, optimizer_z=AdamW(eps=1e-5, clip=1.0), warmup=2)
+ACTIVE = LISA(blocks=2, period=3, embedding="train", head="train", rest="train")
+STEPS = 12
+CHECKED = (4, 8, 12)
+
+
+def run(backend: Backend, output: Path, **settings: Any) -> Any:
+    """Several switches of blocks, with a checkpoint every fourth step."""
+    problem = settings.pop("problem", None) or Sentences()
+    fields = {"steps": STEPS, "checkpoint_every": 4, "keep_checkpoints": 9, "active": ACTIVE, **settings}
+    return fit(problem, SOLVER, backend, output=output, **fields)
+
+
+def tensors(directory: Path, steps: int) -> dict[str, Tensor]:
+    """Everything that a checkpoint holds, by variable and name."""
+    found: dict[str, Tensor] = {}
+    for file in sorted((directory / "checkpoints" / f"step-{steps:08d}").glob("*.safetensors")):
+        variable = file.name.split("-")[0]
+        for name, tensor in load_file(file).items():
+            found[f"{variable}/{name}"] = tensor
+    return found
