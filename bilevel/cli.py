@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process. As one of several it leaves at once: its peers may wait for it, and cleaning up may wait for them."""
+    """End this process. One of several leaves at once: to clean up, it might wait for peers that wait for it."""
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -174,4 +174,3 @@ def _refused(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, REFUSED[key]) for key in config if key in REFUSED] + [
         (f"zero_optimization.{key}", REFUSED_ZERO[key]) for key in zero if key in REFUSED_ZERO
     ]
-

@@ -132,4 +132,3 @@ class FSDPBackend(ModuleBackend):
         """Without its weights, which `lay_out` copies shard by shard."""
         assert source.layout.skeleton is not None
         return skeleton(source.layout.skeleton)
-

@@ -66,28 +66,27 @@ def switches(where: Path) -> None:
         backend, problem = backend_of(kind), Sentences()
         backend.start(0)
         state = SOLVER.init(problem, backend)
-        y = state.replicas["y"]
+        z = state.replicas["z"]
         seconds, sizes, hooks, memory = [], [], [], []
         for t in range(50):
-            blocks = LISA(blocks=1, period=1).at(t, y.blocks, 0)
-            before = backend.weights(y)
+            blocks = LISA(blocks=1, period=1).at(t, z.blocks, 0)
+            before = backend.weights(z)
             started = time.perf_counter()
             for replica in state.replicas.values():
                 backend.activate(replica, blocks)
             seconds.append(time.perf_counter() - started)
             SOLVER.step(t, state, problem, backend)
-            frozen = set(y.blocks.parameters(y.blocks.names - blocks))
-            after = backend.weights(y)
+            frozen = set(z.blocks.parameters(z.blocks.names - blocks))
+            after = backend.weights(z)
             assert all(torch.equal(before[name], after[name]) for name in frozen & before.keys()), (
                 f"{kind}: a frozen block moved"
             )
-            sizes.append(backend.optimizer_bytes(y))
-            module: Any = y.module  # type: ignore[attr-defined]
+            sizes.append(backend.optimizer_bytes(z))
+            module: Any = z.module  # type: ignore[attr-defined]
             hooks.append(sum(len(p._post_accumulate_grad_hooks or ()) for p in module.parameters()))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         found[kind] = {
             "seconds": sorted(seconds)[25], "sizes": sizes, "hooks": hooks, "growth_kb": memory[-1] - memory[10],
-            "share": sum(p.numel() for p in module.layers[0].parameters()) if kind[-1] in "012" else None,
         }  # fmt: skip
         backend.close()
     (where / f"switches-{os.environ['RANK']}.json").write_text(json.dumps(found))

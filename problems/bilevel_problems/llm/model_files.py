@@ -102,9 +102,8 @@ class _StoredWeights:
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
 
-        self._where = {
-            name: file for part in sorted(path.glob("*.safetensors")) for file in [safe_open(part, "pt")] for name in file.keys()
-        }
+        files = [safe_open(part, "pt") for part in sorted(path.glob("*.safetensors"))]
+        self._where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
     @property
     def dtype(self) -> torch.dtype:
