@@ -92,7 +92,22 @@ def switches(where: Path) -> None:
     (where / f"switches-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
-CASES: dict[str, Callable[[Path], None]] = {"equal": equal, "resume": resume, "switches": switches}
+def language_models(where: Path) -> None:
+    """Real architectures, made from stored weights; settings.json says where they and their data are."""
+    from tests.distributed.language import reweight
+
+    for family, settings in json.loads((where / "settings.json").read_text()).items():
+        for kind in ("zero2", "zero3", "fsdp"):
+            backend = backend_of(kind, micro_batch_size=2, activation_checkpointing=kind != "zero2")
+            reweight(backend, settings, where / f"{family}-{kind}")
+
+
+CASES: dict[str, Callable[[Path], None]] = {
+    "equal": equal,
+    "resume": resume,
+    "switches": switches,
+    "language_models": language_models,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
