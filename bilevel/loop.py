@@ -234,6 +234,7 @@ class _Keeper:
         self.run.backend.save(part, state.variables)
         write_atomic(part / "memory.json", json.dumps(state.memory))
         self.directory.finish_checkpoint(part, self.keep)
+        self.directory.write(self.run.problem.snapshot(self.run.backend.weights(state.x)))
         self.write_artifacts()
 
     def write_artifacts(self) -> None:
