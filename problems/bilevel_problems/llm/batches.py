@@ -33,7 +33,7 @@ class TokenBatch:
     weights: Tensor
     share: float
     size: int
-    rows: Tensor | None = None
+    rows: Tensor
 
     @property
     def row_of_target(self) -> Tensor:

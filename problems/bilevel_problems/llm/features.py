@@ -68,12 +68,7 @@ def hashed_words(source: SourceRows) -> Mapping[str, ArrayLike]:
     The words of all turns, in lower case, each counted with a sign in a column that its hash decides; the columns of a row
     have norm 1, so that its length does not enter.
     """
-    bags = np.zeros((len(source.table), WORD_COLUMNS))
-    for place, row in enumerate(source.rows):
-        for turn in row.turns:
-            for word in re.findall(r"\w+", turn.text.lower()):
-                column, sign = _place(word)
-                bags[place, column] += sign
+    bags = np.array([_bag(row) for row in source.rows])
     bags /= np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-12)
     return {f"{column:02d}": bags[:, column] for column in range(WORD_COLUMNS)}
 
@@ -150,6 +145,15 @@ def _column(name: str, given: ArrayLike, source: SourceRows) -> NDArray[np.float
     if len(bad):
         raise InputError(f"the feature {name!r} is {values[bad[0]]} for the row {source.table.where(int(bad[0]))}")
     return values
+
+
+def _bag(row: Row) -> list[float]:
+    bag = [0.0] * WORD_COLUMNS
+    for turn in row.turns:
+        for word in re.findall(r"\w+", turn.text.lower()):
+            column, sign = _place(word)
+            bag[column] += sign
+    return bag
 
 
 @lru_cache(maxsize=1 << 16)

@@ -5,8 +5,8 @@
 L2_i is the loss on source i, L1 the loss on the validation sets, p(λ) the source weights, y a language model (Pan et al.,
 "ScaleBiO", ACL 2025, arXiv 2406.19976). Both are means over rows of a row's mean over its labelled tokens.
 
-Rows of a source may also differ in weight (see `weighting`): the lower loss is then Σ_r p_r · L2_r over the rows of all
-sources.
+Rows of a source may also differ in weight (see `weight_carriers`): the lower loss is then Σ_r p_r · L2_r over the rows of
+all sources.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from bilevel_problems.llm.source_weights import SourceWeights, divergence, logit
 from bilevel_problems.llm.targets import TargetLoss, target_losses, target_table
 from bilevel_problems.llm.tokens import TokenTable, default_cache, tokenise
 from bilevel_problems.llm.trust import Trust
-from bilevel_problems.llm.weighting import PerSample, PerScorer, PerSource, Weighting
+from bilevel_problems.llm.weight_carriers import PerSample, PerScorer, PerSource, WeightCarrier
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -114,7 +114,7 @@ class LLMReweighting(Problem[TokenBatch]):
     on_overlap: Literal["report", "error"] = "report"
     attention: str | None = None
     trust_remote_code: bool = False
-    weighting: Weighting = field(default_factory=PerSource)
+    weighting: WeightCarrier = field(default_factory=PerSource)
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
@@ -215,7 +215,7 @@ class LLMReweighting(Problem[TokenBatch]):
         logits = logits_of(torch.tensor(list(final.values()), dtype=torch.float64), self.floor)
         content = {
             "sources": final,
-            "average": Trust(history).average,
+            "average": self._trust(history).average,
             "logits": dict(zip(final, logits.tolist(), strict=True)),
             "steps": len(history),
             "trust": self._verdicts(history),
@@ -242,14 +242,17 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def report(self, history: Sequence[Record]) -> RenderableType:
         """The table of weights, and whether to trust them; how each target fared, if there are several."""
-        parts: list[RenderableType] = [Trust(history).table({name: len(table) for name, table in self._train.items()})]
+        parts: list[RenderableType] = [self._trust(history).table({name: len(table) for name, table in self._train.items()})]
         parts += [Text(f"- {warning}") for warning in self._row_warnings(history)]
         if len(self._targets) > 1:
             parts += [Text(), target_table(self._target_losses(history))]
         return Group(*parts)
 
+    def _trust(self, history: Sequence[Record]) -> Trust:
+        return Trust(history)
+
     def _verdicts(self, history: Sequence[Record]) -> list[str]:
-        return [*Trust(history).verdicts(), *self._row_warnings(history)]
+        return [*self._trust(history).verdicts(), *self._row_warnings(history)]
 
     def _row_warnings(self, history: Sequence[Record]) -> list[str]:
         if isinstance(self.weighting, PerSource):

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import types
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
@@ -20,7 +21,7 @@ from bilevel import AdamW, InputError, ScaleBiO, fit, hookimpl
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.llm.features import SourceRows
 from bilevel_problems.llm.reweighting import LLMReweighting, Source, ValidationSet
-from bilevel_problems.llm.weighting import PerSample, PerScorer, PerSource, Weighting
+from bilevel_problems.llm.weight_carriers import PerSample, PerScorer, PerSource, WeightCarrier
 from tests.reweighting.conftest import WORDS, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]
@@ -39,7 +40,7 @@ def small(problem: Make, tmp_path: Path) -> Make:
     words = {"one": WORDS, "two": [word[::-1] for word in WORDS], "three": NOISE}
     sources = [Source(n, write_rows(tmp_path / f"{n}.jsonl", sentences(s, SIZES[n], words[n]))) for s, n in enumerate(SIZES)]
 
-    def make(weighting: Weighting, **settings: Any) -> LLMReweighting:
+    def make(weighting: WeightCarrier, **settings: Any) -> LLMReweighting:
         initial = {"one": 0.5, "two": 0.2, "three": 0.3}
         fields = {"sources": sources, "initial": initial, "floor": 0.1, "batch_size": 6, **settings}
         return problem(weighting=weighting, **fields)
@@ -87,7 +88,7 @@ def whole_objective(p: LLMReweighting, x: dict[str, Tensor], y: Any) -> tuple[fl
 
 
 def row_distribution(p: LLMReweighting, module: torch.nn.Module) -> Tensor:
-    """p_r as `weighting` defines it, from the module's parameters, written out again."""
+    """p_r as `weight_carriers` defines it, from the module's parameters, written out again."""
     sizes = torch.tensor([len(table) for table in p._train.values()])
     n = torch.repeat_interleave(sizes, sizes).double()
     k, floor = len(sizes), p.floor
@@ -363,6 +364,8 @@ def test_hashed_words_see_words_and_not_their_number_or_case(tmp_path: Path, pro
     np.testing.assert_allclose(raw[1], raw[0], atol=1e-12)
     np.testing.assert_allclose(raw[2], raw[0], atol=1e-12)
     assert abs(raw[0] @ raw[3]) < 0.5
+    blue, hat = zlib.crc32(b"blue"), zlib.crc32(b"hat")  # by a hash that is the same in every process
+    assert set(np.flatnonzero(raw[3])) == {blue % 64, hat % 64}
     np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1)
 
 
@@ -431,13 +434,15 @@ def test_features_that_are_no_numbers_of_rows_are_refused(
         small(PerScorer(function.__name__)).prepare()
 
 
-def test_a_constant_feature_says_nothing_and_breaks_nothing(small: Make, register: Callable[..., None]) -> None:
-    register(constant=lambda source: {"a": np.full(len(source.table), 1e9 / 3)})
-    p = small(PerScorer("constant"))
+def test_a_constant_feature_says_nothing_and_breaks_nothing(problem: Make, register: Callable[..., None]) -> None:
+    """0.1 in 94 rows has a mean that is not quite 0.1; divided by its deviation, that would be as good a feature as any."""
+    register(constant=lambda source: {"a": np.full(len(source.table), 0.1)})
+    p = problem(weighting=PerScorer("constant"))
     p.prepare()
+    assert not p._features[1].values.any()
     module = p.upper()
     scatter(module)
-    assert module().tolist() == pytest.approx([0.5, 0.2, 0.3], rel=1e-12)
+    assert module().tolist() == pytest.approx([1 / 3] * 3, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +459,7 @@ def test_a_constant_feature_says_nothing_and_breaks_nothing(small: Make, registe
     ],
 )
 def test_what_cannot_be_weighted_is_said_before_the_model_is_loaded(
-    small: Make, monkeypatch: pytest.MonkeyPatch, weighting: Weighting, settings: dict[str, Any], message: str
+    small: Make, monkeypatch: pytest.MonkeyPatch, weighting: WeightCarrier, settings: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=message):
