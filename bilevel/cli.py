@@ -70,7 +70,7 @@ def run(
 
 @app.command("list")
 def list_parts() -> None:
-    """Show the problems, solvers, backends, checks and commands that are installed, and broken plugins with the reason."""
+    """Show what is installed for every part of a recipe, the checks and commands, and broken plugins with the reason."""
     from bilevel.plugins import load_plugins
 
     plugins = load_plugins()

@@ -1,6 +1,6 @@
 """The hooks a plugin may implement.
 
-A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first five hooks
+A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first six hooks
 register parts by name and by import path, so that nothing is imported before it is used; the others follow a run.
 """
 
@@ -41,6 +41,11 @@ def bilevel_backends(register: Register) -> None:
 @hookspec
 def bilevel_checks(register: Register) -> None:
     """Register theory checks."""
+
+
+@hookspec
+def bilevel_features(register: Register) -> None:
+    """Register functions that describe rows of text by numbers, for a scorer of rows (see `llm-reweighting`)."""
 
 
 @hookspec

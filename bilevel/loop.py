@@ -309,6 +309,9 @@ class _Keeper:
         if self.first:
             write_atomic(part / "run.json", json.dumps(kept))
         on_first(backend, lambda: self.directory.finish_checkpoint(part, self.keep))
+        x = backend.weights(state.x)
+        if self.first:
+            self.directory.write(self.run.problem.snapshot(x))
         self.write_artifacts()
 
     def write_artifacts(self) -> None:

@@ -160,6 +160,15 @@ class Problem(ABC, Generic[B]):
         """
         return {}
 
+    def snapshot(self, x: Mapping[str, Tensor]) -> Mapping[str, str | bytes]:
+        """Files (name: content) that say what was learned, written with every checkpoint. None by default.
+
+        For what does not fit into the records of steps.
+
+        x: the upper variable's parameters by name, as `Result.x` has them.
+        """
+        return {}
+
     def report(self, history: Sequence[Record]) -> "RenderableType | None":
         """What a person should read when the run ends (anything `rich` prints). Nothing by default."""
         return None

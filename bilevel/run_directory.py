@@ -130,7 +130,7 @@ class RunDirectory:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def write(self, files: Mapping[str, str]) -> None:
+    def write(self, files: Mapping[str, str | bytes]) -> None:
         """Write the problem's artifacts."""
         for name, content in files.items():
             write_atomic(self.path / name, content)

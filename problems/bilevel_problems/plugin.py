@@ -12,3 +12,10 @@ def bilevel_problems(register: Register) -> None:
     register("logistic-regularisation", "bilevel_problems.synthetic.logistic_regularisation:LogisticRegularisation")
     register("ridge-reweighting", "bilevel_problems.synthetic.ridge_reweighting:RidgeReweighting")
     register("hyper-cleaning", "bilevel_problems.synthetic.hyper_cleaning:HyperCleaning")
+
+
+@hookimpl
+def bilevel_features(register: Register) -> None:
+    """The features of this package."""
+    register("length", "bilevel_problems.llm.features:length")
+    register("hashed-words", "bilevel_problems.llm.features:hashed_words")

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,8 @@ def test_gradients_do_not_depend_on_padding(problem: Make, monkeypatch: pytest.M
     def padded(self: LLMReweighting, index: int, shard: Any) -> Any:
         out = []
         for b in original(self, index, shard):
-            rows, length = b.ids.shape
             ids = F.pad(b.ids, (0, 7), value=11)  # any token may stand there
-            out.append(type(b)(ids, b.positions + b.positions // length * 7, b.targets, b.weights, b.share, b.size))
+            out.append(replace(b, ids=ids, positions=b.positions + b.positions // b.ids.shape[1] * 7))
         return out
 
     monkeypatch.setattr(LLMReweighting, "lower_batch", padded)
@@ -67,8 +67,6 @@ def test_gradients_do_not_depend_on_padding(problem: Make, monkeypatch: pytest.M
 def test_gradients_summed_over_processes_are_those_of_one(
     problem: Make, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
-    from dataclasses import replace
-
     whole = gradients(problem())
     usual = TorchBackend.shard.fget
     total: dict[str, Tensor] = {}

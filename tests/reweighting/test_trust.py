@@ -53,6 +53,11 @@ def test_an_order_within_the_noise_is_not_read_out() -> None:
     assert "good" not in verdict
 
 
+def test_of_a_single_source_no_order_is_said() -> None:
+    records = [{**record, "upper": {"good": 1.0}} for record in history(still)]
+    assert [verdict.split(":")[0] for verdict in Trust(records).verdicts()] == ["penalty gap closed"]
+
+
 def test_signal_is_the_mean_push_with_a_standard_error_that_covers_it() -> None:
     signal = Trust(history(still)).signal
     for name, push in zip(NAMES, (0.05, 0.0, -0.05), strict=True):

@@ -24,6 +24,7 @@ class TokenBatch:
         rows of the mean over a row's targets. Shape: (sources, targets).
     share: this micro-batch's share of the rows of the global batch; the shares of all sum to 1.
     size: tokens, without padding.
+    rows: number of every row, counted through all tables. Shape: (rows,).
     """
 
     ids: Tensor
@@ -32,6 +33,12 @@ class TokenBatch:
     weights: Tensor
     share: float
     size: int
+    rows: Tensor
+
+    @property
+    def row_of_target(self) -> Tensor:
+        """Which row of the micro-batch every target stands in. Shape: (targets,)."""
+        return self.positions // self.ids.shape[1]
 
 
 def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard) -> list[TokenBatch]:
@@ -41,15 +48,20 @@ def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int,
     is fixed by the global batch.
     """
     counts = sampler.counts(index)
-    rows = [_Row(source, *tables[source].row(row), 1.0 / counts[source]) for source, row in sampler.batch(index, shard.seed)]
+    first = np.cumsum([0, *map(len, tables)])
+    rows = [
+        _Row(source, int(first[source]) + row, *tables[source].row(row), 1.0 / counts[source])
+        for source, row in sampler.batch(index, shard.seed)
+    ]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
     return [_pad(part, len(tables), len(rows)) for part in shard.split(rows)]
 
 
 class _Row(NamedTuple):
-    """One row, and its weight in the mean of its source."""
+    """One row, its number through all tables, and its weight in the mean of its source."""
 
     source: int
+    number: int
     ids: NDArray[np.int32]
     labels: NDArray[np.bool_]
     weight: float
@@ -75,4 +87,5 @@ def _pad(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
         torch.cat(weights, dim=1),
         share=len(rows) / total,
         size=sum(len(row.ids) for row in rows),
+        rows=torch.tensor([row.number for row in rows]),
     )

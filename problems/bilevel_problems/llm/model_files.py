@@ -100,10 +100,11 @@ class _StoredWeights:
     """The tensors in a directory's safetensors files, mapped: what is not asked for is not read."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
+        import safetensors
 
-        files = [safe_open(part, "pt") for part in sorted(path.glob("*.safetensors"))]
-        self._where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        map_file: Callable[[Path, str], Any] = safetensors.safe_open
+        files = [map_file(part, "pt") for part in sorted(path.glob("*.safetensors"))]
+        self._where: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
     @property
     def dtype(self) -> torch.dtype:

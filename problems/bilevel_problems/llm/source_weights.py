@@ -29,9 +29,13 @@ class SourceWeights(nn.Module):
 
 def logits_of(weights: Tensor, floor: float) -> Tensor:
     """The logits, with mean 0, that give these weights. Shape: (k,) -> (k,)."""
-    free = ((weights.double() - floor) / (1 - len(weights) * floor)).clamp_min(1e-12)
-    logits = free.log()
+    logits = free_part(weights, floor).log()
     return logits - logits.mean()
+
+
+def free_part(weights: Tensor, floor: float) -> Tensor:
+    """What of the weights is above the floor, as weights: positive, summing to 1. Shape: (k,) -> (k,)."""
+    return ((weights.double() - floor) / (1 - len(weights) * floor)).clamp_min(1e-12)
 
 
 def named_distribution(rule: str | Mapping[str, float], names: Sequence[str], sizes: Sequence[int], key: str) -> Tensor:

@@ -57,6 +57,8 @@ class Trust:
         if len(self.moving) < 8:
             held = len(self.history) - len(self.moving)
             return [f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"]
+        if len(self.names) == 1:  # it has all the weight, always
+            return [self._gap()]
         return [self._still_moving(), self._gap(), self._order()]
 
     def table(self, rows: Mapping[str, int]) -> Group:
