@@ -12,3 +12,10 @@ def bilevel_problems(register: Register) -> None:
     register("logistic-regularisation", "bilevel_problems.synthetic.logistic_regularisation:LogisticRegularisation")
     register("ridge-reweighting", "bilevel_problems.synthetic.ridge_reweighting:RidgeReweighting")
     register("hyper-cleaning", "bilevel_problems.synthetic.hyper_cleaning:HyperCleaning")
+
+
+@hookimpl
+def bilevel_commands(register: Register) -> None:
+    """The commands of this package."""
+    register("mix", "bilevel_problems.llm.commands.mix:mix")
+    register("export-weights", "bilevel_problems.llm.commands.export_weights:export_weights")

@@ -189,6 +189,16 @@ class LLMReweighting(Problem[TokenBatch]):
         """The table of weights, and whether to trust them."""
         return Trust(history).table({name: len(table) for name, table in self._train.items()})
 
+    @property
+    def source_tables(self) -> Mapping[str, TokenTable]:
+        """Source -> its rows as tokens."""
+        return self._train
+
+    @property
+    def validation_tables(self) -> Mapping[str, TokenTable]:
+        """Validation set -> its rows as tokens."""
+        return self._targets
+
     @cached_property
     def _files(self) -> ModelFiles:
         return find_model(self.model)
