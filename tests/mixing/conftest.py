@@ -21,7 +21,13 @@ FINAL = {"web": 0.25, "books": 0.25, "chat": 0.5}
 def alpaca(name: str, rows: int) -> list[dict[str, Any]]:
     """Rows of different lengths, each with fields that nobody reads."""
     return [
-        {"instruction": f"{name} {i}", "input": "", "output": "é" * (i % 7 + 1), "id": i, "meta": {"n": [i, None], "x": 0.1 * i}}
+        {
+            "instruction": f"{name} {i}",
+            "input": "",
+            "output": "é" * (i % 7 + 1),
+            "id": i,
+            "meta": {"n": [i, None], "x": 0.1 * i},
+        }
         for i in range(rows)
     ]
 

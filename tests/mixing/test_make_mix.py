@@ -1,6 +1,7 @@
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not(make_problem: Ma
 
 def test_the_order_is_shuffled_over_the_sources(make_problem: Make) -> None:
     sources = [source for source, _, _ in drawn(make_mix(make_problem(), AVERAGE, rows=60))]
-    changes = sum(a != b for a, b in zip(sources, sources[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(sources))
     assert changes > 20  # 36.6 are expected of a random order, 2 of sources one after another
 
 
@@ -217,7 +218,13 @@ def test_parquet_batches_may_differ_in_their_fields(
 
 def test_messages_are_the_turns_that_the_run_has_seen(make_problem: Make, tmp_path: Path) -> None:
     sharegpt = [
-        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": f"q{i}"}, {"from": "gpt", "value": "a"}]}
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": f"q{i}"},
+                {"from": "gpt", "value": "a"},
+            ]
+        }
         for i in range(5)
     ]
     asked = [{"instruction": "do", "input": str(i), "output": "done"} for i in range(5)]
@@ -228,6 +235,21 @@ def test_messages_are_the_turns_that_the_run_has_seen(make_problem: Make, tmp_pa
         origin = row["_bilevel"]
         turns = read_rows([origin["file"]])[origin["row"] - 1].turns
         assert row["messages"] == [{"role": turn.role, "content": turn.text} for turn in turns]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        alpaca("a", 1)[0], {"text": "a"}, {"prompt": "a", "completion": "b"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    ],
+)  # fmt: skip
+def test_readers_do_not_mind_where_a_row_is_from(tmp_path: Path, row: Row) -> None:
+    origin = {"source": "a", "file": "text", "row": 1, "repeat": 1}
+    (marked,) = read_rows([str(write_jsonl(tmp_path / "marked.jsonl", [{"_bilevel": origin, **row}]))])
+    (plain,) = read_rows([str(write_jsonl(tmp_path / "plain.jsonl", [row]))])
+    assert marked.turns == plain.turns
 
 
 def test_a_mix_can_be_read_and_mixed_again(make_problem: Make, tmp_path: Path) -> None:
@@ -337,3 +359,15 @@ def test_a_file_that_changes_in_between_is_noticed(make_problem: Make, tmp_path:
     write_jsonl(tmp_path / "web.jsonl", alpaca("web", 30))
     with pytest.raises(RunError, match=r"web\.jsonl: row \d+ is not there any more"):
         mix.write(tmp_path / "mix.jsonl")
+
+
+def test_a_file_that_somebody_else_writes_meanwhile_is_kept(tmp_path: Path) -> None:
+    from bilevel_problems.llm.mixing.row_files import write_rows
+
+    def rows() -> Iterator[Row]:
+        yield {"text": "ours"}
+        (tmp_path / "mix.jsonl").write_text("theirs")
+
+    with pytest.raises(InputError, match="exists, and nothing is overwritten"):
+        write_rows(tmp_path / "mix.jsonl", rows)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]

@@ -72,7 +72,12 @@ def test_given_weights_and_tokens_go_into_parquet_as_messages(
     ],
 )
 def test_bad_input_ends_with_2_and_one_message(
-    make_run: MakeRun, bilevel: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: Any, says: str
+    make_run: MakeRun,
+    bilevel: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: Any,
+    says: str,
 ) -> None:
     make_run()
     before = sorted(tmp_path.iterdir())

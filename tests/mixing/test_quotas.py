@@ -35,7 +35,11 @@ def test_a_source_without_weight_does_not_bound_the_total() -> None:
 
 def test_what_a_short_source_lacks_is_shared_by_the_weights_of_the_others() -> None:
     assert redistribute(np.array([0.5, 0.3, 0.2]), np.array([10, 100, 100]), 60).tolist() == [10, 30, 20]
-    assert redistribute(np.array([0.5, 0.3, 0.2]), np.array([10, 20, 100]), 60).tolist() == [10, 20, 30]  # a second one runs out
+    assert redistribute(np.array([0.5, 0.3, 0.2]), np.array([10, 20, 100]), 60).tolist() == [
+        10,
+        20,
+        30,
+    ]  # a second one runs out
     assert redistribute(np.array([0.5, 0.5, 0.0]), np.array([5, 5, 100]), 60).tolist() == [5, 5, 0]
 
 

@@ -5,13 +5,14 @@ from bilevel_problems.llm.exporting.weighted_data import WeightedData, WeightedS
 
 STOPPING = {"first": "first_exhausted", "all": "all_exhausted"}
 
-_MODULE = '''"""The sources of a reweighting run, interleaved by their weights ({origin}).
+_MODULE = '''"""The sources of a reweighting run, interleaved by their weights.
 
 Written by `bilevel export-weights`. `python THIS_FILE` shows the data set; `from THIS_FILE import data` uses it.
 """
 
 from datasets import concatenate_datasets, interleave_datasets, load_dataset, load_from_disk
 
+WEIGHTS_FROM = {origin!r}
 SEED = {seed}
 COLUMNS = {columns}
 SOURCES = {{
