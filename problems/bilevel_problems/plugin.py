@@ -19,3 +19,10 @@ def bilevel_features(register: Register) -> None:
     """The features of this package."""
     register("length", "bilevel_problems.llm.features:length")
     register("hashed-words", "bilevel_problems.llm.features:hashed_words")
+
+
+@hookimpl
+def bilevel_commands(register: Register) -> None:
+    """The commands of this package."""
+    register("mix", "bilevel_problems.llm.commands.mix:mix")
+    register("export-weights", "bilevel_problems.llm.commands.export_weights:export_weights")

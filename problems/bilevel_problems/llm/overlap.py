@@ -45,10 +45,10 @@ def find_overlap(train: Mapping[str, TokenTable], validation: Mapping[str, Token
     `rows.fingerprint`). Rows that are merely alike, or contained in one another, are not found, nor are rows that the
     tables have dropped.
     """
-    in_validation = {name: _rows_in(table, validation) for name, table in train.items()}
+    in_validation = {name: rows_in(table, validation) for name, table in train.items()}
     return Overlap(
         train={name: int(rows.sum()) for name, rows in in_validation.items()},
-        validation={name: int(_rows_in(table, train).sum()) for name, table in validation.items()},
+        validation={name: int(rows_in(table, train).sum()) for name, table in validation.items()},
         examples={
             name: tuple(_pair(train[name], int(row), validation) for row in np.flatnonzero(rows)[:_EXAMPLES])
             for name, rows in in_validation.items()
@@ -57,7 +57,7 @@ def find_overlap(train: Mapping[str, TokenTable], validation: Mapping[str, Token
     )
 
 
-def _rows_in(table: TokenTable, others: Mapping[str, TokenTable]) -> NDArray[np.bool_]:
+def rows_in(table: TokenTable, others: Mapping[str, TokenTable]) -> NDArray[np.bool_]:
     """Which rows of a table stand in any of the others. Shape: (rows,)."""
     elsewhere = [other.fingerprints for other in others.values()]
     return np.isin(table.fingerprints, np.concatenate(elsewhere)) if elsewhere else np.zeros(len(table), np.bool_)

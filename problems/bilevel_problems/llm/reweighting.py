@@ -272,6 +272,16 @@ class LLMReweighting(Problem[TokenBatch]):
     def _target_losses(self, history: Sequence[Record]) -> dict[str, TargetLoss]:
         return target_losses(history, dict(zip(self._targets, self._target_weights.tolist(), strict=True)))
 
+    @property
+    def source_tables(self) -> Mapping[str, TokenTable]:
+        """Source -> its rows as tokens."""
+        return self._train
+
+    @property
+    def validation_tables(self) -> Mapping[str, TokenTable]:
+        """Validation set -> its rows as tokens."""
+        return self._targets
+
     @cached_property
     def _files(self) -> ModelFiles:
         return find_model(self.model)

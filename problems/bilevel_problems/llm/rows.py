@@ -21,7 +21,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,30 @@ class Row:
     where: str
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as its file has it.
+
+    fields: every field, those that are ignored included.
+    format: how it is to be read; one of `FORMATS`.
+    file, number: where it stands; the number is that of `Row.where`.
+    """
+
+    fields: Mapping[str, Any]
+    format: str
+    file: Path
+    number: int
+
+    @property
+    def where(self) -> str:
+        """As `Row.where`."""
+        return f"{self.file}:{self.number}"
+
+    def row(self) -> Row:
+        """Its turns. Raises `InputError` as `read_rows` does."""
+        return Row(_FORMATS[self.format].turns(self.fields, self.where), self.where)
+
+
 def read_rows(patterns: Sequence[str], *, format: str | None = None) -> list[Row]:
     """Read all rows of the files that `patterns` name, in the order of `find_files`.
 
@@ -97,19 +121,24 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 def read_file(path: Path, format: str | None = None) -> list[Row]:
     """The rows of one file or saved data set. See `read_rows`."""
+    return [record.row() for record in read_records(path, format)]
+
+
+def read_records(path: Path, format: str | None = None) -> Iterator[Record]:
+    """The rows of one file or saved data set, unchanged. Raises `InputError` as `read_rows`, but for what turns hold."""
     if format is not None and format not in _FORMATS:
         raise InputError(f"unknown format {format!r}{_nearest(format, FORMATS)}; known formats: {', '.join(FORMATS)}")
-    rows = []
-    for number, record in _records(path):
+    empty = True
+    for number, fields in _records(path):
         where = f"{path}:{number}"
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: the row is {_kind(record)}; every row must be an object, {{...}}")
-        format = format or _detect(record, where)
-        _require_fields(record, format, where)
-        rows.append(Row(_FORMATS[format].turns(record, where), where))
-    if not rows:
+        if not isinstance(fields, dict):
+            raise InputError(f"{where}: the row is {_kind(fields)}; every row must be an object, {{...}}")
+        format = format or _detect(fields, where)
+        _require_fields(fields, format, where)
+        yield Record(fields, format, path, number)
+        empty = False
+    if empty:
         raise InputError(f"{path}: the file holds no rows; remove it from the list of files or fill it")
-    return rows
 
 
 def file_type(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Commands of `bilevel` that this package brings."""

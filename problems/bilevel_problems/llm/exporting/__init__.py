@@ -1,0 +1,1 @@
+"""Learned weights in the form that other trainers read."""

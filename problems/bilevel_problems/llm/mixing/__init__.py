@@ -1,0 +1,1 @@
+"""Weights -> a mixed data set, or the settings of another trainer."""
