@@ -77,8 +77,8 @@ def join_processes(device: torch.device, timeout: float, init: Callable[..., Any
     """
     if not launched():
         raise InputError(
-            "this backend runs under a launcher: `torchrun --nproc-per-node 8 -m bilevel run RECIPE` "
-            "(or `deepspeed --no_local_rank --module bilevel run RECIPE`); for one process without one, set backend.name=torch"
+            "this backend runs under a launcher: `torchrun --nproc-per-node 8 -m bilevel run RECIPE`, or "
+            "`deepspeed --no_local_rank --module bilevel run RECIPE`; for one process without one, set backend.name=torch"
         )
     if not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

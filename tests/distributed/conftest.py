@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 300  # seconds; a hang must not hold up the suite
 
 
-def launch(*arguments: str, cwd: Path, processes: int = 2, limit: float = LIMIT) -> "subprocess.CompletedProcess[str]":
+def launch(*arguments: str, cwd: Path, processes: int = 2, gpus: bool = False) -> "subprocess.CompletedProcess[str]":
     """Start processes with torchrun and wait for the end."""
     environment = {
         **os.environ,
@@ -20,9 +20,10 @@ def launch(*arguments: str, cwd: Path, processes: int = 2, limit: float = LIMIT)
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "COLUMNS": "200",
+        **({} if gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=limit, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
 @pytest.fixture(scope="session")

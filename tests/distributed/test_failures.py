@@ -85,7 +85,13 @@ def test_what_the_user_has_to_mend_ends_all_processes_with_code_2(tmp_path: Path
 
 def test_a_preempted_job_checkpoints_and_goes_on_with_resume(tmp_path: Path) -> None:
     write(tmp_path, "pause=0.05")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "-m", "bilevel", "run", "recipe.py", "--set", "run.checkpoint_every=1000"]  # fmt: skip
     with subprocess.Popen(
