@@ -84,6 +84,23 @@ def list_parts() -> None:
 
 
 @app.command()
+def check(
+    what: Annotated[str, typer.Argument(help="A problem, solver or backend by name, or a recipe, for its problem.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+) -> None:
+    """Check that a part does what the others rely on: for authors of plugins."""
+    from bilevel.testing.check import check
+    from bilevel.testing.contract import ContractError
+
+    try:
+        print(f"{check(what, changes or [])} keeps the contract")
+    except ContractError as error:
+        raise RunError(f"{what}: {error}") from error
+
+
+@app.command()
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Claims; all by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points.")] = False,

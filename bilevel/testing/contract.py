@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bilevel.backend import Backend, Variable
 from bilevel.blocks import find_blocks
-from bilevel.errors import NonFiniteError
+from bilevel.errors import InputError, NonFiniteError
 from bilevel.loop import fit
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Forward, Problem, Shard
@@ -68,12 +68,22 @@ def check_problem(problem: Problem[Any], *, index: int = 3, tolerance: float = 1
                 )
         for how, batches in (
             ("micro-batches of one sample", batch(index, Shard(micro_batch_size=1))),
-            ("two processes", [*batch(index, Shard(rank=0, world_size=2)), *batch(index, Shard(rank=1, world_size=2))]),
+            ("several processes", _dealt(batch, index)),
         ):
             _close(f"the {level} loss on {how}", _evaluate(loss, x, y, batches), whole, tolerance)
     with torch.no_grad():
         for key, value in problem.summary(x).items():
             _require(math.isfinite(float(value)), f"summary()[{key!r}] is {value}, not a finite number")
+
+
+def _dealt(batch: Callable[[int, Shard], Sequence[Any]], index: int) -> list[Any]:
+    """The batch as two processes get it, or three, if it cannot be halved; in one piece if neither divides it."""
+    for world_size in (2, 3):
+        try:
+            return [part for rank in range(world_size) for part in batch(index, Shard(rank=rank, world_size=world_size))]
+        except InputError:
+            continue
+    return list(batch(index, Shard()))
 
 
 @dataclasses.dataclass(frozen=True)
