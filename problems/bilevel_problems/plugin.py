@@ -7,8 +7,17 @@ from bilevel.hookspecs import Register, hookimpl
 def bilevel_problems(register: Register) -> None:
     """The problems of this package."""
     register("llm-reweighting", "bilevel_problems.llm.reweighting:LLMReweighting")
+    register("llm-finetuning", "bilevel_problems.llm.finetuning:FineTuning")
     register("quadratic", "bilevel_problems.synthetic.quadratic:Quadratic")
     register("cubic-bias", "bilevel_problems.synthetic.cubic_bias:CubicBias")
     register("logistic-regularisation", "bilevel_problems.synthetic.logistic_regularisation:LogisticRegularisation")
     register("ridge-reweighting", "bilevel_problems.synthetic.ridge_reweighting:RidgeReweighting")
     register("hyper-cleaning", "bilevel_problems.synthetic.hyper_cleaning:HyperCleaning")
+
+
+@hookimpl
+def bilevel_commands(register: Register) -> None:
+    """The commands of this package."""
+    register("finetune", "bilevel_problems.llm.commands.finetune:finetune")
+    register("export", "bilevel_problems.llm.commands.export:export")
+    register("evaluate", "bilevel_problems.llm.commands.evaluate:evaluate")
