@@ -48,6 +48,7 @@ def test_finetune_writes_a_model_that_is_better_at_the_validation_rows(
     assert recipe["run"] == {"steps": 10, "output": str(run), "seed": 3, "checkpoint_every": None, "keep_checkpoints": 2}
     assert recipe["solver"]["lr"] == {"peak": 0.01, "steps": 10, "warmup": 0, "floor": 0.0, "name": "cosine"}
     assert recipe["active"] == {"name": "all"}
+    assert recipe["solver"]["evaluate_every"] == 1
     (tuned,) = json.loads((run / "evaluation.json").read_text()).values()
     assert f"{tuned['loss']:.4f}" in shown
     bilevel(
@@ -106,6 +107,16 @@ def test_a_stopped_run_goes_on_without_its_options_being_repeated(basics: list[s
         bilevel("finetune", "--resume", "--output", tmp_path / "cut", "--steps", 9)
 
 
+def test_a_run_that_has_its_model_is_not_trained_on(basics: list[str], tmp_path: Path) -> None:
+    bilevel("finetune", *basics, "--output", tmp_path / "run", "--steps", 1, "--set", "solver.lr=1e-3")
+    with pytest.raises(InputError, match=r"run/model exists"):
+        bilevel("finetune", "--resume", "--output", tmp_path / "run", "--steps", 2)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "run" / "model").rename(tmp_path / "first")
+    bilevel("finetune", "--resume", "--output", tmp_path / "run", "--steps", 2)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_recipe_does_the_same_under_run_and_finetune(basics: list[str], tmp_path: Path) -> None:
     """And options stand above it."""
     bilevel("finetune", *basics, "--output", tmp_path / "first", "--steps", 2, "--lr", "1e-2")
@@ -122,6 +133,22 @@ def test_a_recipe_does_the_same_under_run_and_finetune(basics: list[str], tmp_pa
     assert recipe_of(tmp_path / "third")["problem"]["batch_size"] == 8
 
 
+def test_what_a_recipe_says_and_no_option_does_stays(basics: list[str], tmp_path: Path) -> None:
+    recipe = {
+        "problem": {"name": "llm-finetuning", "model": basics[1], "data": basics[3], "lora": {"rank": 3}, "batch_size": 8},
+        "solver": {"name": "descent", "evaluate_every": 7},
+        "backend": {"name": "torch", "device": "cpu"},
+        "run": {"output": str(tmp_path / "run"), "seed": 5},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    bilevel("finetune", tmp_path / "recipe.yaml", "--epochs", 0.4)
+    done = recipe_of(tmp_path / "run")
+    assert done["problem"]["lora"]["rank"] == 3
+    assert done["solver"]["lr"]["peak"] == 1e-4  # that of adapters
+    assert done["solver"]["evaluate_every"] == 7
+    assert (done["run"]["steps"], done["run"]["seed"]) == (2, 5)
+
+
 def test_the_length_can_be_given_in_tokens(basics: list[str], tmp_path: Path) -> None:
     bilevel("finetune", *basics, "--output", tmp_path / "run", "--tokens", 900)
     sizes = [json.loads(line)["size"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -133,6 +160,10 @@ def test_the_length_can_be_given_in_tokens(basics: list[str], tmp_path: Path) ->
     [
         (["--method", "lorra"], "--method lorra: there is no such method; did you mean 'lora'? Known: full, lisa, lora"),
         (["--steps", "3", "--epochs", "1"], "--epochs and --steps are given; give one of them"),
+        (["--lr", "-1"], "--lr is -1.0; it must be positive"),
+        (["--set", "solver.lr=-1"], "solver.lr: the schedule -1 is -1.0 at step 4"),
+        (["--set", "run.steps=ten"], "run.steps is 'ten'"),
+        (["--set", "run.steps=-3"], "steps must be at least 1, not -3"),
         (["--epochs", "0"], "--epochs is 0.0; it must be positive"),
         (["--set", "problem.batchsize=3"], "--set problem.batchsize=3: unknown key problem.batchsize; did you mean 'batch_size'?"),
         (["--set", "solver.lr=fast"], "solver.lr is 'fast'"),

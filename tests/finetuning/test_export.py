@@ -80,11 +80,13 @@ def test_adapters_are_merged(tuning: Make, tmp_path: Path, family: str) -> None:
 
 
 def test_an_adapter_of_a_bfloat16_run_is_merged_in_float32(tuning: Make, tmp_path: Path) -> None:
-    module = train(tuning(lora=LoRA(rank=2)), tmp_path / "run", lr=0.05, dtype="bfloat16")
+    """W + alpha/rank · B A."""
+    module = train(tuning(lora=LoRA(rank=2, alpha=6)), tmp_path / "run", lr=0.05, dtype="bfloat16")
     export_model(tmp_path / "run", tmp_path / "model", dtype="float32")
     layer = module.float().model.base_model.model.model.layers[1].mlp.up_proj
-    expected = layer.base_layer.weight + layer.get_delta_weight("default")
-    assert torch.equal(loaded(tmp_path / "model").model.layers[1].mlp.up_proj.weight, expected)
+    expected = layer.base_layer.weight + 3 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    merged = loaded(tmp_path / "model").model.layers[1].mlp.up_proj.weight
+    torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-7)
     export_model(tmp_path / "run", tmp_path / "as-it-was")
     assert loaded(tmp_path / "as-it-was").dtype == torch.bfloat16
 

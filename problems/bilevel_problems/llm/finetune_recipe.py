@@ -18,6 +18,8 @@ from bilevel.schedule import at
 PROBLEM = "llm-finetuning"
 WARMUP = 0.03  # of all steps: Adam's second moments need a few dozen gradients before they can be trusted
 
+EVALUATIONS = 10  # in a run: enough to see where the validation loss turns
+
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "full": {"active": {"name": "all"}, "problem.lora": None},
     "lisa": {
@@ -65,7 +67,7 @@ def finetune_config(
 
     base: a recipe of the problem `llm-finetuning`; None starts from nothing.
     settings: dotted key -> value; None leaves it to the recipe, or else the default.
-    method: one of METHODS; None is "full" where the recipe does not say which blocks are active.
+    method: one of METHODS; None leaves it to the recipe, or else is "full".
     lr: the peak of a cosine that rises over the first 3% of the steps.
 
     Raises `InputError` for options that cannot be used, and for data that cannot be read where it decides the length.
@@ -74,8 +76,8 @@ def finetune_config(
     if (_get(recipe, "problem.name") or PROBLEM) != PROBLEM:
         name = _get(recipe, "problem.name")
         raise InputError(f"{base} is a recipe of the problem {name!r}; `bilevel run` does what it says")
-    if method is None and "active" not in recipe.tree:
-        method = "full"
+    if lr is not None and lr <= 0:
+        raise InputError(f"--lr is {lr}; it must be positive")
     options = {**settings, **({} if method is None else _method(method))}
     for key, value in options.items():
         if value is not None or key == "problem.lora":
@@ -95,31 +97,43 @@ def finetune_config(
             raise InputError(f"{option} is missing (in a recipe: {key})")
     if lr is None and _get(recipe, "solver.lr") is None:
         lr = LR if _get(recipe, "problem.lora") is None else ADAPTER_LR
+    evaluate = _get(recipe, "solver.evaluate_every") is None
+
+    def build(steps: int) -> Config:
+        _put(recipe, "run.steps", steps)
+        if not (isinstance(steps, int) and steps > 0):
+            return build_config(recipe, plugins)  # it says what is wrong
+        if lr is not None:
+            warmup = min(round(WARMUP * steps), steps - 1)
+            _put(recipe, "solver.lr", {"name": "cosine", "peak": lr, "steps": steps, "warmup": warmup})
+        if evaluate:
+            _put(recipe, "solver.evaluate_every", -(-steps // EVALUATIONS))
+        return build_config(recipe, plugins)
 
     steps = length.steps or (_get(recipe, "run.steps") if length == Length() else None)
     if steps is not None:
-        return _build(recipe, plugins, steps, lr)
-    draft: Any = _build(recipe, plugins, 1, lr)  # how many steps make an epoch, the data must tell
-    if length.tokens is not None:
-        steps = draft.problem.steps(tokens=length.tokens, seed=draft.run.seed)
-    else:
-        steps = draft.problem.steps(epochs=length.epochs or 1.0)
-    return dataclasses.replace(_build(recipe, plugins, steps, lr), problem=draft.problem)  # which has read its data
-
-
-def _build(recipe: Recipe, plugins: Plugins, steps: int, lr: float | None) -> Config:
-    _put(recipe, "run.steps", steps)
-    if lr is not None:
-        warmup = min(round(WARMUP * steps), steps - 1)
-        _put(recipe, "solver.lr", {"name": "cosine", "peak": lr, "steps": steps, "warmup": warmup})
-    config = build_config(recipe, plugins)
-    schedule = getattr(config.solver, "lr", None)
-    if schedule is not None and at(schedule, steps - 1) == 0:
-        raise InputError(
-            f"solver.lr is 0 at the end of {steps} steps: its schedule is made for fewer; start a new run that long, or use "
-            "a constant step size for runs to be extended"
-        )
+        config = build(steps)
+    else:  # the data must tell
+        problem: Any = build(1).problem
+        seed = _get(recipe, "run.seed") or 0
+        steps = problem.steps(epochs=None if length.tokens else length.epochs or 1.0, tokens=length.tokens, seed=seed)
+        config = dataclasses.replace(build(steps), problem=problem)  # which has read its data already
+    _check_schedule(config)
     return config
+
+
+def _check_schedule(config: Config) -> None:
+    """Raises `InputError` if the last steps would not move: the schedule is that of a shorter run."""
+    schedule = getattr(config.solver, "lr", None)
+    try:
+        still = schedule is not None and at(schedule, config.run.steps - 1) == 0
+    except ValueError as error:
+        raise InputError(f"solver.lr: {error}") from error
+    if still:
+        raise InputError(
+            f"solver.lr is 0 at the end of {config.run.steps} steps: its schedule is made for fewer; start a new run that "
+            "long, or use a constant step size for runs to be extended"
+        )
 
 
 def _method(name: str) -> Mapping[str, Any]:

@@ -170,10 +170,10 @@ class FineTuning(Problem[TokenBatch]):
         seen = [(record["step"], record["upper_loss"]) for record in history if "upper_loss" in record]
         if seen:
             lowest = min(seen, key=lambda point: point[1])
-            lines.append(
-                f"validation loss {seen[0][1]:.4f} before the first step, {seen[-1][1]:.4f} after {seen[-1][0]} steps, "
-                f"lowest {lowest[1]:.4f} after {lowest[0]}"
-            )
+            words = f"validation loss {seen[0][1]:.4f} before the first step"
+            if len(seen) > 1:
+                words += f", {seen[-1][1]:.4f} after {seen[-1][0]} steps, lowest {lowest[1]:.4f} after {lowest[0]}"
+            lines.append(words)
             if lowest != seen[-1]:
                 lines.append("the validation loss has risen since: fewer steps, or a smaller step size, may serve it better")
         return "\n".join(f"- {line}" for line in lines)
