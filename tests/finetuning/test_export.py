@@ -45,6 +45,7 @@ def test_the_exported_model_gives_the_same_logits(tuning: Make, tmp_path: Path, 
     assert model.dtype == (torch.bfloat16 if dtype else torch.float32)
     assert not torch.equal(logits(model), logits(loaded(Path(tuning(family).model)).to(model.dtype)))  # it was tuned
     assert [path.name for path in tmp_path.glob(".*")] == []  # nothing half-written is left
+    assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1  # who may read one may read all
 
 
 def test_tied_weights_stay_tied_and_are_written_once(tuning: Make, tmp_path: Path) -> None:

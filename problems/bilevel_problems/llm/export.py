@@ -20,7 +20,7 @@ from bilevel.run_directory import RunDirectory
 from bilevel_problems.llm.chat import PLAIN_TEMPLATE, Encoder
 from bilevel_problems.llm.language_model import LanguageModel
 from bilevel_problems.llm.lora import LoRA
-from bilevel_problems.llm.model_files import find_model, quiet_transformers
+from bilevel_problems.llm.model_files import BUNDLED, find_model, quiet_transformers
 
 log = logging.getLogger("bilevel.llm")
 
@@ -69,8 +69,9 @@ def export_model(
     model.to(exact)
     if lora is not None:
         model = lora.wrap(model)
-        base = Path(settings["model"]).expanduser()
-        model.peft_config["default"].base_model_name_or_path = str(files.path) if base.exists() else settings["model"]
+        name = settings["model"]
+        on_hub = name not in BUNDLED and not Path(name).expanduser().exists()
+        model.peft_config["default"].base_model_name_or_path = name if on_hub else str(files.path.absolute())
     _fill(LanguageModel(model), checkpoint, variable)
     if lora is not None and not adapter:
         model = model.merge_and_unload()
@@ -195,6 +196,8 @@ def _write(directory: Path, model: Any, tokenizer: Any, how: Mapping[str, Any]) 
             model.save_pretrained(part, **how)
         (part / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
         tokenizer.save_pretrained(part)
+        for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
+            file.chmod((part / "tokenizer_config.json").stat().st_mode)
         check_new(directory)
         part.rename(directory)
     finally:
