@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bilevel.solver import Metrics, Solver, State
     from bilevel.solvers.aid import AID
     from bilevel.solvers.bome import BOME
+    from bilevel.solvers.descent import Descent
     from bilevel.solvers.f2ba import F2BA
     from bilevel.solvers.f2sa import F2SA
     from bilevel.solvers.f2sa_p import F2SAp
@@ -42,6 +43,7 @@ _HOMES = {
     "solver": ("Metrics", "Solver", "State"),
     "solvers.aid": ("AID",),
     "solvers.bome": ("BOME",),
+    "solvers.descent": ("Descent",),
     "solvers.f2ba": ("F2BA",),
     "solvers.f2sa": ("F2SA",),
     "solvers.f2sa_p": ("F2SAp",),
@@ -54,9 +56,9 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
-    "BilevelError", "Blocks", "Cosine", "Evaluation", "F2SAp", "Forward", "InputError", "Interrupted", "Linear", "Loss",
-    "Metrics", "NonFiniteError", "Power", "Problem", "Result", "Run", "RunError", "ScaleBiO", "Shard", "Solver", "State",
-    "Stratified", "Variable", "Vector", "find_blocks", "fit", "hookimpl",
+    "BilevelError", "Blocks", "Cosine", "Descent", "Evaluation", "F2SAp", "Forward", "InputError", "Interrupted", "Linear",
+    "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Result", "Run", "RunError", "ScaleBiO", "Shard", "Solver",
+    "State", "Stratified", "Variable", "Vector", "find_blocks", "fit", "hookimpl",
 ]  # fmt: skip
 
 

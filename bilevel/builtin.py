@@ -13,5 +13,6 @@ def bilevel_solvers(register: Register) -> None:
     register("f3sa", "bilevel.solvers.f3sa:F3SA")
     register("aid", "bilevel.solvers.aid:AID")
     register("bome", "bilevel.solvers.bome:BOME")
+    register("descent", "bilevel.solvers.descent:Descent")
     register("meha", "bilevel.solvers.meha:MEHA")
     register("pbgd", "bilevel.solvers.pbgd:PBGD")

@@ -90,6 +90,11 @@ def load_config(file: Path, plugins: Plugins, *, changes: Sequence[str] = (), ou
         recipe.set(change)
     if output is not None:
         recipe.set(f"run.output={output}")
+    return build_config(recipe, plugins)
+
+
+def build_config(recipe: Recipe, plugins: Plugins) -> Config:
+    """Build the parts that a recipe names. Raises `InputError` as `load_config` does."""
     _check_sections(recipe)
     built = {kind: _build_part(recipe, kind, plugins) for kind in OBJECTS}
     active = _build(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))

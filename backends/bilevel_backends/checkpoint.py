@@ -1,11 +1,7 @@
-"""Checkpoints that outlive the job: every tensor whole, by name, whatever held it.
+"""Save and load variables in the format of `bilevel.checkpoint`, whatever their layout.
 
-    variables.json              {variable: {"active": blocks, "steps": n, "files": {file: [tensor names]}}}
-    z-00001-of-00008.safetensors ...
-
-A tensor is named "weights/<parameter or buffer>", "master/<parameter>" or "optimizer/<parameter>/<key>". Each process
-writes the tensors that it was dealt, so that nobody ever holds a whole model, and reads only its parts of them. So a run
-can go on with another number of processes or another backend.
+Each process writes the tensors that it was dealt, so that nobody ever holds a whole model, and reads only its parts of them.
+So a run can go on with another number of processes or another backend.
 """
 
 from __future__ import annotations
@@ -13,19 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bilevel.checkpoint import INDEX, WEIGHTS, SavedVariable
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel_backends.processes import Processes
 from bilevel_backends.variable import ModuleVariable
-
-INDEX = "variables.json"
 
 
 def save(directory: Path, variables: list[ModuleVariable], processes: Processes) -> None:
@@ -58,18 +51,18 @@ def load(directory: Path, variables: list[ModuleVariable]) -> None:
     Raises `InputError`, naming the file, if it is incomplete or of another model or precision; the variables are then as
     they were, but for their active blocks.
     """
-    readers = {v.name: _Reader(directory, v.name) for v in variables}
+    readers = {v.name: SavedVariable(directory, v.name) for v in variables}
     for v in variables:
         v.activate(frozenset(readers[v.name].facts["active"]))
-        readers[v.name].check(v)
+        _check(readers[v.name], v)
     for v in variables:
         reader = readers[v.name]
         with torch.no_grad():
             for name in v.layout.parameters:
-                v.layout.part(name).copy_(v.layout.cut(name, reader.read(f"weights/{name}")))
+                v.layout.part(name).copy_(v.layout.cut(name, reader.read(WEIGHTS + name)))
                 v.layout.publish(name)
             for name, buffer in _buffers(v):
-                buffer.copy_(reader.read(f"weights/{name}"))
+                buffer.copy_(reader.read(WEIGHTS + name))
             for name, master in v.masters.items():
                 if v.has_master(name) and f"master/{name}" in reader.where:
                     master.copy_(v.layout.cut(name, reader.read(f"master/{name}")))
@@ -103,7 +96,7 @@ def state_of(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
 def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
     """All that must be saved, in the same order in every process."""
     for name, part, parameter in state_of(v):
-        yield f"weights/{name}", part, parameter
+        yield WEIGHTS + name, part, parameter
     for name, master in v.masters.items():
         if v.has_master(name) and master.dtype != v.parameter(name).dtype:
             yield f"master/{name}", master, name
@@ -131,55 +124,20 @@ def _numel(v: ModuleVariable, name: str) -> int:
     return int(torch.Size(v.layout.shape(name)).numel())
 
 
-class _Reader:
-    """The files of one variable."""
-
-    def __init__(self, directory: Path, variable: str) -> None:
-        self.directory = directory
-        self.variable = variable
-        try:
-            facts = json.loads((directory / INDEX).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"the checkpoint {directory} cannot be read: {error}") from error
-        if variable not in facts:
-            raise InputError(f"the checkpoint {directory} has no variable {variable!r}, only {', '.join(facts)}")
-        self.facts: dict[str, Any] = facts[variable]
-        self.where = {key: file for file, keys in self.facts["files"].items() for key in keys}
-        self._open: dict[str, Any] = {}
-        for file in self.facts["files"]:
-            try:
-                self._open[file] = safe_open(directory / file, framework="pt")
-            except Exception as error:  # missing, cut short, or not safetensors
-                raise InputError(
-                    f"the checkpoint {directory} is incomplete: its file {file} cannot be read ({error}); "
-                    "all processes must write to one file system"
-                ) from error
-
-    def read(self, key: str) -> Tensor:
-        """A whole tensor; its file is mapped, so nothing else is loaded."""
-        tensor: Tensor = self._open[self.where[key]].get_tensor(key)
-        return tensor
-
-    def check(self, v: ModuleVariable) -> None:
-        """Whether these are the tensors of that variable."""
-        expected = {f"weights/{name}": tuple(v.layout.shape(name)) for name in v.layout.parameters}
-        expected |= {f"weights/{name}": tuple(buffer.shape) for name, buffer in _buffers(v)}
-        found = {
-            key: tuple(self._open[file].get_slice(key).get_shape())
-            for key, file in self.where.items()
-            if key.startswith("weights/")
-        }
-        odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-        if odd:
-            raise InputError(
-                f"the checkpoint {self.directory} belongs to another model: {self.variable}/{odd[0]} is "
-                f"{found.get(odd[0], 'missing')} there and {expected.get(odd[0], 'missing')} here"
-            )
-        for name, parameter in v.layout.parameters.items():
-            dtype = self.read(f"weights/{name}").dtype
-            if dtype != parameter.dtype:
-                raise InputError(
-                    f"the checkpoint {self.directory} has another precision: {self.variable}/{name} is {dtype} there and "
-                    f"{parameter.dtype} here; set backend.dtype to that of the run"
-                )
-            break  # all parameters were cast alike
+def _check(saved: SavedVariable, v: ModuleVariable) -> None:
+    """Raise `InputError` unless these are the tensors of that variable."""
+    expected = {WEIGHTS + name: tuple(v.layout.shape(name)) for name in v.layout.parameters}
+    expected |= {WEIGHTS + name: tuple(buffer.shape) for name, buffer in _buffers(v)}
+    found = {key: saved.shape(key) for key in saved.where if key.startswith(WEIGHTS)}
+    odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if odd:
+        raise InputError(
+            f"the checkpoint {saved.directory} belongs to another model: {saved.variable}/{odd[0]} is "
+            f"{found.get(odd[0], 'missing')} there and {expected.get(odd[0], 'missing')} here"
+        )
+    name, parameter = next(iter(v.layout.parameters.items()), (None, None))  # all parameters were cast alike
+    if name is not None and parameter is not None and (dtype := saved.read(WEIGHTS + name).dtype) != parameter.dtype:
+        raise InputError(
+            f"the checkpoint {saved.directory} has another precision: {saved.variable}/{name} is {dtype} there and "
+            f"{parameter.dtype} here; set backend.dtype to that of the run"
+        )

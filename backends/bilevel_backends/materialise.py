@@ -68,7 +68,7 @@ def fill(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Param
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Buffers alone; the parameters stay where they are."""
+    """Buffers alone, in the precision they have: models compute some in float32 (rotary frequencies) and rely on that."""
     for name, buffer in list(module.named_buffers()):
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, buffer.to(device))

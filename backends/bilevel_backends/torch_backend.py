@@ -17,7 +17,7 @@ from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.problem import Loss
 from bilevel_backends.layout import Layout, Whole
-from bilevel_backends.materialise import fill, stored_weights, weight_source
+from bilevel_backends.materialise import fill, move_buffers, stored_weights, weight_source
 from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
 from bilevel_backends.processes import Processes, launched
 from bilevel_backends.variable import ModuleVariable
@@ -63,7 +63,10 @@ class TorchBackend(ModuleBackend):
             fill(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
         if self._device.type == "mps":
             module.float()  # it has no float64
-        module.to(self._device, getattr(torch, self.dtype) if self.dtype is not None else None)
+        for parameter in module.parameters():
+            kind = getattr(torch, self.dtype) if self.dtype is not None else parameter.dtype
+            parameter.data = parameter.data.to(self._device, kind)
+        move_buffers(module, self._device)
         if self.compile:
             module.compile()
         return Whole(module)

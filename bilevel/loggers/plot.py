@@ -1,4 +1,4 @@
-"""`weights.png`: the upper variable over time, the losses, and the penalty gap."""
+"""`weights.png`: the upper variable over time, the losses, and the penalty gap. `losses.png` if nothing is upper."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class PlotLogger:
     def bilevel_run_end(self, run: Run) -> None:
         """Draw and write the picture."""
         if run.output is not None and run.history:
-            write_atomic(run.output / "weights.png", draw(run.history))
+            name = "weights.png" if run.history[0]["upper"] else "losses.png"
+            write_atomic(run.output / name, draw(run.history))
 
 
 def draw(history: Sequence[Record]) -> bytes:
@@ -33,31 +34,35 @@ def draw(history: Sequence[Record]) -> bytes:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    upper, losses, gap = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     names = list(history[0]["upper"])[:MOST_CURVES]
-    colours = colormaps["tab10" if len(names) <= 10 else "tab20"](range(len(names)))
-    steps = [record["step"] for record in history]
-    for name, colour in zip(names, colours, strict=False):
-        upper.plot(steps, [record["upper"][name] for record in history], label=name, color=colour)
-    upper.set_ylabel("upper variable")
-    if names:
-        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    for key, label in (("upper_loss", "upper (validation)"), ("lower_loss", "lower (training)")):
-        _curve(losses, history, key, label)
-    losses.set_ylabel("loss")
-    losses.legend(frameon=False, fontsize="small")
-    _curve(gap, history, "gap", "g(y) − g(z)")
-    gap.axhline(0, color="0.8", linewidth=0.8)
-    gap.set_ylabel("penalty gap")
-    gap.set_xlabel("step")
+    heights = {"upper": 3 if names else 0, "losses": 2, "gap": 2 if any("gap" in record for record in history) else 0}
+    shown = {panel: height for panel, height in heights.items() if height}  # training alone has no upper variable, no gap
+    figure = Figure(figsize=(8, 1.3 * sum(shown.values())), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True, height_ratios=list(shown.values()), squeeze=False)[:, 0]
+    panels = dict(zip(shown, axes, strict=True))
     held = sum(1 for record in history if record.get("warmup"))
-    for axes in (upper, losses, gap):
-        axes.spines[["top", "right"]].set_visible(False)
+    if (upper := panels.get("upper")) is not None:
+        colours = colormaps["tab10" if len(names) <= 10 else "tab20"](range(len(names)))
+        steps = [record["step"] for record in history]
+        for name, colour in zip(names, colours, strict=True):
+            upper.plot(steps, [record["upper"][name] for record in history], label=name, color=colour)
+        upper.set_ylabel("upper variable")
+        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
         if held:
-            axes.axvspan(0, held, color="0.93", zorder=0)
-    if held:
-        upper.set_title(f"upper variable held during the first {held} steps (grey)", fontsize="small", loc="left")
+            upper.set_title(f"upper variable held during the first {held} steps (grey)", fontsize="small", loc="left")
+    for key, label in (("upper_loss", "upper (validation)"), ("lower_loss", "lower (training)")):
+        _curve(panels["losses"], history, key, label)
+    panels["losses"].set_ylabel("loss")
+    panels["losses"].legend(frameon=False, fontsize="small")
+    if (gap := panels.get("gap")) is not None:
+        _curve(gap, history, "gap", "g(y) − g(z)")
+        gap.axhline(0, color="0.8", linewidth=0.8)
+        gap.set_ylabel("penalty gap")
+    axes[-1].set_xlabel("step")
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        if held:
+            panel.axvspan(0, held, color="0.93", zorder=0)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

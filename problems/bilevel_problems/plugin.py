@@ -7,6 +7,7 @@ from bilevel.hookspecs import Register, hookimpl
 def bilevel_problems(register: Register) -> None:
     """The problems of this package."""
     register("llm-reweighting", "bilevel_problems.llm.reweighting:LLMReweighting")
+    register("llm-finetuning", "bilevel_problems.llm.finetuning:FineTuning")
     register("quadratic", "bilevel_problems.synthetic.quadratic:Quadratic")
     register("cubic-bias", "bilevel_problems.synthetic.cubic_bias:CubicBias")
     register("logistic-regularisation", "bilevel_problems.synthetic.logistic_regularisation:LogisticRegularisation")
@@ -26,3 +27,6 @@ def bilevel_commands(register: Register) -> None:
     """The commands of this package."""
     register("mix", "bilevel_problems.llm.commands.mix:mix")
     register("export-weights", "bilevel_problems.llm.commands.export_weights:export_weights")
+    register("finetune", "bilevel_problems.llm.commands.finetune:finetune")
+    register("export", "bilevel_problems.llm.commands.export:export")
+    register("evaluate", "bilevel_problems.llm.commands.evaluate:evaluate")

@@ -16,7 +16,7 @@ class Loose(Distance):
         return super().lower_loss(x, y, batch) * len(batch)  # counts the micro-batch
 
 recipe = {
-    "problem": Loose(), "solver": {"name": "scalebio"}, "backend": {"name": "torch"}, "run": {"steps": 1, "output": "out"},
+    "problem": Loose(noise=1.0), "solver": {"name": "scalebio"}, "backend": {"name": "torch"}, "run": {"steps": 1, "output": "out"},
 }
 """
 
@@ -33,7 +33,7 @@ def test_the_problem_of_a_recipe_is_checked(tmp_path: Path) -> None:
     file.write_text(BROKEN)
     with pytest.raises(ContractError, match="the lower loss on micro-batches of one sample"):
         check(str(file))
-    file.write_text(BROKEN.replace("Loose()", "Distance()"))
+    file.write_text(BROKEN.replace("Loose(noise", "Distance(noise"))
     assert check(str(file)) == f"the problem of {file}"
 
 

@@ -62,7 +62,7 @@ class ModelFiles:
         """The causal LM, in the precision of its files. Raises `InputError` if it cannot be loaded."""
         from transformers import AutoModelForCausalLM
 
-        with _explained(f"the model in {self.path}"), _quiet_transformers():
+        with _explained(f"the model in {self.path}"), quiet_transformers():
             return AutoModelForCausalLM.from_pretrained(
                 self.path,
                 dtype="auto",
@@ -81,7 +81,7 @@ class ModelFiles:
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        with _explained(f"the model in {self.path}"), _quiet_transformers():
+        with _explained(f"the model in {self.path}"), quiet_transformers():
             config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
             stored = _StoredWeights(self.path)
             with init_empty_weights(include_buffers=False):
@@ -196,7 +196,7 @@ def _convert_gguf(file: Path) -> ModelFiles:
 def _write_plain(file: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _explained(f"the GGUF file {file}"), _quiet_transformers():
+    with _explained(f"the GGUF file {file}"), quiet_transformers():
         where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(directory)
         quantised = AutoModelForCausalLM.from_pretrained(file.parent, **where)
@@ -218,7 +218,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without the progress bars of loading, which would break up our own."""
     from transformers.utils import logging as transformers_logging
 

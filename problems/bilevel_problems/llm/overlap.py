@@ -1,7 +1,7 @@
 """Rows that stand both in the training data and in a validation set: learned by heart, they make validation useless."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,3 +70,18 @@ def _pair(table: TokenTable, row: int, others: Mapping[str, TokenTable]) -> tupl
         if same.size:
             return table.where(row), other.where(int(same[0]))
     raise AssertionError("only rows that stand in both are asked for")
+
+
+def without_rows(table: TokenTable, fingerprints: Collection[int]) -> TokenTable:
+    """The rows of a table whose fingerprint is none of these (see `rows.fingerprint`). May be empty."""
+    keep = ~np.isin(table.fingerprints, np.fromiter(fingerprints, np.uint64, len(fingerprints)))
+    tokens = np.repeat(keep, table.lengths)
+    return replace(
+        table,
+        ids=table.ids[tokens],
+        labels=table.labels[tokens],
+        starts=np.concatenate([[0], np.cumsum(table.lengths[keep])]),
+        fingerprints=table.fingerprints[keep],
+        file=table.file[keep],
+        number=table.number[keep],
+    )

@@ -1,1 +1,1 @@
-"""Commands of `bilevel` that this package brings."""
+"""The commands that this package adds to `bilevel`. Light to import: what is heavy is imported inside."""

@@ -1,0 +1,64 @@
+"""Gradient descent on the lower level alone, with x held where it starts: plain training.
+
+    z <- z - lr * ∇_z g(x, z)
+
+This is the lower half of every solver here, so a model is fine-tuned by the same backends, blocks, data and checkpoints as
+its data was weighted by. The upper loss is evaluated on the way, and moves nothing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bilevel.backend import Backend, Evaluation
+from bilevel.optimizer import AdamW, Optimizer
+from bilevel.problem import Problem, Shard
+from bilevel.schedule import Schedule, at
+from bilevel.solver import Metrics, Solver, State
+from bilevel.solvers.shared import place, require_positive
+
+
+@dataclass(frozen=True)
+class Descent(Solver[State]):
+    """Train the lower variable.
+
+    lr: step size.
+    optimizer: AdamW by default, with gradients clipped at norm 1: one odd batch cannot throw a tuned model off.
+    evaluate_every: steps between two evaluations of the upper loss; the first is before step 0. A problem without upper
+        data (its upper batches are empty) is not evaluated.
+    evaluation_batches: upper batches 0 to this make one evaluation: always the same, so that the points of the curve can
+        be compared.
+    """
+
+    lr: Schedule = 1e-5
+    optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
+    evaluate_every: int = 50
+    evaluation_batches: int = 8
+
+    def __post_init__(self) -> None:
+        require_positive("evaluate_every", self.evaluate_every)
+        require_positive("evaluation_batches", self.evaluation_batches)
+
+    def init(self, problem: Problem[Any], backend: Backend) -> State:
+        """Place x and z."""
+        return place(problem, backend, ("z",), self.optimizer, self.optimizer)
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        """Evaluate where it is due, then move z."""
+        x, z, lr = state.x, state.replicas["z"], at(self.lr, t)
+        evaluated = self._evaluate(state, problem, backend) if t % self.evaluate_every == 0 else {}
+        ζ = problem.lower_batch(t, backend.shard)
+        g = backend.backward(lambda b: problem.lower_loss(x, z, b), ζ, wrt={z: 1})
+        norm = backend.step(z, lr=lr)
+        return {**evaluated, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
+
+    def _evaluate(self, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        if not problem.upper_batch(0, Shard(backend.shard.seed)):  # of all processes: they must agree on it
+            return {}
+        x, z = state.x, state.replicas["z"]
+        upper = Evaluation.mean(
+            [
+                backend.evaluate(lambda b: problem.upper_loss(x, z, b), problem.upper_batch(k, backend.shard))
+                for k in range(self.evaluation_batches)
+            ]
+        )
+        return {"upper_loss": upper.value, "upper_parts": upper.parts}

@@ -1,0 +1,56 @@
+"""LoRA adapters (Hu et al., ICLR 2022, arXiv 2106.09685), by peft: only the adapters require gradients."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from bilevel import InputError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """W + alpha/rank · B A in place of W, with B starting at 0, so that the model starts where it was.
+
+    rank: of B A.
+    alpha: the update is scaled by alpha/rank; twice the rank is the usual choice.
+    targets: names of the linear layers to adapt. "all-linear", every one but the output layer, is what it takes to come
+        close to full fine-tuning (Dettmers et al., "QLoRA", NeurIPS 2023, arXiv 2305.14314, figure 2).
+
+    There is no dropout: a loss must be a function of weights and batch alone.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, not {self.alpha}")
+
+    def wrap(self, model: Any) -> Any:
+        """The model with fresh adapters, all else frozen. Raises `InputError` without peft, or if `targets` fit nothing."""
+        require_peft()
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=self.targets, task_type="CAUSAL_LM"
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # set right by peft itself, as it says
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of names that transformers will drop
+            try:
+                return get_peft_model(model, config)
+            except ValueError as error:
+                raise InputError(f"problem.lora.targets is {self.targets!r}: {error}") from error
+
+
+def require_peft() -> None:
+    """Raises `InputError` if peft is missing."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"LoRA needs the package peft ({error}): pip install 'bilevel[llm]'") from error
