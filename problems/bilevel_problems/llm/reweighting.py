@@ -26,6 +26,7 @@ from bilevel_problems.llm.language_model import LanguageModel, token_losses
 from bilevel_problems.llm.model_files import ModelFiles, find_model
 from bilevel_problems.llm.overlap import find_overlap
 from bilevel_problems.llm.source_weights import SourceWeights, divergence, logits_of, named_distribution
+from bilevel_problems.llm.target_rows import TargetRows
 from bilevel_problems.llm.tokens import TokenTable, default_cache, tokenise
 from bilevel_problems.llm.trust import Trust
 
@@ -169,7 +170,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """weights.json."""
-        trust = Trust(history)
+        trust = Trust(history, self._target_rows)
         final = history[-1]["upper"]
         logits = logits_of(torch.tensor(list(final.values()), dtype=torch.float64), self.floor)
         content = {
@@ -178,6 +179,7 @@ class LLMReweighting(Problem[TokenBatch]):
             "logits": dict(zip(final, logits.tolist(), strict=True)),
             "steps": len(history),
             "trust": trust.verdicts(),
+            "flags": trust.flags(),
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
             **facts,
             "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
@@ -187,7 +189,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def report(self, history: Sequence[Record]) -> RenderableType:
         """The table of weights, and whether to trust them."""
-        return Trust(history).table({name: len(table) for name, table in self._train.items()})
+        return Trust(history, self._target_rows).table({name: len(table) for name, table in self._train.items()})
 
     @cached_property
     def _files(self) -> ModelFiles:
@@ -217,6 +219,12 @@ class LLMReweighting(Problem[TokenBatch]):
     def _upper_sampler(self) -> Stratified:
         size = self.validation_batch_size or self.batch_size
         return Stratified(tuple(map(len, self._targets.values())), size, Stream.UPPER)
+
+    @property
+    def _target_rows(self) -> TargetRows:
+        each = self._upper_sampler.batch_size / len(self._targets)
+        parts = dict(zip(self._targets, self._target_weights.tolist(), strict=True))
+        return TargetRows({name: len(table) for name, table in self._targets.items()}, dict.fromkeys(parts, each), parts)
 
     @cached_property
     def _prior(self) -> Tensor:
