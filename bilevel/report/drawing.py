@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 # (light, dark). Any two stay apart for eyes that lack one kind of cone, and each can be read as text on its background.
 SERIES = (
-    ("#005fa8", "#5db3f5"),
-    ("#c04f00", "#ff9a57"),
-    ("#00795c", "#3fcfa2"),
-    ("#93307f", "#e58bd3"),
-    ("#7a6200", "#dcc04a"),
-    ("#3b4a8f", "#a3b2ff"),
-    ("#b3243f", "#ff8797"),
-    ("#50626c", "#a9bcc7"),
+    ("#1460bc", "#58a9ff"),
+    ("#cd331a", "#f69e5f"),
+    ("#108159", "#37c496"),
+    ("#8d487d", "#dc85cd"),
+    ("#616d14", "#e3cc4e"),
+    ("#403676", "#a8bfff"),
+    ("#991f2b", "#ff7f89"),
+    ("#6a555e", "#b6bfc4"),
 )
 INK = ("#1b1d21", "#e9eaec")
 MUTED = ("#62666e", "#9da3ad")
@@ -95,15 +96,15 @@ class Chart:
     wide: bool = False
     height: float = 210.0
 
-    def svg(self, *, wide: bool = False) -> Markup:
-        """Inline SVG."""
+    def svg(self, prefix: str, *, wide: bool = False) -> Markup:
+        """Inline SVG. prefix: of its ids, which must be the page's only ones to begin so."""
         buffer = io.StringIO()
         size = (1040.0, 330.0) if wide else (360.0, self.height)
         with _style():
             self._figure(*size).savefig(
                 buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
             )
-        return _for_page(buffer.getvalue(), f"{self.name}-{'w' if wide else 'n'}", self.title)
+        return _for_page(buffer.getvalue(), f"{prefix}-{self.name}-{'wide' if wide else 'narrow'}", self.title)
 
     def png(self) -> bytes:
         """The same on white, for slides and papers."""
@@ -122,9 +123,12 @@ class Chart:
         axes = figure.subplots()
         axes.set_facecolor("none")
         labels = list(self.draw(axes))
+        texts = [_write(axes, label) for label in labels]
         if title:
             axes.set_title(title, loc="left", color=INK[0], fontsize=FONT + 2)
-        _place(figure, axes, labels)
+        layout.execute(figure)  # leaves room for the labels
+        figure.set_layout_engine("none")
+        _place(axes, labels, texts)
         return figure
 
 
@@ -163,7 +167,8 @@ def tidy(axes: Axes, *, ticks: int = 4) -> None:
     axes.spines["bottom"].set_color(LINE[0])
     axes.grid(axis="y", color=LINE[0], linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=5, colors=MUTED[0], labelsize=FONT - 0.5)
+    axes.minorticks_off()
+    axes.tick_params(left=False, bottom=False, pad=5, labelcolor=MUTED[0], labelsize=FONT - 0.5)
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(ticks))
         axes.ticklabel_format(axis="y", useOffset=False, style="plain")
@@ -195,39 +200,39 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _place(figure: Figure, axes: Axes, labels: list[Label]) -> None:
-    """Write the labels beside the plot, apart from each other, each joined to its curve by a hairline."""
-    if not labels:
-        return
-    texts = [
-        axes.annotate(
-            shorten(label.text), (1.0, 0.5), xycoords="axes fraction", xytext=(14, 0), textcoords="offset points",
-            color=label.colour, fontsize=FONT, va="center", ha="left", annotation_clip=False,
-        )
-        for label in labels
-    ]  # fmt: skip
-    figure.draw_without_rendering()  # the layout now leaves room for them, and the plot has its final height
-    height = axes.get_window_extent().height
-    at = [float(axes.transAxes.inverted().transform(axes.transData.transform((0.0, label.y)))[1]) for label in labels]
-    gap = FONT * 1.22 / height
+def _write(axes: Axes, label: Label) -> Annotation:
+    """The label's words to the right of the plot."""
+    return axes.annotate(
+        shorten(label.text), (1.0, 0.5), xycoords="axes fraction", xytext=(14, 0), textcoords="offset points",
+        color=label.colour, fontsize=FONT, va="center", ha="left", annotation_clip=False,
+    )  # fmt: skip
+
+
+def _place(axes: Axes, labels: Sequence[Label], texts: Sequence[Annotation]) -> None:
+    """Bring each label to the height of its curve, apart from the others, and join the two by a hairline."""
+    box = axes.get_window_extent()
+    to_fraction = axes.transData + axes.transAxes.inverted()
+    at = [float(to_fraction.transform((0.0, label.y))[1]) for label in labels]
+    gap = FONT * 1.22 / box.height
     places = spread(at, gap, gap / 3, 1 - gap / 3)
-    right = 14 / axes.get_window_extent().width
+    right = 14 / box.width
     for text, label, start, end in zip(texts, labels, at, places, strict=True):
         text.xy = (1.0, end)
         axes.plot(
             [1 + 0.15 * right, 1 + 0.8 * right], [start, end], transform=axes.transAxes, color=label.colour, linewidth=0.8,
-            alpha=0.6, clip_on=False,
-        ).pop().set_in_layout(False)  # fmt: skip
+            alpha=0.6, clip_on=False, scalex=False, scaley=False,
+        )  # fmt: skip
 
 
 def _for_page(svg: str, prefix: str, title: str) -> Markup:
     """An SVG file as a part of a page: no fixed size, ids of its own, the page's font and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the page
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r' (xmlns:xlink|version|xmlns)="[^"]*"', "", svg, count=3)
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'<g id="(?:[a-z]+_?\d*|\w+tick_\d+|matplotlib\.axis_\d+)">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # nothing refers to a group
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = svg.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
     svg = re.sub(r"font: (?:[\w ]+ )?([\d.]+px) [^;\"]*", r"font-size: \1", svg)

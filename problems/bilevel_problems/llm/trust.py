@@ -196,7 +196,7 @@ class Trust:
         return "add validation rows"
 
     def _enough(self) -> Judgement:
-        """Whether other rows of the same kind would have ranked the sources alike."""
+        """Whether the order holds when the validation rows are resampled; see `target_rows`."""
         assert self.target is not None
         rows = rows_seen(self.moving, self.target)
         loss = f"its loss is known to ±{1.96 * loss_error(self.moving, self.target):.3f}"
@@ -211,8 +211,8 @@ class Trust:
             if share is None:
                 again = steps_of_a_pass(self.moving, self.target)
                 words = (
-                    f"target set too small to test: its {rows} rows come round every {again:.1f} steps, so how far the weights "
-                    f"hang on these very rows cannot be told; {loss}; add rows, or lower problem.validation_batch_size"
+                    f"target set too small to test: its {rows} rows come round every {again:.1f} steps, so how far "
+                    f"the weights hang on them cannot be told; {loss}; add rows, or lower problem.validation_batch_size"
                 )
                 return Judgement("target-small", True, words)
             if share > REVERSED:
@@ -221,7 +221,5 @@ class Trust:
             turned = "; ".join(fragile)
             words = f"target set too small: with {rows} other rows of its kind, {turned}; {loss}; {self._more_rows()}"
             return Judgement("target-small", True, words)
-        words = (
-            f"target set large enough: other {rows} rows of its kind would not turn round what is told apart here; {loss}"
-        )
+        words = f"target set passes: the order holds when its {rows} rows are resampled; {loss}"
         return Judgement("target-small", False, words)
