@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from bilevel.report.comparison import Comparison, DifferenceRow, difference_rows
 from bilevel.report.drawing import FONT, INK, LINE, MUTED, SERIES, SHADE, Chart, Inks, Label, shorten, thinned, tidy
+from bilevel.report.facts import byte_unit, constant
 from bilevel.report.findings import upper_rows
 from bilevel.report.runs import Group
 from bilevel.statistics import interval, smoothed
@@ -20,78 +20,46 @@ if TYPE_CHECKING:
 
 MOST = 10  # curves that have a colour and a label; a reader cannot follow more
 PLAIN = SERIES[0][0]
-BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 
-
-@dataclass(frozen=True)
-class Scalar:
-    """A number of every step that is drawn alone, or told in words where it never changes."""
-
-    key: str
-    title: str
-    caption: str
-
-
-SCALARS = (
-    Scalar(
-        "gap",
-        "Penalty gap",
-        "g(x, y) − g(x, z): how much worse y is than z on the training mix. It should settle near zero.",
-    ),
-    Scalar("penalty", "Penalty", "The multiplier of the gap."),
-    Scalar("grad_norm_x", "Gradient norm of x", "Before clipping."),
+PARTS = (  # key of a record, whole it is part of, title, caption
+    ("lower_parts", "lower_loss", "Training loss by source", "Of z, on the minibatch of the step."),
+    ("upper_parts", "upper_loss", "Validation loss by set", "Of y, on the minibatch of the step."),
+    ("gap_parts", None, "Penalty gap by source", "g(x, y) − g(x, z). The source whose gap is the lowest is pushed up."),
 )
+WHOLES = {"lower_loss": ("Lower loss", "g."), "upper_loss": ("Upper loss", "f, on the minibatch of the step.")}
 
 
 def group_charts(group: Group, inks: Inks) -> list[Chart]:
-    """The charts of one recipe's runs; what never changed is left to `constants`."""
+    """The charts of one recipe's runs. Settings that never changed have none: they are among the facts."""
     if not group.counted:
         return []
     charts = [upper_chart(group, inks)] if group.names else []
-    for key, title, caption in (
-        ("lower_parts", "Training loss by source", "Of z, on the minibatch of the step."),
-        ("upper_parts", "Validation loss by set", "Of y, on the minibatch of the step: what the upper variable serves."),
-        (
-            "gap_parts",
-            "Penalty gap by source",
-            "Times the penalty, this is what pushes a weight down, compared with the others.",
-        ),
-    ):
+    for key, whole, title, caption in PARTS:
         names = group.parts(key)
-        own = inks if key != "upper_parts" else Inks(names)
         if names:
-            charts.append(_curves(group, key, names, own, title, caption))
-    for scalar in SCALARS:
-        values = group.stacked(scalar.key)
-        if np.isfinite(values).any() and not _constant(values):
-            charts.append(_single(group, scalar.key, values, scalar.title, scalar.caption, zero=scalar.key == "gap"))
+            charts.append(_curves(group, key, names, inks if key != "upper_parts" else Inks(names), title, caption))
+        elif whole and np.isfinite(group.stacked(whole)).any():
+            charts.append(_single(group, whole, group.stacked(whole), *WHOLES[whole]))
+    gap, penalty, norm = (group.stacked(key) for key in ("gap", "penalty", "grad_norm_x"))
+    if np.isfinite(gap).any():
+        caption = "g(x, y) − g(x, z): by how much y is worse than z on the training mix. Best near zero."
+        charts.append(_single(group, "gap", gap, "Penalty gap", caption, zero=True))
+    if np.isfinite(penalty).any() and not constant(penalty):
+        charts.append(_single(group, "penalty", penalty, "Penalty", "The multiplier of the gap.", stepped=True))
+    if np.isfinite(norm).any():
+        charts.append(_single(group, "grad_norm_x", norm, "Gradient norm of x", "Before clipping.", log=True))
     seconds, size = group.stacked("seconds"), group.stacked("size")
     if np.nansum(size) > 0:
         rate = size / np.where(seconds > 0, seconds, np.nan)
-        charts.append(
-            _single(group, "throughput", rate, "Throughput", "Tokens (or rows) through forward and backward, a second.")
-        )
+        caption = "Tokens (or rows) a second, through forward and backward."
+        charts.append(_single(group, "throughput", rate, "Throughput", caption, floor=True))
     charts.append(_single(group, "seconds", seconds, "Seconds per step", "Wall-clock time.", floor=True))
     held = group.stacked("optimizer_bytes")
-    if np.nanmax(held, initial=0) > 0 and not _constant(held):
-        divisor, unit = next((d, u) for d, u in BYTES if np.nanmax(held) >= d)
+    if np.nanmax(held, initial=0) > 0 and not constant(held):
+        divisor, unit = byte_unit(float(np.nanmax(held)))
         caption = f"Masters, moments and gradients, in {unit}."
-        charts.append(_single(group, "optimizer", held / divisor, "Optimizer memory", caption, floor=True))
+        charts.append(_single(group, "optimizer", held / divisor, "Optimizer memory", caption, floor=True, stepped=True))
     return charts
-
-
-def constants(group: Group) -> dict[str, str]:
-    """Numbers that never changed, as words."""
-    found = {}
-    for scalar in SCALARS:
-        values = group.stacked(scalar.key)
-        if np.isfinite(values).any() and _constant(values):
-            found[scalar.title] = f"{np.nanmax(values):g}"
-    held = group.stacked("optimizer_bytes")
-    if held.size and np.nanmax(held, initial=0) > 0 and _constant(held):
-        divisor, unit = next((d, u) for d, u in BYTES if np.nanmax(held) >= d)
-        found["Optimizer memory"] = f"{np.nanmax(held) / divisor:.3g} {unit}"
-    return found
 
 
 def upper_chart(group: Group, inks: Inks) -> Chart:
@@ -100,7 +68,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
     several = len(group.counted) > 1
     title = "Weights over time" if group.is_distribution else "Upper variable over time"
     if several:
-        band = "the 95% interval of that mean (Student's t)" if len(group.counted) > 2 else "from one to the other"
+        band = "the 95% interval of that mean (Student's t)" if len(group.counted) > 2 else "from the one to the other"
         caption = f"Line: mean over {len(group.counted)} seeds. Band: {band}."
     else:
         caption = "Shaded: the average over these steps, with its 95% interval (batch means)."
@@ -174,26 +142,32 @@ def _curves(group: Group, key: str, names: Sequence[str], inks: Inks, title: str
 
 def _single(
     group: Group,
-    name: str,
+    key: str,
     values: NDArray[np.float64],
     title: str,
     caption: str,
     *,
     zero: bool = False,
     floor: bool = False,
+    stepped: bool = False,
+    log: bool = False,
 ) -> Chart:
-    window = _window(group)
+    """One curve.
+
+    zero: draw a line there. floor: the axis begins there. stepped: it jumps, so it is not smoothed. log: where the values
+    span several orders of magnitude.
+    """
+    window = 1 if stepped else _window(group)
 
     def draw(axes: Axes) -> list[Label]:
         steps = np.arange(1, values.shape[1] + 1)
-        smooth = name not in ("penalty", "optimizer")
-        if smooth:
+        if window > 1:
             for row in values:
                 axes.plot(*thinned(steps, row), color=PLAIN, linewidth=0.7, alpha=0.22)
-        mean = _mean_over_runs(values, window if smooth else 1, _held(group))
-        axes.plot(*thinned(steps, mean), color=PLAIN, linewidth=1.6, drawstyle="default" if smooth else "steps-mid")
-        positive = values[np.isfinite(values) & (values > 0)]
-        if name == "grad_norm_x" and len(positive) == np.isfinite(values).sum() and positive.max() > 50 * positive.min():
+        mean = _mean_over_runs(values, window, _held(group))
+        axes.plot(*thinned(steps, mean), color=PLAIN, linewidth=1.6, drawstyle="steps-mid" if stepped else "default")
+        known = values[np.isfinite(values)]
+        if log and known.min() > 0 and known.max() > 100 * known.min():
             axes.set_yscale("log")
         if zero:
             axes.axhline(0, color=MUTED[0], linewidth=0.8)
@@ -203,7 +177,7 @@ def _single(
             axes.set_ylim(bottom=0)
         return []
 
-    return Chart(name.replace("_", "-"), title, caption, draw, height=180.0)
+    return Chart(key.replace("_", "-"), title, caption, draw, height=180.0)
 
 
 def comparison_charts(comparison: Comparison) -> list[Chart]:
@@ -290,11 +264,6 @@ def _how_smoothed(group: Group, window: int) -> str:
     return f"Faint: every step; line: {mean}." if mean else ""
 
 
-def _constant(values: NDArray[np.float64]) -> bool:
-    known = values[np.isfinite(values)]
-    return len(known) > 0 and bool((known == known[0]).all())
-
-
 def _frame(axes: Axes, group: Group) -> None:
     """The steps' axis, with the warm-up shaded."""
     steps = len(group.first.history)
@@ -309,25 +278,3 @@ def _frame(axes: Axes, group: Group) -> None:
                 "warm-up", (held / 2, 1.0), xycoords=("data", "axes fraction"), xytext=(0, -2), textcoords="offset points",
                 ha="center", va="top", color=MUTED[0], fontsize=FONT - 1.5,
             )  # fmt: skip
-
-
-def all_facts(group: Group) -> Mapping[str, str]:
-    """The run in a few numbers, for a line of facts; medians over steps and seeds."""
-    if not group.counted:
-        return {}
-    seconds, size = group.stacked("seconds"), group.stacked("size")
-    facts = {"Steps": f"{len(group.first.history):,}"}
-    held = _held(group)
-    if held:
-        facts["Warm-up steps"] = f"{held:,}"
-    if np.nansum(size) > 0:
-        facts["Tokens a second"] = f"{np.nansum(size) / max(np.nansum(seconds), 1e-9):,.0f}"
-    facts["Seconds a step"] = f"{np.nanmedian(seconds):.3g}"
-    facts["Time" if len(group.counted) == 1 else "Time a seed"] = _clock(float(np.nansum(seconds)) / len(group.counted))
-    return {**facts, **constants(group)}
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

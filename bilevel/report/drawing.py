@@ -172,6 +172,8 @@ def tidy(axes: Axes, *, ticks: int = 4) -> None:
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(ticks))
         axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+    else:
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 

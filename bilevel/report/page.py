@@ -15,9 +15,10 @@ import yaml
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
-from bilevel.report.charts import all_facts, comparison_charts, group_charts
+from bilevel.report.charts import comparison_charts, group_charts
 from bilevel.report.comparison import FILE, Comparison, difference_rows, read_comparison, score_rows
 from bilevel.report.drawing import THEME, Chart, Inks
+from bilevel.report.facts import facts
 from bilevel.report.findings import findings, upper_rows
 from bilevel.report.runs import Group, ReadRun, differences, group_runs, is_run, read_run
 from bilevel.statistics import Interval
@@ -161,7 +162,7 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
         "group": group,
         "rows": [(row, inks[row.name].variable, _bar(row.average, top)) for row in rows],
         "findings": findings(group),
-        "facts": all_facts(group),
+        "facts": facts(group),
         "upper": upper,
         "charts": [chart for chart in charts if chart is not upper],
         "versions": _versions(group.runs),
@@ -210,8 +211,8 @@ def _versions(runs: Sequence[ReadRun]) -> list[tuple[str, list[str]]]:
     """Key -> its value in every run; a single value where all agree."""
     each = [flatten({key: run.learned[key] for key in ("versions", "model", "data") if key in run.learned}) for run in runs]
     table = []
-    for key in dict.fromkeys(key for facts in each for key in facts):
-        values = [str(facts.get(key, "–")) for facts in each]
+    for key in dict.fromkeys(key for known in each for key in known):
+        values = [str(known.get(key, "–")) for known in each]
         table.append((key, values[:1] if len(set(values)) == 1 else values))
     return table
 

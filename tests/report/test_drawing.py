@@ -96,7 +96,7 @@ def test_a_source_has_one_colour_in_every_chart(make_run: Make) -> None:
     seen: dict[str, set[str]] = {}
     for chart in group_charts(group, inks):
         for colour, text in re.findall(
-            r'<text style="[^"]*fill: (var\(--series-\d+\))[^"]*"[^>]*>([^<]+)</text>', chart.svg()
+            r'<text style="[^"]*fill: (var\(--series-\d+\))[^"]*"[^>]*>([^<]+)</text>', chart.svg("a")
         ):
             seen.setdefault(text, set()).add(colour)
     assert {name: colours for name, colours in seen.items() if name in group.names} == {

@@ -173,7 +173,8 @@ def test_any_problem_can_be_reported(tmp_path: Path) -> None:
         fit(Distance(noise=0.1), ScaleBiO(penalty=5.0, lr_x=0.04, lr_z=0.3, warmup=0), TorchBackend(device="cpu"), steps=30,
             seed=seed, output=tmp_path / f"seed-{seed}")  # fmt: skip
     _, parsed = page(tmp_path / "seed-0", tmp_path / "seed-1")
-    assert "Upper variable over time" in parsed.text
+    for words in ("Upper variable over time", "Upper loss", "Lower loss", "Penalty gap"):
+        assert words in parsed.text
     assert "Means over 2 seeds" in parsed.text
     assert "x2" in parsed.text
 
