@@ -93,7 +93,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(make_run: Make) -> No
 
 
 def test_names_are_text_whatever_they_contain(make_run: Make) -> None:
-    evil, money = "<script>alert(1)</script>", "cost_$5$_\\frac{&amp;"
+    evil, money = "<script>alert(1)</script>", "$\\frac$&amp;"
     text, parsed = page(make_run(final={evil: 0.5, money: 0.3, "--><b>": 0.2}, trust=[f"still moving: {evil} & more"]))
     assert "<script" not in text
     assert "<b>" not in text
