@@ -118,6 +118,20 @@ def verify(
         raise RunError(f"does not hold: {', '.join(report.failed)}" if report.failed else "no claim could be measured")
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, and directories of comparisons.")],
+    output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the charts as PNG there, too.")] = None,
+) -> None:
+    """Show runs, and how methods compare, as one HTML file."""
+    from bilevel.report.page import check_output, read, write
+
+    check_output(output, png)
+    for file in write(read(runs), output=output, pictures=png):
+        Console(soft_wrap=True).print(f"written to {file}", markup=False, highlight=False)
+
+
 def _plugin_commands() -> dict[str, Part]:
     from bilevel.plugins import load_plugins
 

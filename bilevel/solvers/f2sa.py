@@ -96,4 +96,5 @@ class F2SA(Solver[State]):
         g_y = backend.backward(lambda b: g(x, y, b), ζ, wrt={x: λ})
         f_y = backend.backward(lambda b: f(x, y, b), ξ, wrt={x: 1})
         norm = backend.step(x, lr=lr_x)
-        return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
+        batches = self.lower_steps + 1
+        return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm, upper_batches=batches)

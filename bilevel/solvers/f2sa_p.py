@@ -101,6 +101,7 @@ class F2SAp(Solver[State]):
             gap=_sum(list(c.values()), lowers),
             penalty=λ,
             grad_norm_x=norm,
+            upper_batches=self.lower_steps + 1,
         )
 
     def _check_precision(self, eps: float) -> None:

@@ -119,6 +119,7 @@ class ScaleBiO(Solver[State]):
             gap=Evaluation.mean(gaps),
             penalty=α,
             grad_norm_x=norm_x,
+            upper_batches=T,
         )
 
     def _warm_up(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:

@@ -33,8 +33,13 @@ def lower_step(
     return lower
 
 
-def report(*, upper: Evaluation, lower: Evaluation, gap: Evaluation, penalty: float, grad_norm_x: float) -> Metrics:
-    """The numbers of a step: f(y), g(z), the gap g(y) - g(z), their parts, and the norm of x's gradient."""
+def report(
+    *, upper: Evaluation, lower: Evaluation, gap: Evaluation, penalty: float, grad_norm_x: float, upper_batches: int = 1
+) -> Metrics:
+    """The numbers of a step: f(y), g(z), the gap g(y) - g(z), their parts, and the norm of x's gradient.
+
+    upper_batches: minibatches of the upper level that the step has used.
+    """
     return {
         "upper_loss": upper.value,
         "lower_loss": lower.value,
@@ -44,6 +49,7 @@ def report(*, upper: Evaluation, lower: Evaluation, gap: Evaluation, penalty: fl
         "gap_parts": gap.parts,
         "lower_parts": lower.parts,
         "upper_parts": upper.parts,
+        "upper_batches": upper_batches,
     }
 
 

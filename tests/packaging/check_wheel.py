@@ -51,6 +51,7 @@ def check_content(wheel: Path) -> None:
     for package in PACKAGES:
         expect(f"{package}/py.typed" in names, True)
     expect(f"{metadata}/licenses/LICENSE" in names, True)
+    expect("bilevel/report/templates/page.html" in names, True)
 
 
 def install(env: Path, wheel: Path) -> Path:
@@ -106,6 +107,8 @@ def check_run(bin_: Path, elsewhere: Path) -> None:
     expect([record["step"] for record in records], list(range(100)))
     solution = (4.0 - 2.0) / (1 + 0.25)
     expect(abs(records[-1]["upper"]["offset"] - solution) < 0.01, True)
+    run(bin_ / "bilevel", "report", "run", cwd=elsewhere)
+    expect("Upper variable over time" in (elsewhere / "report.html").read_text(), True)
 
 
 def check_types(bin_: Path, elsewhere: Path) -> None:

@@ -347,7 +347,13 @@ def test_an_interrupted_run_of_row_weights_ends_with_the_same_files(small: Make,
 def test_rows_that_were_drawn_too_seldom_are_said_to(small: Make) -> None:
     p = small(PerSample())
     p.prepare()
-    step = {"upper": dict.fromkeys(SIZES, 1 / 3), "lower_loss": 1.0, "gap": 0.0, "penalty": 1.0}
+    step = {
+        "upper": dict.fromkeys(SIZES, 1 / 3),
+        "lower_loss": 1.0,
+        "gap": 0.0,
+        "penalty": 1.0,
+        "upper_parts": {"validation": 1.0},
+    }
     history = [{**step, "step": t, "gap_parts": dict.fromkeys(SIZES, 0.0)} for t in range(39)]
     assert any("a row of 'three' was drawn 4.9 times" in verdict for verdict in p._verdicts(history))
     assert not any("seldom" in verdict for verdict in p._verdicts([*history, history[-1]]))

@@ -38,6 +38,7 @@ from bilevel_problems.llm.row_report import as_parquet, rarely_drawn
 from bilevel_problems.llm.row_weights import RowLogits, RowWeights
 from bilevel_problems.llm.scorer import Scorer, Standardised, describe
 from bilevel_problems.llm.source_weights import SourceWeights, divergence, logits_of, named_distribution
+from bilevel_problems.llm.target_rows import TargetRows
 from bilevel_problems.llm.targets import TargetLoss, target_losses, target_table
 from bilevel_problems.llm.tokens import TokenTable, default_cache, tokenise
 from bilevel_problems.llm.trust import Trust
@@ -227,6 +228,7 @@ class LLMReweighting(Problem[TokenBatch]):
             "logits": dict(zip(final, logits.tolist(), strict=True)),
             "steps": len(history),
             "trust": self._verdicts(history),
+            "flags": self._trust(history).flags(),
             "weighting": to_plain(self.weighting),
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
@@ -257,7 +259,7 @@ class LLMReweighting(Problem[TokenBatch]):
         return Group(*parts)
 
     def _trust(self, history: Sequence[Record]) -> Trust:
-        return Trust(history)
+        return Trust(history, self._target_rows)
 
     def _verdicts(self, history: Sequence[Record]) -> list[str]:
         return [*self._trust(history).verdicts(), *self._row_warnings(history)]
@@ -313,6 +315,12 @@ class LLMReweighting(Problem[TokenBatch]):
     def _upper_sampler(self) -> Stratified:
         size = self.validation_batch_size or self.batch_size
         return Stratified(tuple(map(len, self._targets.values())), size, Stream.UPPER)
+
+    @property
+    def _target_rows(self) -> TargetRows:
+        each = self._upper_sampler.batch_size / len(self._targets)
+        parts = dict(zip(self._targets, self._target_weights.tolist(), strict=True))
+        return TargetRows({name: len(table) for name, table in self._targets.items()}, dict.fromkeys(parts, each), parts)
 
     @cached_property
     def _prior(self) -> Tensor:

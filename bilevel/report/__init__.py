@@ -1,0 +1,1 @@
+"""`bilevel report`: runs, and a comparison of methods, as one HTML file that needs nothing else."""
