@@ -68,7 +68,7 @@ def run(
 
 @app.command("list")
 def list_parts() -> None:
-    """Show the problems, solvers, backends, checks and commands that are installed, and broken plugins with the reason."""
+    """Show the registered parts (problems, solvers, weightings and so on), and broken plugins with the reason."""
     from bilevel.plugins import load_plugins
 
     plugins = load_plugins()

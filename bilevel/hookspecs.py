@@ -1,6 +1,6 @@
 """The hooks a plugin may implement.
 
-A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first five hooks
+A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first six hooks
 register parts by name and by import path, so that nothing is imported before it is used; the others follow a run.
 """
 
@@ -36,6 +36,11 @@ def bilevel_solvers(register: Register) -> None:
 @hookspec
 def bilevel_backends(register: Register) -> None:
     """Register subclasses of `bilevel.Backend`."""
+
+
+@hookspec
+def bilevel_weightings(register: Register) -> None:
+    """Register ways to weigh or select training data: subclasses of `bilevel_problems.llm.weighting.Weighting`."""
 
 
 @hookspec

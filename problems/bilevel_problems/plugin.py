@@ -1,4 +1,4 @@
-"""Registers the first-party problems."""
+"""Registers the first-party problems, the ways to weigh their data, and commands."""
 
 from bilevel.hookspecs import Register, hookimpl
 
@@ -12,3 +12,27 @@ def bilevel_problems(register: Register) -> None:
     register("logistic-regularisation", "bilevel_problems.synthetic.logistic_regularisation:LogisticRegularisation")
     register("ridge-reweighting", "bilevel_problems.synthetic.ridge_reweighting:RidgeReweighting")
     register("hyper-cleaning", "bilevel_problems.synthetic.hyper_cleaning:HyperCleaning")
+
+
+@hookimpl
+def bilevel_solvers(register: Register) -> None:
+    """Solvers that need more of a problem than `bilevel.Problem` says: language-model data by source."""
+    register("doremi", "bilevel_problems.llm.weightings.doremi:DoReMi")
+    register("odm", "bilevel_problems.llm.weightings.odm:ODM")
+
+
+@hookimpl
+def bilevel_weightings(register: Register) -> None:
+    """What learned weights are compared with."""
+    register("uniform", "bilevel_problems.llm.weightings.uniform:Uniform")
+    register("proportional", "bilevel_problems.llm.weightings.proportional:Proportional")
+    register("temperature", "bilevel_problems.llm.weightings.temperature:Temperature")
+    register("doremi", "bilevel_problems.llm.weightings.doremi:DoReMi")
+    register("odm", "bilevel_problems.llm.weightings.odm:ODM")
+    register("less", "bilevel_problems.llm.weightings.less:LESS")
+
+
+@hookimpl
+def bilevel_commands(register: Register) -> None:
+    """Commands about data and weights."""
+    register("weigh", "bilevel_problems.llm.weigh:weigh")

@@ -101,6 +101,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
+        self._is_prepared = False
         names = [source.name for source in self.sources]
         if len(names) < 2:
             raise ValueError("sources: at least two are needed; a single source always has all the weight")
@@ -119,7 +120,9 @@ class LLMReweighting(Problem[TokenBatch]):
             raise ValueError("validation: every weight must be positive")
 
     def prepare(self) -> None:
-        """Find the model, read and tokenise all data, and check that the two sides do not overlap."""
+        """Find the model, read and tokenise all data, and check that the two sides do not overlap. Only once."""
+        if self._is_prepared:
+            return
         for kind, tables in (("source", self._train), ("validation set", self._targets)):
             for name, table in tables.items():
                 _tell(kind, name, table, self.max_length)
@@ -132,6 +135,7 @@ class LLMReweighting(Problem[TokenBatch]):
             if self.on_overlap == "error":
                 raise InputError(f"{overlap}; remove them, or set problem.on_overlap=report")
             log.warning("%s; their loss can be lowered by heart (problem.on_overlap=error refuses this)", overlap)
+        self._is_prepared = True
 
     def upper(self) -> nn.Module:
         """The source weights at their start."""
@@ -180,14 +184,34 @@ class LLMReweighting(Problem[TokenBatch]):
             "trust": trust.verdicts(),
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
             **facts,
-            "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
-            "model": {"name": self.model, "hash": self._files.fingerprint},
+            **self.identity(),
         }
         return {"weights.json": json.dumps(content, indent=1, ensure_ascii=False)}
 
     def report(self, history: Sequence[Record]) -> RenderableType:
         """The table of weights, and whether to trust them."""
         return Trust(history).table({name: len(table) for name, table in self._train.items()})
+
+    @property
+    def source_tables(self) -> Mapping[str, TokenTable]:
+        """Source -> its rows as tokens."""
+        return self._train
+
+    @property
+    def target_tables(self) -> Mapping[str, TokenTable]:
+        """Validation set -> its rows as tokens."""
+        return self._targets
+
+    def lower_rows(self, index: int, seed: int) -> list[tuple[int, int]]:
+        """The rows of lower batch number `index`, over all processes, as (number of the source, row)."""
+        return self._lower_sampler.batch(index, seed)
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are about: rows and hashes of the data, name and hash of the model."""
+        return {
+            "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
+            "model": {"name": self.model, "hash": self._files.fingerprint},
+        }
 
     @cached_property
     def _files(self) -> ModelFiles:

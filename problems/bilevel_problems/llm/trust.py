@@ -39,7 +39,9 @@ class Trust:
 
     @cached_property
     def average(self) -> dict[str, float]:
-        """Mean weights over the second half of those steps: less noisy than the last ones."""
+        """Mean weights over the second half of those steps: less noisy than the last ones. Or the solver's own average."""
+        if "average" in self.history[-1]:
+            return dict(self.history[-1]["average"])
         half = self.weights[len(self.weights) // 2 :]
         final = np.array([self.history[-1]["upper"][name] for name in self.names])
         return dict(zip(self.names, (half.mean(0) if len(half) else final).tolist(), strict=True))
@@ -54,6 +56,10 @@ class Trust:
 
     def verdicts(self) -> list[str]:
         """What a careful reader should know before using the weights, one sentence each."""
+        if "average" in self.history[-1]:
+            return [
+                "from a solver without a penalty gap: the weights come with no sign of their noise; repeat with other seeds"
+            ]
         if len(self.moving) < 8:
             held = len(self.history) - len(self.moving)
             return [f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"]
