@@ -23,7 +23,6 @@ from bilevel.recipe import Recipe
 from bilevel.solver import Solver
 
 ABSENT = ("missing", "missing_argument", "unexpected_keyword_argument", "extra_forbidden")
-SECTIONS = ("problem", "solver", "backend", "active", "run")
 OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": Backend}
 
 
@@ -85,18 +84,38 @@ def load_config(file: Path, plugins: Plugins, *, changes: Sequence[str] = (), ou
 
     Raises `InputError` naming file, line and key, with the nearest known name for a misspelt one.
     """
+    built, resolved = build_parts(read_recipe(file, changes=changes, output=output), OBJECTS, plugins)
+    return Config(recipe=resolved, **built)
+
+
+def read_recipe(file: Path, *, changes: Sequence[str] = (), output: str | None = None) -> Recipe:
+    """Read a recipe and apply the changes, without building anything; see `load_config`."""
     recipe = _read_python(file) if file.suffix == ".py" else Recipe.read(file)
     for change in changes:
         recipe.set(change)
     if output is not None:
         recipe.set(f"run.output={output}")
-    return build_config(recipe, plugins)
+    return recipe
 
 
 def build_config(recipe: Recipe, plugins: Plugins) -> Config:
     """Build the parts that a recipe names. Raises `InputError` as `load_config` does."""
-    _check_sections(recipe)
-    built = {kind: _build_part(recipe, kind, plugins) for kind in OBJECTS}
+    built, resolved = build_parts(recipe, OBJECTS, plugins)
+    return Config(recipe=resolved, **built)
+
+
+def build_parts(
+    recipe: Recipe, objects: Mapping[str, type], plugins: Plugins, *, ignored: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Build the sections of a recipe that a command needs.
+
+    objects: section -> base class of the registered part that it names; `active` and `run` are built in any case.
+    ignored: sections that may stand in the recipe without being used.
+
+    Returns the objects by section, and the same as plain data with every default filled in. Raises `InputError`.
+    """
+    _check_sections(recipe, objects, ignored)
+    built = {kind: _build_part(recipe, kind, base, plugins) for kind, base in objects.items()}
     active = _build(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
     run = _build(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
     resolved = {
@@ -104,7 +123,7 @@ def build_config(recipe: Recipe, plugins: Plugins) -> Config:
         "active": to_plain(active),
         "run": to_plain(run),
     }
-    return Config(active=active, run=run, recipe=resolved, **built)
+    return {**built, "active": active, "run": run}, resolved
 
 
 def _read_python(file: Path) -> Recipe:
@@ -133,23 +152,24 @@ def _identity(section: Any) -> dict[str, str]:
     return {"name": section["name"]} if isinstance(section, dict) else {"class": name_of(section)}
 
 
-def _check_sections(recipe: Recipe) -> None:
+def _check_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequence[str]) -> None:
+    sections = [*objects, "active", "run"]
     for key in recipe.tree:
-        if key not in SECTIONS:
-            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{_nearest(key, SECTIONS)}")
-    for section in SECTIONS:
+        if key not in sections and key not in ignored:
+            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{_nearest(key, sections)}")
+    for section in sections:
         value = recipe.tree.get(section, {})
-        if not isinstance(value, dict | OBJECTS.get(section, dict)):
+        if not isinstance(value, dict | objects.get(section, dict)):
             raise InputError(f"{recipe.where([section])}: {section} must be a mapping, not {value!r}")
-    for section in OBJECTS:
+    for section in objects:
         value = recipe.tree.setdefault(section, {})
         if isinstance(value, dict) and "name" not in value:
             raise InputError(f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows what there is")
 
 
-def _build_part(recipe: Recipe, kind: str, plugins: Plugins) -> Any:
+def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
     given = recipe.tree[kind]
-    if isinstance(given, OBJECTS[kind]):
+    if isinstance(given, base):
         return given
     section = dict(given)
     name = section.pop("name")

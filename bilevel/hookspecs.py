@@ -39,6 +39,11 @@ def bilevel_backends(register: Register) -> None:
 
 
 @hookspec
+def bilevel_weightings(register: Register) -> None:
+    """Register ways to weigh or select training data: subclasses of `bilevel_problems.llm.weighting.Weighting`."""
+
+
+@hookspec
 def bilevel_checks(register: Register) -> None:
     """Register theory checks."""
 

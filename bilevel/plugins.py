@@ -15,7 +15,7 @@ import pluggy
 from bilevel import hookspecs
 from bilevel.errors import InputError
 
-KINDS = ("problems", "solvers", "backends", "checks", "features", "commands")
+KINDS = ("problems", "solvers", "backends", "weightings", "features", "checks", "commands")
 BLOCK_VARIABLE = "BILEVEL_BLOCK_PLUGINS"
 
 

@@ -1,4 +1,4 @@
-"""Registers the first-party problems."""
+"""Registers the first-party problems, the ways to weigh their data, and commands."""
 
 from bilevel.hookspecs import Register, hookimpl
 
@@ -23,6 +23,24 @@ def bilevel_features(register: Register) -> None:
 
 
 @hookimpl
+def bilevel_solvers(register: Register) -> None:
+    """Solvers that need more of a problem than `bilevel.Problem` says: language-model data by source."""
+    register("doremi", "bilevel_problems.llm.weightings.doremi:DoReMi")
+    register("odm", "bilevel_problems.llm.weightings.odm:ODM")
+
+
+@hookimpl
+def bilevel_weightings(register: Register) -> None:
+    """What learned weights are compared with."""
+    register("uniform", "bilevel_problems.llm.weightings.uniform:Uniform")
+    register("proportional", "bilevel_problems.llm.weightings.proportional:Proportional")
+    register("temperature", "bilevel_problems.llm.weightings.temperature:Temperature")
+    register("doremi", "bilevel_problems.llm.weightings.doremi:DoReMi")
+    register("odm", "bilevel_problems.llm.weightings.odm:ODM")
+    register("less", "bilevel_problems.llm.weightings.less:LESS")
+
+
+@hookimpl
 def bilevel_commands(register: Register) -> None:
     """The commands of this package."""
     register("mix", "bilevel_problems.llm.commands.mix:mix")
@@ -30,3 +48,4 @@ def bilevel_commands(register: Register) -> None:
     register("finetune", "bilevel_problems.llm.commands.finetune:finetune")
     register("export", "bilevel_problems.llm.commands.export:export")
     register("evaluate", "bilevel_problems.llm.commands.evaluate:evaluate")
+    register("weigh", "bilevel_problems.llm.weigh:weigh")

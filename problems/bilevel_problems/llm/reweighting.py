@@ -120,6 +120,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
+        self._is_prepared = False
         names = [source.name for source in self.sources]
         if not names:
             raise ValueError("sources: at least one is needed")
@@ -143,7 +144,9 @@ class LLMReweighting(Problem[TokenBatch]):
             raise ValueError("validation: every weight must be positive and finite")
 
     def prepare(self) -> None:
-        """Find the model, read and tokenise all data, and check that the two sides do not overlap."""
+        """Find the model, read and tokenise all data, and check that the two sides do not overlap. Only once."""
+        if self._is_prepared:
+            return
         _ = self._feature_functions  # a misspelt name is said before the data are read
         for kind, tables in (("source", self._train), ("validation set", self._targets)):
             for name, table in tables.items():
@@ -158,6 +161,7 @@ class LLMReweighting(Problem[TokenBatch]):
             if self.on_overlap == "error":
                 raise InputError(f"{overlap}; remove them, or set problem.on_overlap=report")
             log.warning("%s; their loss can be lowered by heart (problem.on_overlap=error refuses this)", overlap)
+        self._is_prepared = True
 
     def fingerprint(self) -> str:
         """Of the token tables and the model's files."""
@@ -233,8 +237,7 @@ class LLMReweighting(Problem[TokenBatch]):
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
             **facts,
-            "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
-            "model": {"name": self.model, "hash": self._files.fingerprint},
+            **self.identity(),
         }
         return {"weights.json": json.dumps(content, indent=1, ensure_ascii=False)}
 
@@ -283,6 +286,17 @@ class LLMReweighting(Problem[TokenBatch]):
     def validation_tables(self) -> Mapping[str, TokenTable]:
         """Validation set -> its rows as tokens."""
         return self._targets
+
+    def lower_rows(self, index: int, seed: int) -> list[tuple[int, int]]:
+        """The rows of lower batch number `index`, over all processes, as (number of the source, row)."""
+        return self._lower_sampler.batch(index, seed)
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are about: rows and hashes of the data, name and hash of the model."""
+        return {
+            "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
+            "model": {"name": self.model, "hash": self._files.fingerprint},
+        }
 
     @cached_property
     def _files(self) -> ModelFiles:

@@ -68,7 +68,9 @@ class Trust:
 
     @cached_property
     def average(self) -> dict[str, float]:
-        """Mean weights over the second half of those steps: less noisy than the last ones."""
+        """Mean weights over the second half of those steps: less noisy than the last ones. Or the solver's own average."""
+        if "average" in self.history[-1]:
+            return dict(self.history[-1]["average"])
         half = self.weights[len(self.weights) // 2 :]
         final = np.array([self.history[-1]["upper"][name] for name in self.names])
         return dict(zip(self.names, (half.mean(0) if len(half) else final).tolist(), strict=True))
@@ -81,6 +83,9 @@ class Trust:
     @cached_property
     def judgements(self) -> list[Judgement]:
         """What a careful reader should know before using the weights."""
+        if "average" in self.history[-1]:
+            words = "from a solver without a penalty gap: nothing tells how noisy the weights are; repeat with other seeds"
+            return [Judgement("no-signal", True, words)]
         if len(self.moving) < 8:
             held = len(self.history) - len(self.moving)
             words = f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"

@@ -1,0 +1,1 @@
+"""Ways to weigh or select training data that learned weights are compared with: one method a file."""
