@@ -38,7 +38,8 @@ def bilevel(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # ours first, then what the tests run with
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def test_a_run_from_the_command_line_writes_its_directory_and_shows_every_step(bilevel, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
