@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from bilevel.backend import Backend, Evaluation, Variable, Vector
+from bilevel.backend import Backend, Evaluation, Placement, Variable, Vector
 from bilevel.blocks import REST, Blocks
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError, NonFiniteError
@@ -229,6 +229,17 @@ class TorchBackend(Backend):
     def shard(self) -> Shard:
         """The whole batch, in micro-batches."""
         return Shard(seed=self._seed, micro_batch_size=self.micro_batch_size)
+
+    def placement(self, world_size: int) -> Placement:
+        """All on one device. Raises `InputError` for more than one process."""
+        if world_size != 1:
+            raise InputError(f"the torch backend uses one device, not {world_size}; set backend.name=deepspeed for several")
+        return Placement(
+            "torch",
+            dtype=self.dtype,
+            micro_batch_size=self.micro_batch_size,
+            activation_checkpointing=self.activation_checkpointing,
+        )
 
     def place(
         self,
