@@ -24,12 +24,15 @@ from typing import Any
 
 import torch
 
-HIDDEN, LAYERS, VOCABULARY, ROWS = 512, 8, 8192, 4
+ROWS = 4
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setting. blocks: of LISA; None trains everything. micro: rows of a forward; None the whole batch of 4."""
+    """One setting.
+
+    blocks: of LISA; None trains everything. micro: rows of a forward; None takes the whole batch.
+    """
 
     blocks: int | None = 2
     dtype: str = "bfloat16"
@@ -37,6 +40,9 @@ class Case:
     micro: int | None = None
     length: int = 128
     tied: bool = False
+    hidden: int = 512
+    layers: int = 8
+    vocabulary: int = 8192
 
     def __str__(self) -> str:
         trained = "all" if self.blocks is None else f"{self.blocks} blocks"
@@ -64,7 +70,7 @@ CASES = [
 ]
 
 
-def problem(case: Case, directory: Path, sizes: dict[str, int]) -> Any:
+def problem(case: Case, directory: Path) -> Any:
     """A reweighting problem whose rows are full."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -76,10 +82,10 @@ def problem(case: Case, directory: Path, sizes: dict[str, int]) -> Any:
     raw.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(directory)
     config = LlamaConfig(
-        hidden_size=sizes["hidden"],
-        num_hidden_layers=sizes["layers"],
-        vocab_size=sizes["vocabulary"],
-        intermediate_size=sizes["hidden"] * 8 // 3,
+        hidden_size=case.hidden,
+        num_hidden_layers=case.layers,
+        vocab_size=case.vocabulary,
+        intermediate_size=case.hidden * 8 // 3,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=1024,
@@ -182,9 +188,8 @@ def _status(key: str) -> int:
 def measure(case: Case, kind: str) -> dict[str, int]:
     """Peak of one kind, and the plan for it, in this process."""
     torch.set_num_threads(1)
-    sizes = {"hidden": HIDDEN, "layers": LAYERS, "vocabulary": VOCABULARY}
     with tempfile.TemporaryDirectory() as directory:
-        p = problem(case, Path(directory), sizes)
+        p = problem(case, Path(directory))
         if kind == "process":
             return {"process": process_peak(case, p)}
         return {"torch": torch_peak(case, p), "plan": planned(case, p)}

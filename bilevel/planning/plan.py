@@ -40,7 +40,6 @@ class Plan:
     """What a run will take.
 
     gpu: part -> bytes, on each GPU, at the worst moment.
-    kept_otherwise: the part "activations" if activation checkpointing were the other way.
     cpu: part -> bytes, all processes together.
     active: parameters that train at a time, at the most.
     flops: of one step, all GPUs together.
@@ -54,7 +53,6 @@ class Plan:
     active: int
     rows: int
     gpu: Mapping[str, int]
-    kept_otherwise: int
     cpu: Mapping[str, int]
     flops: float
     seconds: Mapping[str, float]
@@ -102,8 +100,7 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
     draws = setup.active.heaviest(model.blocks, model.sizes)
     gpu = max((_gpu(model, setup, placement, hardware, rows, draw) for draw in draws), key=lambda g: sum(g.values()))
     active = max(_count(model, draw) for draw in draws)
-    other = max(model.passing(rows, d, recompute=not placement.activation_checkpointing).kept for d in draws)
-    flops_a_row = _mean_flops(model, setup, placement.activation_checkpointing)
+    flops_a_row = _mean_flops(model, setup, draws, rows, placement.activation_checkpointing)
     passes_rows = setup.workload.lower_passes * shares[0] + setup.workload.upper_passes * shares[1]
     flops = flops_a_row * passes_rows * hardware.gpus
     return Plan(
@@ -113,7 +110,6 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
         active=active,
         rows=rows,
         gpu=gpu,
-        kept_otherwise=other,
         cpu=_cpu(model, setup.workload, placement, hardware, active),
         flops=flops,
         seconds=_seconds(model, setup.workload, placement, hardware, active, flops, passes_rows, rows),
@@ -231,21 +227,21 @@ def _seconds(
     }
 
 
-def _mean_flops(model: Footprint, setup: Setup, recompute: bool) -> float:
+def _mean_flops(model: Footprint, setup: Setup, heaviest: list[frozenset[str]], rows: int, recompute: bool) -> float:
     """FLOPs of a row, averaged over the draws of the run.
 
     The backward pass ends at the lowest active block, so its cost falls as that block rises: as a straight line for equal
-    blocks, which is drawn between the deepest and the shallowest draw.
+    blocks, which is drawn between the deepest of the heaviest draws and the shallowest draw of the run.
     """
     every = max(1, setup.steps // 1000)
     drawn = [setup.active.at(t, model.blocks, setup.seed) for t in range(0, setup.steps, every)]
-    depths = {draw: _lowest(draw, model.blocks) for draw in drawn}
-    deep, shallow = min(depths, key=lambda d: depths[d]), max(depths, key=lambda d: depths[d])
-    costs = [model.passing(1, draw, recompute=recompute).flops for draw in (deep, shallow)]
+    depths = {draw: _lowest(draw, model.blocks) for draw in [*heaviest, *drawn]}
+    deep, shallow = min(heaviest, key=lambda d: depths[d]), max(drawn, key=lambda d: depths[d])
+    cost = model.passing(rows, deep, recompute=recompute).flops / rows
     if depths[deep] == depths[shallow]:
-        return costs[0]
+        return cost
     part = (fmean(depths[draw] for draw in drawn) - depths[deep]) / (depths[shallow] - depths[deep])
-    return costs[0] + part * (costs[1] - costs[0])
+    return cost + part * (model.passing(rows, shallow, recompute=recompute).flops / rows - cost)
 
 
 def _lowest(draw: frozenset[str], blocks: Blocks) -> int:

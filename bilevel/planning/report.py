@@ -19,14 +19,19 @@ from bilevel.planning.plan import Plan, Setup, make_plan
 
 @dataclass(frozen=True)
 class Report:
-    """A plan, and what to do if it does not fit (else None). Can be printed by rich."""
+    """A plan. Can be printed by rich.
+
+    otherwise: bytes of the activations if activation checkpointing were the other way.
+    advice: what to do if it does not fit; None if it does.
+    """
 
     plan: Plan
+    otherwise: int
     advice: Advice | None
 
     def to_json(self) -> str:
         """All numbers: bytes, seconds, FLOPs, and the assumptions."""
-        content = {**_plain(self.plan), "advice": None}
+        content = {**_plain(self.plan), "activations_otherwise": self.otherwise, "advice": None}
         if self.advice is not None:
             cheapest = self.advice.cheapest
             content["advice"] = {
@@ -41,7 +46,7 @@ class Report:
         yield _memory(f"each of {plan.hardware.gpus} GPUs" if plan.hardware.gpus > 1 else "the GPU", plan.gpu)
         checkpointed = plan.placement.activation_checkpointing
         yield Text(
-            f"activations {'without' if checkpointed else 'with'} checkpointing: {_gb(plan.kept_otherwise)}\n", style="dim"
+            f"activations {'without' if checkpointed else 'with'} checkpointing: {_gb(self.otherwise)}\n", style="dim"
         )
         yield _memory("CPU memory, all processes", plan.cpu)
         yield Text()
@@ -63,7 +68,9 @@ def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0)
     placement = config.backend.placement(hardware.gpus)
     model = Footprint(config.problem.cost(labelled_share), placement.dtype)
     plan = make_plan(model, setup, hardware)
-    return Report(plan, None if plan.fits else advise(model, setup, hardware))
+    draws = config.active.heaviest(model.blocks, model.sizes)
+    otherwise = max(model.passing(plan.rows, d, recompute=not placement.activation_checkpointing).kept for d in draws)
+    return Report(plan, otherwise, None if plan.fits else advise(model, setup, hardware))
 
 
 def _headline(plan: Plan) -> str:
