@@ -87,7 +87,11 @@ class Placement:
     activation_checkpointing: the repeated blocks are recomputed in the backward pass.
     split_parameters, split_gradients, split_optimizer: every process holds its share alone. "optimizer" is masters and
         moments. Split parameters are gathered block by block when they are used.
-    offload_parameters, offload_optimizer: held in the CPU's memory.
+    offload_parameters, offload_optimizer: held in the CPU's memory; with the optimizer, the gradients that are summed over
+        processes already.
+    live_parameters: gathered parameters are freed only when there are more than so many.
+    whole_units: what stands outside the repeated blocks is gathered as one and stays for the pass; gradients are reduced a
+        whole block at a time. Otherwise every parameter is gathered and reduced by itself.
     """
 
     name: str
@@ -100,6 +104,8 @@ class Placement:
     split_optimizer: bool = False
     offload_parameters: bool = False
     offload_optimizer: bool = False
+    live_parameters: int = 0
+    whole_units: bool = False
 
 
 class Backend(ABC):

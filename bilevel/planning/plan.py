@@ -124,31 +124,38 @@ def _gpu(
     """Bytes on one GPU while these blocks train, at the worst moment of a step."""
     n, replicas, active = hardware.gpus, setup.workload.replicas, _count(model, draw)
     traced = model.passing(rows, draw, recompute=placement.activation_checkpointing)
-    masters, moments, gradients = _state_bytes(model, setup.workload, active)
+    masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     optimizer_share = 0 if placement.offload_optimizer else _share(placement.split_optimizer, n)
     parameter_share = 0 if placement.offload_parameters else _share(placement.split_parameters, n)
-    rounding = ROUNDING * model.largest(draw) * optimizer_share if model.dtype == torch.bfloat16 else 0
+    gradient_share = 0 if _gradients_offloaded(placement) else _share(placement.split_gradients, n)
+    written = ROUNDING * (model.dtype == torch.bfloat16) + FLOAT32 * placement.offload_optimizer
+    written_back = written * model.largest(draw) * _share(placement.split_optimizer, n)
     parts = {
         "parameters": len(replicas) * model.bytes * parameter_share,
         "masters": masters * optimizer_share,
         "moments": moments * optimizer_share,
-        "gradients": gradients * _share(placement.split_gradients, n),
+        "gradients": gradients * gradient_share,
         "activations": traced.kept,
-        "output, loss and working memory": max(traced.peak, rounding) - traced.kept,
-        "communication": _gathered(model, placement) + _reduced(model, n, draw),
+        "output, loss and working memory": max(traced.peak, written_back) - traced.kept,
+        "communication": _gathered(model, placement) + _reduced(model, placement, draw),
     }
     held = sum(parts.values())
     reserve = (hardware.context + (hardware.communicator if n > 1 else 0)) * GB + hardware.fragmentation * held
     return {part: round(size) for part, size in (parts | {"CUDA, NCCL and allocator": reserve}).items()}
 
 
-def _state_bytes(model: Footprint, workload: Workload, active: int) -> tuple[int, int, int]:
+def _state_bytes(model: Footprint, workload: Workload, placement: Placement, active: int) -> tuple[int, int, int]:
     """Masters, moments and gradients of all replicas, over all processes."""
-    low = model.dtype == torch.bfloat16
-    width = FLOAT32 if low else model.dtype.itemsize
-    moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
+    width = FLOAT32 if model.dtype == torch.bfloat16 else model.dtype.itemsize
     count = len(workload.replicas)
-    return (count * active * FLOAT32 if low else 0, moments * active * width, count * active * width)
+    moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
+    beside = model.dtype == torch.bfloat16 or placement.offload_optimizer  # else a parameter is its own master
+    return (count * active * width if beside else 0, moments * active * width, count * active * width)
+
+
+def _gradients_offloaded(placement: Placement) -> bool:
+    """They go where the masters are when they have been summed over processes: at once, if they are split."""
+    return placement.offload_optimizer and placement.split_gradients
 
 
 def _moments(optimizer: SGD | AdamW) -> int:
@@ -156,37 +163,46 @@ def _moments(optimizer: SGD | AdamW) -> int:
 
 
 def _gathered(model: Footprint, placement: Placement) -> int:
-    """Whole parameters beside a process's own share: a repeated block and the next one, or a block and the head."""
+    """Whole parameters beside a process's own share: a repeated block, and the next one or what stands outside."""
     if not (placement.split_parameters or placement.offload_parameters):
         return 0
     repeated = sorted((model.sizes[block] for block in model.blocks.repeated), reverse=True)
-    single = max((size for block, size in model.sizes.items() if block not in model.blocks.repeated), default=0)
-    return (sum(repeated[:1]) + max(single, *repeated[1:2], 0)) * model.dtype.itemsize
+    outside = [size for block, size in model.sizes.items() if block not in model.blocks.repeated]
+    if placement.whole_units:
+        needed = sum(repeated[:2]) + sum(outside)
+    else:
+        needed = sum(repeated[:1]) + max([*outside, *repeated[1:2]], default=0)
+    return max(needed, min(placement.live_parameters, model.parameters)) * model.dtype.itemsize
 
 
-def _reduced(model: Footprint, processes: int, draw: frozenset[str]) -> int:
-    """One gradient on its way to the other processes, in float32."""
-    return FLOAT32 * model.largest(draw) if processes > 1 else 0
+def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> int:
+    """Gradients on their way to the other processes, in float32: of a parameter, or of a block beside those of autograd."""
+    if placement.processes == 1:
+        return 0
+    if not placement.whole_units:
+        return FLOAT32 * model.largest(draw)
+    outside = sum(model.sizes[block] for block in draw if block not in model.blocks.repeated)
+    blocks = [model.sizes[block] for block in draw if block in model.blocks.repeated]
+    return (FLOAT32 + model.dtype.itemsize) * max([outside, *blocks])
 
 
 def _cpu(model: Footprint, workload: Workload, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
     """Bytes of the machine's memory, all processes together.
 
-    Loading comes before the optimizer has a state: whichever is larger counts. A process that holds whole parameters
-    loads the whole model; one that holds a share goes through the files tensor by tensor.
+    A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
+    files are gone through tensor by tensor.)
     """
-    n = hardware.gpus
-    masters, moments, _ = _state_bytes(model, workload, active)
-    parameters = len(workload.replicas) * model.bytes
-    parts = {
-        "parameters": parameters * (1 if placement.split_parameters else n) if placement.offload_parameters else 0,
-        "masters and moments": (masters + moments) * (1 if placement.split_optimizer else n)
-        if placement.offload_optimizer
-        else 0,
+    n, replicas = hardware.gpus, len(workload.replicas)
+    masters, moments, gradients = _state_bytes(model, workload, placement, active)
+    states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
+    in_parameters = replicas * model.bytes * (1 if placement.split_parameters else n)
+    in_states = states * (1 if placement.split_optimizer else n)
+    return {
+        "parameters": in_parameters if placement.offload_parameters else 0,
+        "masters, moments, gradients": in_states if placement.offload_optimizer else 0,
+        "writing a checkpoint": model.bytes + (masters + moments) // replicas,
+        "processes": round(n * hardware.process * GB),
     }
-    one = model.largest(model.blocks.names) * model.dtype.itemsize if placement.split_parameters else model.bytes
-    loading = max(0, n * one - sum(parts.values()))
-    return parts | {"loading, until the first step": loading, "processes": round(n * hardware.process * GB)}
 
 
 def _seconds(
@@ -216,9 +232,10 @@ def _seconds(
     moved = 2 * micro_batches * model.bytes * own if placement.offload_parameters else 0.0
     updated = 0.0
     if placement.offload_optimizer:
-        held = replicas * active * _share(placement.split_optimizer, n)
-        moved += held * (FLOAT32 + model.dtype.itemsize)  # gradients down, parameters up
-        masters, moments, gradients = _state_bytes(model, workload, active)
+        held = active * _share(placement.split_optimizer, n)
+        masters, moments, gradients = _state_bytes(model, workload, placement, active)
+        sums = micro_batches if placement.split_gradients else replicas
+        moved += held * FLOAT32 * (sums + replicas)  # gradients down as they are summed, masters up
         updated = 2 * (masters + moments + gradients) * (1 if placement.split_optimizer else n)  # read and written
     return {
         "computing": flops / n / (hardware.peak_tflops * 1e12 * hardware.mfu),

@@ -79,18 +79,38 @@ def test_stage_three_gathers_a_block_beside_the_next_or_the_head() -> None:
     assert plan(Zero(dtype="bfloat16", zero_stage=2)).gpu["communication"] == 0
 
 
+def test_units_are_gathered_and_reduced_whole() -> None:
+    found = plan(Zero(dtype="bfloat16", whole_units=True), gpus=4)
+    assert found.gpu["communication"] == 2 * (max(SIZES) + sorted(SIZES)[-2] + 2 * OUTSIDE) + 6 * max(SIZES)
+
+
+def test_what_may_stay_gathered_counts() -> None:
+    found = plan(Zero(dtype="bfloat16", live_parameters=TOTAL - 100), gpus=4)
+    assert found.gpu["communication"] == 2 * (TOTAL - 100) + 4 * WIDTH * 64
+    more = plan(Zero(dtype="bfloat16", live_parameters=2 * TOTAL), gpus=4)
+    assert more.gpu["communication"] == 2 * TOTAL + 4 * WIDTH * 64
+
+
 def test_what_is_offloaded_is_in_the_memory_of_the_cpu() -> None:
     found = plan(Zero(dtype="bfloat16", offload_optimizer=True, offload_parameters=True), gpus=4)
-    assert states(found) == (0, 0, 0, 2 * 4 * TOTAL // 4)
+    assert states(found) == (0, 0, 0, 0)
     assert found.cpu["parameters"] == 2 * 2 * TOTAL
-    assert found.cpu["masters and moments"] == 2 * 12 * TOTAL
+    assert found.cpu["masters, moments, gradients"] == 2 * 16 * TOTAL
     unsplit = plan(Zero(dtype="bfloat16", zero_stage=0, offload_optimizer=True), gpus=4)
-    assert unsplit.cpu["masters and moments"] == 4 * 2 * 12 * TOTAL
+    assert states(unsplit) == (2 * 2 * TOTAL, 0, 0, 2 * 4 * TOTAL)  # gradients wait on the GPU until they are summed
+    assert unsplit.cpu["masters, moments, gradients"] == 4 * 2 * 12 * TOTAL
+    full = plan(Zero(dtype="float32", offload_optimizer=True), gpus=4)
+    assert full.cpu["masters, moments, gradients"] == 2 * 16 * TOTAL  # a master beside the parameter, as it is elsewhere
 
 
-def test_whole_models_are_loaded_by_every_process() -> None:
-    assert plan(Zero(dtype="float32", zero_stage=2), gpus=4).cpu["loading, until the first step"] == 4 * 4 * TOTAL
-    assert plan(Zero(dtype="float32"), gpus=4).cpu["loading, until the first step"] == 4 * 4 * WIDTH * 64
+def test_a_checkpoint_passes_through_the_memory_of_the_cpu() -> None:
+    assert plan(Zero(dtype="bfloat16"), gpus=4).cpu["writing a checkpoint"] == (2 + 12) * TOTAL
+    assert plan(TorchBackend(dtype="float32")).cpu["writing a checkpoint"] == (4 + 8) * TOTAL
+
+
+def test_writing_masters_back_counts_where_it_is_more_than_a_pass() -> None:
+    one = plan(TorchBackend(dtype="bfloat16", micro_batch_size=1))
+    assert one.gpu["activations"] + one.gpu["output, loss and working memory"] == 10 * WIDTH * 64
 
 
 def test_reserve_and_limits() -> None:

@@ -13,6 +13,8 @@ class Zero(TorchBackend):
     zero_stage: int = 3
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    live_parameters: int = 0
+    whole_units: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,5 +32,7 @@ class Zero(TorchBackend):
             split_gradients=self.zero_stage >= 2,
             split_parameters=self.zero_stage >= 3,
             offload_optimizer=self.offload_optimizer,
+            live_parameters=self.live_parameters,
+            whole_units=self.whole_units,
             offload_parameters=self.offload_parameters,
         )
