@@ -1,6 +1,7 @@
 """Which blocks of the lower variable train at step t: a pure function of (seed, t), the same for every replica."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,13 @@ class Active(ABC):
     @abstractmethod
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
         """Names of the blocks that train at step t. Raises `InputError` if the rule does not fit the module."""
+
+    def heaviest(self, blocks: Blocks, sizes: Mapping[str, int]) -> list[frozenset[str]]:
+        """Draws of which one takes the most memory. All blocks at once, where a rule does not know better.
+
+        sizes: parameters of each block.
+        """
+        return [blocks.names]
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,22 @@ class LISA(Active):
                 "but this model ties the two weights; give both the same value"
             )
         draw = generator(seed, Stream.ACTIVE, t // self.period).choice(len(blocks.repeated), size=self.blocks, replace=False)
+        return self._always(blocks) | {blocks.repeated[i] for i in np.sort(draw)}
+
+    def heaviest(self, blocks: Blocks, sizes: Mapping[str, int]) -> list[frozenset[str]]:
+        """The largest blocks, and the first block (all above it keep activations) with the largest others."""
+        first, *others = blocks.repeated
+        by_size = sorted(others, key=lambda block: -sizes[block])
+        largest = sorted(blocks.repeated, key=lambda block: -sizes[block])[: self.blocks]
+        return [
+            self._always(blocks) | draw
+            for draw in dict.fromkeys((frozenset(largest), frozenset([first, *by_size[: self.blocks - 1]])))
+        ]
+
+    def _always(self, blocks: Blocks) -> frozenset[str]:
+        """The parts that do not repeat and train at every step."""
         policy = {EMBEDDING: self.embedding, HEAD: self.head, REST: self.rest}
-        kept = {block for block, rule in policy.items() if rule == "train" and block in blocks.members}
-        return frozenset(kept | {blocks.repeated[i] for i in np.sort(draw)})
+        return frozenset(block for block, rule in policy.items() if rule == "train" and block in blocks.members)
 
 
 ActiveRule = All | LISA

@@ -77,6 +77,38 @@ class Vector:
         return Vector({name: factor * part for name, part in self.parts.items()}, self.whole)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How a backend holds the lower variables: what a planner needs to know of it.
+
+    processes: each has a device of its own.
+    dtype: precision of the parameters; None keeps what the problem builds. Active parameters in bfloat16 have float32
+        masters, gradients and moments; in another precision they are their own masters.
+    micro_batch_size: rows of one forward and backward; None takes a process's whole share of the batch.
+    activation_checkpointing: the repeated blocks are recomputed in the backward pass.
+    split_parameters, split_gradients, split_optimizer: every process holds its share alone. "optimizer" is masters and
+        moments. Split parameters are gathered block by block when they are used.
+    offload_parameters, offload_optimizer: held in the CPU's memory; with the optimizer, the gradients that are summed over
+        processes already.
+    live_parameters: gathered parameters are freed only when there are more than so many.
+    whole_units: what stands outside the repeated blocks is gathered as one and stays for the pass; gradients are reduced a
+        whole block at a time. Otherwise every parameter is gathered and reduced by itself.
+    """
+
+    name: str
+    processes: int = 1
+    dtype: str | None = None
+    micro_batch_size: int | None = None
+    activation_checkpointing: bool = False
+    split_parameters: bool = False
+    split_gradients: bool = False
+    split_optimizer: bool = False
+    offload_parameters: bool = False
+    offload_optimizer: bool = False
+    live_parameters: int = 0
+    whole_units: bool = False
+
+
 class Backend(ABC):
     """One way to hold and train variables. Its dataclass fields are what a recipe may set.
 
@@ -103,6 +135,13 @@ class Backend(ABC):
     def gather(self, value: T) -> list[T]:
         """Everybody's value (anything that pickles), by rank; all processes call it. By default there is one process."""
         return [value]
+
+    def placement(self, world_size: int) -> Placement:
+        """How variables would be held by this many processes. By default nothing is split.
+
+        Raises `InputError` for a number of processes that the backend cannot serve. Starts nothing.
+        """
+        return Placement(type(self).__name__, world_size)
 
     @abstractmethod
     def place(

@@ -68,6 +68,35 @@ def run(
     config.fit(resume=resume, observer=plugins.hooks)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its model's config.json is read, its data is not.")],
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
+    gpus: Annotated[int, typer.Option(help="How many, one process each.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="GB (10^9 bytes) of each.")] = 80.0,
+    cpu_memory: Annotated[float | None, typer.Option(help="GB of the machine; not checked if not given.")] = None,
+    labelled_share: Annotated[float, typer.Option(help="Part of the tokens that carry a loss.")] = 1.0,
+    mfu: Annotated[float, typer.Option(help="Part of the peak that is reached.")] = 0.4,
+    peak_tflops: Annotated[float, typer.Option(help="Of one GPU; 989 is bfloat16 on an H100.")] = 989.0,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+) -> None:
+    """Say what a recipe will take in memory and time, before it runs. Exit code 1 if it does not fit."""
+    from bilevel.config import load_config
+    from bilevel.files import write_atomic
+    from bilevel.planning.hardware import Hardware
+    from bilevel.planning.report import plan_run
+    from bilevel.plugins import load_plugins
+
+    hardware = Hardware(gpus, gpu_memory, cpu_memory, peak_tflops, mfu)
+    config = load_config(recipe, load_plugins(), changes=changes or [])
+    report = plan_run(config, hardware, labelled_share=labelled_share)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(report)
+    if json is not None:
+        write_atomic(json, report.to_json())
+    if not report.plan.fits:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_parts() -> None:
     """Show what is installed for every part of a recipe, the checks and commands, and broken plugins with the reason."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks, find_blocks
+from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
 
@@ -148,6 +149,13 @@ class Problem(ABC, Generic[B]):
     def blocks(self, module: nn.Module) -> Blocks:
         """How the lower module's parameters group into blocks, of which a subset may train at a time."""
         return find_blocks(module)
+
+    def cost(self, labelled_share: float = 1.0) -> Cost:
+        """What a planner has to know: the lower module on the meta device, and a forward pass of it. Reads no data.
+
+        labelled_share: part of a batch's units (tokens) that carry a loss, above 0 and at most 1.
+        """
+        raise InputError(f"the problem {type(self).__name__} has no cost model, so it cannot be planned")
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """The upper variable in a few named numbers, recorded at every step and drawn as curves. None by default."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from bilevel.backend import Backend, Variable
+from bilevel.errors import InputError
+from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 
@@ -32,6 +34,19 @@ class State:
         return [self.x, *self.replicas.values()]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What one step of a solver asks of a backend: what a planner needs to know of it.
+
+    replicas: the lower variables, and the optimizer of each. The gradients of all are taken to exist at the same time.
+    lower_passes, upper_passes: forward and backward passes over a lower batch, over an upper batch.
+    """
+
+    replicas: Mapping[str, SGD | AdamW]
+    lower_passes: int
+    upper_passes: int
+
+
 S = TypeVar("S", bound=State)
 
 
@@ -47,3 +62,7 @@ class Solver(ABC, Generic[S]):
     @abstractmethod
     def step(self, t: int, state: S, problem: Problem[Any], backend: Backend) -> Metrics:
         """Do step t (from 0) in place. May use nothing but its arguments: a resumed run must go on bit for bit."""
+
+    def workload(self) -> Workload:
+        """What one step asks of a backend. Raises `InputError` if the solver does not say, so that it cannot be planned."""
+        raise InputError(f"the solver {type(self).__name__} does not say what a step takes, so it cannot be planned")

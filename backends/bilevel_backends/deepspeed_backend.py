@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel_backends.layout import Layout, copy_parts
@@ -48,6 +49,10 @@ REFUSED_ZERO = {
     "zero_quantized_gradients": "gradients would be rounded",
     "zero_hpz_partition_size": "secondary copies of the weights would not follow our updates",
 }
+
+
+LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's own default of stage3_max_live_parameters."""
 
 
 @dataclass
@@ -109,6 +114,23 @@ class DeepSpeedBackend(ModuleBackend):
         self.begin(seed, device, join_processes(device, self.timeout, init))
         if self.deterministic:
             self.be_deterministic()
+
+    def placement(self, world_size: int) -> Placement:
+        """As the stage says. Starts nothing."""
+        live = self._given().get("zero_optimization", {}).get("stage3_max_live_parameters", LIVE_PARAMETERS)
+        return Placement(
+            "deepspeed",
+            world_size,
+            dtype=self.dtype,
+            micro_batch_size=self.micro_batch_size,
+            activation_checkpointing=self.activation_checkpointing,
+            split_optimizer=self.zero_stage >= 1,
+            split_gradients=self.zero_stage >= 2,
+            split_parameters=self.zero_stage == 3,
+            offload_optimizer=self.offload_optimizer,
+            offload_parameters=self.offload_parameters,
+            live_parameters=int(live) if self.zero_stage == 3 else 0,
+        )
 
     def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
         """As the stage says."""

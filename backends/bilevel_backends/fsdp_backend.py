@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel_backends.layout import Layout, copy_parts
 from bilevel_backends.materialise import fill, move_buffers, skeleton, weight_source
@@ -100,6 +101,22 @@ class FSDPBackend(ModuleBackend):
         self._mesh: DeviceMesh = init_device_mesh(device.type, (self._processes.world_size,))
         if self.deterministic:
             self.be_deterministic()
+
+    def placement(self, world_size: int) -> Placement:
+        """Everything split, as in ZeRO stage 3. Starts nothing."""
+        return Placement(
+            "fsdp",
+            world_size,
+            dtype=self.dtype,
+            micro_batch_size=self.micro_batch_size,
+            activation_checkpointing=self.activation_checkpointing,
+            split_optimizer=True,
+            split_gradients=True,
+            split_parameters=True,
+            offload_optimizer=self.offload_parameters,
+            offload_parameters=self.offload_parameters,
+            whole_units=True,
+        )
 
     def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
         """Shard every repeated block, then the rest, and fill the shards."""

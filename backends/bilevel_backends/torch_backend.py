@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bilevel.backend import Variable, Vector
+from bilevel.backend import Placement, Variable, Vector
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.problem import Loss
@@ -56,6 +56,17 @@ class TorchBackend(ModuleBackend):
         self.begin(seed, _pick_device(self.device), Processes())
         if self.deterministic:
             self.be_deterministic()
+
+    def placement(self, world_size: int) -> Placement:
+        """All on one device. Raises `InputError` for more than one process."""
+        if world_size != 1:
+            raise InputError(f"the torch backend uses one device, not {world_size}; set backend.name=deepspeed for several")
+        return Placement(
+            "torch",
+            dtype=self.dtype,
+            micro_batch_size=self.micro_batch_size,
+            activation_checkpointing=self.activation_checkpointing,
+        )
 
     def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
         """On the device, in the backend's precision."""

@@ -15,7 +15,7 @@ from bilevel.backend import Backend, Evaluation
 from bilevel.optimizer import AdamW, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import report, require_positive
 
 
@@ -121,6 +121,11 @@ class ScaleBiO(Solver[State]):
             grad_norm_x=norm_x,
             upper_batches=T,
         )
+
+    def workload(self) -> Workload:
+        """Two replicas; g(z), g(y) and f(y) once for each lower step. A step of the warm-up takes a third of it."""
+        replicas = {"y": self.optimizer_y or self.optimizer_z, "z": self.optimizer_z}
+        return Workload(replicas, lower_passes=2 * self.lower_steps, upper_passes=self.lower_steps)
 
     def _warm_up(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         """Train z alone; when it is warm, y starts from where z is."""

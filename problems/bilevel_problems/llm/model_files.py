@@ -95,6 +95,19 @@ class ModelFiles:
             return self.load_model(attention, trust_remote_code), None
         return model, stored.read
 
+    def build_empty(self, attention: str | None = None, trust_remote_code: bool = False) -> Any:
+        """The causal LM of config.json on the meta device: shapes without weights. Raises `InputError` as `load_model`."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        with _explained(f"the model in {self.path}"), torch.device("meta"):
+            config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(
+                config,
+                dtype=config.dtype or torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+            )
+
 
 class _StoredWeights:
     """The tensors in a directory's safetensors files, mapped: what is not asked for is not read."""
@@ -122,8 +135,11 @@ class _StoredWeights:
         return tensor
 
 
-def find_model(name: str) -> ModelFiles:
-    """Find a model by what a recipe calls it. Raises `InputError` saying where it was looked for."""
+def find_model(name: str, *, weights: bool = True) -> ModelFiles:
+    """Find a model by what a recipe calls it. Raises `InputError` saying where it was looked for.
+
+    weights: whether they are needed; a directory may hold a config.json alone if not.
+    """
     if name in BUNDLED:
         return _convert_gguf(_bundled_gguf(name))
     path = Path(name).expanduser()
@@ -134,7 +150,7 @@ def find_model(name: str) -> ModelFiles:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"problem.model: the directory {path} is not a model: it has no config.json")
-        if not any(path.glob("*.safetensors")):
+        if weights and not any(path.glob("*.safetensors")):
             raise InputError(
                 f"problem.model: {path} has no .safetensors file (pickled weights are not read, for they can run code); "
                 "convert it with save_pretrained"

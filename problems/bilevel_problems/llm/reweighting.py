@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,10 +26,12 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
+from bilevel.cost import Cost
 from bilevel.data import Stream
 from bilevel.plain import to_plain
 from bilevel.problem import Record, may_be_memoryless
 from bilevel_problems.llm.batches import TokenBatch, micro_batches
+from bilevel_problems.llm.cost import full_loss, planned_attention
 from bilevel_problems.llm.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_problems.llm.language_model import LanguageModel, token_losses
 from bilevel_problems.llm.model_files import ModelFiles, find_model
@@ -217,6 +219,21 @@ class LLMReweighting(Problem[TokenBatch]):
     def lower_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
         """Rows of every source."""
         return micro_batches(list(self._train.values()), self._lower_sampler, index, shard)
+
+    def cost(self, labelled_share: float = 1.0) -> Cost:
+        """A pass over rows of max_length tokens. Needs the model's config.json, neither weights nor data."""
+        if not 0 < labelled_share <= 1:
+            raise InputError(f"the labelled share is a part of the tokens, above 0 and at most 1, not {labelled_share}")
+        files = find_model(self.model, weights=False)
+        return Cost(
+            build=lambda: LanguageModel(files.build_empty(planned_attention(self.attention), self.trust_remote_code)),
+            blocks=self.blocks,
+            loss=partial(full_loss, length=self.max_length, sources=len(self.sources), labelled_share=labelled_share),
+            lower_rows=self.batch_size,
+            upper_rows=self.validation_batch_size or self.batch_size,
+            row_size=self.max_length,
+            unit="tokens",
+        )
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """The weights by source."""

@@ -1,0 +1,1 @@
+"""What a run will take in memory and time, before it is launched."""

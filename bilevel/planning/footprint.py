@@ -1,0 +1,89 @@
+"""The lower module of a problem as a planner measures it: parameters by block, and passes traced on the meta device."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from bilevel.cost import Cost
+from bilevel.errors import InputError
+from bilevel.tracing import Pass, trace_pass
+
+
+class Footprint:
+    """A problem's lower module in one precision.
+
+    dtype: of the parameters; None keeps what the problem builds.
+    """
+
+    def __init__(self, cost: Cost, dtype: str | None) -> None:
+        self.cost = cost
+        self.module = cost.build()
+        if dtype is not None:
+            self.module.to(getattr(torch, dtype))
+        self.blocks = cost.blocks(self.module)
+        self._passes: dict[tuple[int, frozenset[str], bool], Pass] = {}
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many the module has; tied ones count once."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of parameters and buffers."""
+        return sum(map(_bytes, self.module.parameters())) + sum(map(_bytes, self.module.buffers()))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters; the widest, should they differ."""
+        return max((p.dtype for p in self.module.parameters()), key=lambda dtype: dtype.itemsize)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Parameters of each block."""
+        return {block: sum(p.numel() for p in self._of(block)) for block in self.blocks.members}
+
+    def largest(self, blocks: frozenset[str]) -> int:
+        """Elements of the largest single parameter in these blocks."""
+        return max((p.numel() for block in blocks for p in self._of(block)), default=0)
+
+    def passing(self, rows: int, active: frozenset[str], *, recompute: bool) -> Pass:
+        """A pass over a micro-batch of that many rows, in which these blocks train."""
+        key = (rows, active, recompute)
+        if key not in self._passes:
+            self._passes[key] = self._trace(*key)
+        return self._passes[key]
+
+    def _trace(self, rows: int, active: frozenset[str], recompute: bool) -> Pass:
+        try:
+            return trace_pass(
+                self.module,
+                lambda: self.cost.loss(self.module, rows),
+                trained=frozenset(self.blocks.parameters(active)),
+                repeated=self.blocks.repeated,
+                recompute=recompute,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"the lower module's forward pass cannot be planned without weights (on the meta device): {error}"
+            ) from error
+
+    def _of(self, block: str) -> list[Tensor]:
+        return [self._named[name] for name in self.blocks.members[block]]
+
+    @cached_property
+    def _named(self) -> dict[str, Tensor]:
+        return dict(self.module.named_parameters())
+
+
+def share(rows: int, processes: int) -> int:
+    """Rows of the process that has most."""
+    return ceil(rows / processes)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

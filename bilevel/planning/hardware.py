@@ -1,0 +1,49 @@
+"""The machine a run is planned for, and what is assumed of it."""
+
+from dataclasses import dataclass
+
+from bilevel.errors import InputError
+
+GB = 1e9  # bytes. A card sold as "80 GB" has 85.5e9: the difference is what driver and error correction take, and some air
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """GPUs of one kind, and the CPU memory of the machine that they share.
+
+    gpus: one process each.
+    gpu_memory, cpu_memory: GB of 10^9 bytes; of each GPU, of the whole machine. None: CPU memory is not checked.
+    peak_tflops: what a GPU's matrix units can do in the run's precision, in 10^12 FLOP/s; 989 is bfloat16 on an H100 SXM.
+    mfu: part of it that matrix products and attention reach, communication aside. 0.4 is usual for models of this size.
+    link: GB/s at which a GPU gathers from the others. 200 is about half of what NVLink of an H100 can do.
+    host_link: GB/s between a GPU and the CPU's memory, over PCIe.
+    host_optimizer: GB/s of CPU memory that the CPU's optimizer step moves, all processes together.
+    context: GB that CUDA, its libraries and kernels take on every GPU.
+    communicator: GB of NCCL's own buffers, with several GPUs.
+    fragmentation: part of what the allocator holds that it cannot use.
+    process: GB of CPU memory of a process that has loaded torch and CUDA, beside anything below.
+
+    The last six are assumptions that no one-machine measurement settles for another; see docs/explanation-memory.md.
+    """
+
+    gpus: int = 1
+    gpu_memory: float = 80.0
+    cpu_memory: float | None = None
+    peak_tflops: float = 989.0
+    mfu: float = 0.4
+    link: float = 200.0
+    host_link: float = 25.0
+    host_optimizer: float = 100.0
+    context: float = 1.0
+    communicator: float = 1.0
+    fragmentation: float = 0.05
+    process: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "gpu_memory", "peak_tflops", "mfu"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if self.mfu > 1:
+            raise InputError(f"--mfu is the part of the peak that is reached, at most 1, not {self.mfu}")
+        if self.cpu_memory is not None and self.cpu_memory <= 0:
+            raise InputError(f"--cpu-memory must be positive, not {self.cpu_memory}")

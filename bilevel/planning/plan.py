@@ -1,0 +1,276 @@
+"""Memory and time of a run, from what its parts say of themselves. The assumptions are in `Hardware`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+
+from bilevel.active import Active
+from bilevel.backend import Backend, Placement
+from bilevel.blocks import EMBEDDING, Blocks
+from bilevel.errors import InputError
+from bilevel.optimizer import SGD, AdamW
+from bilevel.planning.footprint import Footprint, share
+from bilevel.planning.hardware import GB, Hardware
+from bilevel.solver import Workload
+
+FLOAT32 = 4
+ROUNDING = 10  # bytes an element: random bits, the sum and the result of writing a bfloat16 parameter back
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a plan is made for, apart from the problem and the machine.
+
+    seed, steps: of the run; they decide the draws of the active rule.
+    """
+
+    backend: Backend
+    active: Active
+    workload: Workload
+    seed: int = 0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    gpu: part -> bytes, on each GPU, at the worst moment.
+    cpu: part -> bytes, all processes together.
+    active: parameters that train at a time, at the most.
+    flops: of one step, all GPUs together.
+    seconds: what -> seconds of one step.
+    units: rows or tokens through forward and backward in one step.
+    """
+
+    placement: Placement
+    hardware: Hardware
+    parameters: int
+    active: int
+    rows: int
+    gpu: Mapping[str, int]
+    cpu: Mapping[str, int]
+    flops: float
+    seconds: Mapping[str, float]
+    units: int
+    unit: str
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Of each GPU, in all."""
+        return sum(self.gpu.values())
+
+    @property
+    def cpu_bytes(self) -> int:
+        """Of the machine, in all."""
+        return sum(self.cpu.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether each GPU, and the CPU if its memory was given, has enough memory."""
+        limit = self.hardware.cpu_memory
+        return self.gpu_bytes <= self.hardware.gpu_memory * GB and (limit is None or self.cpu_bytes <= limit * GB)
+
+    @property
+    def step_seconds(self) -> float:
+        """Of one step: computing, communicating and offloading one after the other."""
+        return sum(self.seconds.values())
+
+
+def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
+    """Plan a run.
+
+    model: the problem's lower module, in the precision of the backend.
+
+    Raises `InputError` for parts that do not fit together.
+    """
+    placement = setup.backend.placement(hardware.gpus)
+    cost = model.cost
+    for level, rows in (("lower", cost.lower_rows), ("upper", cost.upper_rows)):
+        if rows % hardware.gpus:
+            raise InputError(f"{level} batches have {rows} rows, which {hardware.gpus} GPUs cannot share equally")
+    shares = [share(rows, hardware.gpus) for rows in (cost.lower_rows, cost.upper_rows)]
+    rows = max(shares) if placement.micro_batch_size is None else min(max(shares), placement.micro_batch_size)
+
+    setup.active.at(0, model.blocks, setup.seed)  # says so if the rule does not fit the module
+    draws = setup.active.heaviest(model.blocks, model.sizes)
+    gpu = max((_gpu(model, setup, placement, hardware, rows, draw) for draw in draws), key=lambda g: sum(g.values()))
+    active = max(_count(model, draw) for draw in draws)
+    flops_a_row = _mean_flops(model, setup, draws, rows, placement.activation_checkpointing)
+    passes_rows = setup.workload.lower_passes * shares[0] + setup.workload.upper_passes * shares[1]
+    flops = flops_a_row * passes_rows * hardware.gpus
+    return Plan(
+        placement=placement,
+        hardware=hardware,
+        parameters=model.parameters,
+        active=active,
+        rows=rows,
+        gpu=gpu,
+        cpu=_cpu(model, setup.workload, placement, hardware, active),
+        flops=flops,
+        seconds=_seconds(model, setup.workload, placement, hardware, active, flops, passes_rows, rows),
+        units=passes_rows * hardware.gpus * cost.row_size,
+        unit=cost.unit,
+    )
+
+
+def _gpu(
+    model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, rows: int, draw: frozenset[str]
+) -> dict[str, int]:
+    """Bytes on one GPU while these blocks train, at the worst moment of a step."""
+    n, replicas, active = hardware.gpus, setup.workload.replicas, _count(model, draw)
+    traced = model.passing(rows, draw, recompute=placement.activation_checkpointing)
+    masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
+    optimizer_share = 0 if placement.offload_optimizer else _share(placement.split_optimizer, n)
+    parameter_share = 0 if placement.offload_parameters else _share(placement.split_parameters, n)
+    gradient_share = 0 if _gradients_offloaded(placement) else _share(placement.split_gradients, n)
+    written = ROUNDING * (model.dtype == torch.bfloat16) + FLOAT32 * placement.offload_optimizer
+    written_back = written * model.largest(draw) * _share(placement.split_optimizer, n)
+    parts = {
+        "parameters": len(replicas) * model.bytes * parameter_share,
+        "masters": masters * optimizer_share,
+        "moments": moments * optimizer_share,
+        "gradients": gradients * gradient_share,
+        "activations": traced.kept,
+        "output, loss and working memory": max(traced.peak, written_back) - traced.kept,
+        "communication": _gathered(model, placement) + _reduced(model, placement, draw),
+    }
+    held = sum(parts.values())
+    reserve = (hardware.context + (hardware.communicator if n > 1 else 0)) * GB + hardware.fragmentation * held
+    return {part: round(size) for part, size in (parts | {"CUDA, NCCL and allocator": reserve}).items()}
+
+
+def _state_bytes(model: Footprint, workload: Workload, placement: Placement, active: int) -> tuple[int, int, int]:
+    """Masters, moments and gradients of all replicas, over all processes."""
+    width = FLOAT32 if model.dtype == torch.bfloat16 else model.dtype.itemsize
+    count = len(workload.replicas)
+    moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
+    beside = model.dtype == torch.bfloat16 or placement.offload_optimizer  # else a parameter is its own master
+    return (count * active * width if beside else 0, moments * active * width, count * active * width)
+
+
+def _gradients_offloaded(placement: Placement) -> bool:
+    """They go where the masters are when they have been summed over processes: at once, if they are split."""
+    return placement.offload_optimizer and placement.split_gradients
+
+
+def _moments(optimizer: SGD | AdamW) -> int:
+    return 2 if isinstance(optimizer, AdamW) else int(optimizer.momentum != 0)
+
+
+def _gathered(model: Footprint, placement: Placement) -> int:
+    """Whole parameters beside a process's own share: a repeated block, and the next one or what stands outside."""
+    if not (placement.split_parameters or placement.offload_parameters):
+        return 0
+    repeated = sorted((model.sizes[block] for block in model.blocks.repeated), reverse=True)
+    outside = [size for block, size in model.sizes.items() if block not in model.blocks.repeated]
+    if placement.whole_units:
+        needed = sum(repeated[:2]) + sum(outside)
+    else:
+        needed = sum(repeated[:1]) + max([*outside, *repeated[1:2]], default=0)
+    return max(needed, min(placement.live_parameters, model.parameters)) * model.dtype.itemsize
+
+
+def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> int:
+    """Gradients on their way to the other processes, in float32: of a parameter, or of a block beside those of autograd."""
+    if placement.processes == 1:
+        return 0
+    if not placement.whole_units:
+        return FLOAT32 * model.largest(draw)
+    outside = sum(model.sizes[block] for block in draw if block not in model.blocks.repeated)
+    blocks = [model.sizes[block] for block in draw if block in model.blocks.repeated]
+    return (FLOAT32 + model.dtype.itemsize) * max([outside, *blocks])
+
+
+def _cpu(model: Footprint, workload: Workload, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
+    """Bytes of the machine's memory, all processes together.
+
+    A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
+    files are gone through tensor by tensor.)
+    """
+    n, replicas = hardware.gpus, len(workload.replicas)
+    masters, moments, gradients = _state_bytes(model, workload, placement, active)
+    states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
+    in_parameters = replicas * model.bytes * (1 if placement.split_parameters else n)
+    in_states = states * (1 if placement.split_optimizer else n)
+    return {
+        "parameters": in_parameters if placement.offload_parameters else 0,
+        "masters, moments, gradients": in_states if placement.offload_optimizer else 0,
+        "writing a checkpoint": model.bytes + (masters + moments) // replicas,
+        "processes": round(n * hardware.process * GB),
+    }
+
+
+def _seconds(
+    model: Footprint,
+    workload: Workload,
+    placement: Placement,
+    hardware: Hardware,
+    active: int,
+    flops: float,
+    passed_rows: int,
+    rows: int,
+) -> dict[str, float]:
+    """Of one step: nothing overlaps, which is the slowest it can be."""
+    n, replicas = hardware.gpus, len(workload.replicas)
+    micro_batches = -(-passed_rows // rows)
+    others = (n - 1) / n  # of what is gathered or reduced, the part that comes from elsewhere
+    sent = 0.0
+    if placement.split_parameters:
+        sent += 2 * micro_batches * model.bytes * others  # once forward, once backward
+    if placement.split_gradients:
+        sent += micro_batches * FLOAT32 * active * others
+    else:
+        sent += replicas * 2 * FLOAT32 * active * others  # an all-reduce before the step
+    if placement.split_optimizer and not placement.split_parameters:
+        sent += replicas * active * model.dtype.itemsize * others  # the updated parameters
+    own = _share(placement.split_parameters, n)
+    moved = 2 * micro_batches * model.bytes * own if placement.offload_parameters else 0.0
+    updated = 0.0
+    if placement.offload_optimizer:
+        held = active * _share(placement.split_optimizer, n)
+        masters, moments, gradients = _state_bytes(model, workload, placement, active)
+        sums = micro_batches if placement.split_gradients else replicas
+        moved += held * FLOAT32 * (sums + replicas)  # gradients down as they are summed, masters up
+        updated = 2 * (masters + moments + gradients) * (1 if placement.split_optimizer else n)  # read and written
+    return {
+        "computing": flops / n / (hardware.peak_tflops * 1e12 * hardware.mfu),
+        "communicating": sent / (hardware.link * GB) if n > 1 else 0.0,
+        "offloading": moved / (hardware.host_link * GB) + updated / (hardware.host_optimizer * GB),
+    }
+
+
+def _mean_flops(model: Footprint, setup: Setup, heaviest: list[frozenset[str]], rows: int, recompute: bool) -> float:
+    """FLOPs of a row, averaged over the draws of the run.
+
+    The backward pass ends at the lowest active block, so its cost falls as that block rises: as a straight line for equal
+    blocks, which is drawn between the deepest of the heaviest draws and the shallowest draw of the run.
+    """
+    every = max(1, setup.steps // 1000)
+    drawn = [setup.active.at(t, model.blocks, setup.seed) for t in range(0, setup.steps, every)]
+    depths = {draw: _lowest(draw, model.blocks) for draw in [*heaviest, *drawn]}
+    deep, shallow = min(heaviest, key=lambda d: depths[d]), max(drawn, key=lambda d: depths[d])
+    cost = model.passing(rows, deep, recompute=recompute).flops / rows
+    if depths[deep] == depths[shallow]:
+        return cost
+    part = (fmean(depths[draw] for draw in drawn) - depths[deep]) / (depths[shallow] - depths[deep])
+    return cost + part * (model.passing(rows, shallow, recompute=recompute).flops / rows - cost)
+
+
+def _lowest(draw: frozenset[str], blocks: Blocks) -> int:
+    """Position of the lowest active block; what stands outside the repeated blocks is above them, unless it embeds."""
+    if EMBEDDING in draw:
+        return 0
+    return min((i for i, block in enumerate(blocks.repeated) if block in draw), default=len(blocks.repeated))
+
+
+def _count(model: Footprint, draw: frozenset[str]) -> int:
+    return sum(model.sizes[block] for block in draw)
+
+
+def _share(split: bool, processes: int) -> float:
+    return 1 / processes if split else 1.0

@@ -1,0 +1,154 @@
+"""A recipe's plan: as tables to read, and as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bilevel.config import Config
+from bilevel.planning.changes import Advice, Change, advise
+from bilevel.planning.footprint import Footprint
+from bilevel.planning.hardware import GB, Hardware
+from bilevel.planning.plan import Plan, Setup, make_plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan. Can be printed by rich.
+
+    otherwise: bytes of the activations if activation checkpointing were the other way.
+    advice: what to do if it does not fit; None if it does.
+    """
+
+    plan: Plan
+    otherwise: int
+    advice: Advice | None
+
+    def to_json(self) -> str:
+        """All numbers: bytes, seconds, FLOPs, and the assumptions."""
+        content = {**_plain(self.plan), "activations_otherwise": self.otherwise, "advice": None}
+        if self.advice is not None:
+            cheapest = self.advice.cheapest
+            content["advice"] = {
+                "cheapest": None if cheapest is None else {"set": cheapest.words, **_plain(cheapest.plan)},
+                "alone": [{"set": change.words, **_plain(change.plan)} for change in self.advice.alone],
+            }
+        return json.dumps(content, indent=1)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        plan = self.plan
+        yield Text(_headline(plan))
+        yield _memory(f"each of {plan.hardware.gpus} GPUs" if plan.hardware.gpus > 1 else "the GPU", plan.gpu)
+        checkpointed = plan.placement.activation_checkpointing
+        yield Text(
+            f"activations {'without' if checkpointed else 'with'} checkpointing: {_gb(self.otherwise)}\n", style="dim"
+        )
+        yield _memory("CPU memory, all processes", plan.cpu)
+        yield Text()
+        yield Text(_speed(plan))
+        yield Text()
+        yield _verdict(plan)
+        if self.advice is not None:
+            yield from _advice(self.advice, plan.placement.name)
+
+
+def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0) -> Report:
+    """Plan what a recipe says. Reads neither data nor weights.
+
+    labelled_share: part of a batch's units (tokens) that carry a loss.
+
+    Raises `InputError` for a recipe that cannot be planned, or cannot run on that many GPUs.
+    """
+    setup = Setup(config.backend, config.active, config.solver.workload(), config.run.seed, config.run.steps)
+    placement = config.backend.placement(hardware.gpus)
+    model = Footprint(config.problem.cost(labelled_share), placement.dtype)
+    plan = make_plan(model, setup, hardware)
+    draws = config.active.heaviest(model.blocks, model.sizes)
+    otherwise = max(model.passing(plan.rows, d, recompute=not placement.activation_checkpointing).kept for d in draws)
+    return Report(plan, otherwise, None if plan.fits else advise(model, setup, hardware))
+
+
+def _headline(plan: Plan) -> str:
+    rows = f"{plan.rows} row{'s' if plan.rows > 1 else ''} at a time"
+    return (
+        f"{_billions(plan.parameters)} parameters in each replica, {_billions(plan.active)} of them train at a time; "
+        f"{plan.placement.name}, {rows}\n"
+    )
+
+
+def _memory(title: str, parts: Mapping[str, int]) -> Table:
+    table = Table(title, "GB", box=None, header_style="bold", pad_edge=False, show_footer=True)
+    table.columns[1].justify = "right"
+    for part, size in parts.items():
+        table.add_row(part, f"{size / GB:.2f}")
+    table.columns[0].footer, table.columns[1].footer = "in all", f"{sum(parts.values()) / GB:.2f}"
+    return table
+
+
+def _speed(plan: Plan) -> str:
+    seconds = ", ".join(f"{name} {value:.2f}" for name, value in plan.seconds.items() if value)
+    hardware = plan.hardware
+    return (
+        f"about {3600 / plan.step_seconds:,.0f} steps an hour, {plan.units / plan.step_seconds:,.0f} {plan.unit} a second "
+        f"through forward and backward\n"
+        f"{plan.step_seconds:.2f} s a step ({seconds}); {plan.flops / 1e12:,.1f} TFLOP a step "
+        f"at {hardware.mfu:.0%} of {hardware.peak_tflops:g} TFLOP/s"
+    )
+
+
+def _verdict(plan: Plan) -> Text:
+    hardware = plan.hardware
+    found = f"{_gb(plan.gpu_bytes)} of {hardware.gpu_memory:g} GB on each GPU"
+    if hardware.cpu_memory is not None:
+        found += f", {_gb(plan.cpu_bytes)} of {hardware.cpu_memory:g} GB of CPU memory"
+    return Text(f"{'fits' if plan.fits else 'does not fit'}: {found}", style="green" if plan.fits else "red")
+
+
+def _advice(advice: Advice, backend: str) -> Iterator[RenderableType]:
+    if advice.alone:
+        table = Table("one change alone", "GB", "CPU GB", "s a step", "", box=None, header_style="bold", pad_edge=False)
+        for column in table.columns[1:4]:
+            column.justify = "right"
+        for change in advice.alone:
+            table.add_row(*_row(change))
+        yield Text()
+        yield table
+    yield Text()
+    if advice.cheapest is None:
+        yield Text(
+            f"nothing that was tried makes it fit with the {backend} backend; what is left is a smaller model, shorter rows "
+            "(problem.max_length), larger GPUs or, on one GPU, a backend that splits the model (deepspeed, fsdp)"
+        )
+        return
+    plan = advice.cheapest.plan
+    yield Text(f"cheapest change that fits: {' '.join(advice.cheapest.words)}", style="bold")
+    yield Text(f"{_gb(plan.gpu_bytes)} on each GPU, {_gb(plan.cpu_bytes)} of CPU memory, {plan.step_seconds:.2f} s a step")
+
+
+def _row(change: Change) -> tuple[str, ...]:
+    plan = change.plan
+    sizes = (f"{plan.gpu_bytes / GB:.2f}", f"{plan.cpu_bytes / GB:.2f}", f"{plan.step_seconds:.2f}")
+    return (" ".join(change.words), *sizes, "fits" if plan.fits else "")
+
+
+def _plain(plan: Plan) -> dict[str, object]:
+    return {
+        **asdict(plan),
+        "fits": plan.fits,
+        "gpu_bytes": plan.gpu_bytes,
+        "cpu_bytes": plan.cpu_bytes,
+        "step_seconds": plan.step_seconds,
+    }
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f} GB"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e7 else f"{count:,}"

@@ -1,0 +1,210 @@
+"""One forward and backward pass on the meta device: what it would hold in memory and compute, without any values.
+
+The module's own code runs, operation by operation, on tensors that have shapes and no contents. What autograd keeps for the
+backward pass, what is recomputed, and which gradients are needed at all is therefore found out rather than derived.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import flop_registry
+
+from bilevel.errors import InputError
+
+_FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FUSED_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward and backward pass takes, beside parameters, their accumulated gradients and optimizer state.
+
+    kept: bytes that the repeated blocks leave for the backward pass: what is alive when the last of them has run.
+    peak: most bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or the working
+        memory of the backward pass, whichever is more.
+    flops: floating-point operations of matrix products, convolutions and attention; a multiplication and an addition
+        are two. What is computed once more under checkpointing counts.
+    """
+
+    kept: int
+    peak: int
+    flops: int
+
+
+def trace_pass(
+    module: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    trained: frozenset[str],
+    repeated: Sequence[str] = (),
+    recompute: bool = False,
+) -> Pass:
+    """Run `loss` forward and backward.
+
+    module: on the meta device; its parameters count for nothing.
+    loss: calls the module with inputs on the meta device.
+    trained: names of the parameters that get gradients. As on a backend, such a gradient is handed over as soon as it is
+        complete, so that it counts for a moment only.
+    repeated: paths of the repeated blocks.
+    recompute: recompute these in the backward pass (activation checkpointing).
+
+    Where the module asks a yes-or-no question of its data ("are the positions in order?"), the answer is yes.
+    Raises `InputError` if it needs any other value: what it would do cannot be known without one.
+    """
+    memory = _Memory(module)
+    with ExitStack() as stack:
+        stack.enter_context(_training(module, trained))
+        blocks = [module.get_submodule(path) for path in repeated]
+        if recompute:
+            for block in blocks:
+                stack.enter_context(_recomputed(block))
+        if blocks:
+            stack.callback(blocks[-1].register_forward_hook(memory.note).remove)
+        stack.enter_context(_FusedAttention())
+        stack.enter_context(memory)
+        value = loss()
+        kept = memory.live if memory.noted is None else memory.noted
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
+    return Pass(kept, memory.peak, memory.flops)
+
+
+class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage from its first appearance to its end, and the FLOPs of every operation."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = self.flops = 0
+        self.noted: int | None = None
+        self._seen = {_storage_key(t) for t in [*module.parameters(), *module.buffers()]}
+
+    def note(self, *_: Any) -> None:
+        """Remember what is alive now."""
+        self.noted = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            if args[0].dtype == torch.bool:
+                return True
+            raise InputError("the lower module decides by the values of its data, so it cannot be planned without them")
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        packet = func._overloadpacket
+        if packet in _FLOPS:
+            self.flops += _FLOPS[packet](args[0 if packet is _FUSED_ATTENTION else 1].shape, args[2].shape)
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        key = _storage_key(tensor)
+        if key in self._seen:
+            return
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as a fused kernel does it, on the CPU as on a GPU: without the matrix of all scores.
+
+    On the meta device torch would take the plain formula, whose memory is that of no device.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention or not args[0].is_meta:
+            return func(*args, **kwargs)
+        return _fused_attention(*args, **kwargs)
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # what the real function makes of it
+    out: Tensor = _FUSED_ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return out
+
+
+def _attention_flops(query: torch.Size, key: torch.Size) -> int:
+    """Scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
+    return 4 * prod(query) * key[-2]
+
+
+def _attention_backward_flops(query: torch.Size, key: torch.Size) -> int:
+    """The scores once more, and the gradients of values, probabilities, queries and keys: 5 products."""
+    return 10 * prod(query) * key[-2]
+
+
+_FLOPS = {_FUSED_ATTENTION: _attention_flops, _FUSED_ATTENTION_BACKWARD: _attention_backward_flops}
+
+
+@contextmanager
+def _training(module: nn.Module, trained: frozenset[str]) -> Iterator[None]:
+    """Within: these parameters alone get gradients, and none keeps its own."""
+    hooks = []
+    wanted = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    try:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in trained)
+            if name in trained:
+                hooks.append(parameter.register_post_accumulate_grad_hook(_drop))  # type: ignore[no-untyped-call]
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(wanted[name])
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@contextmanager
+def _recomputed(block: nn.Module) -> Iterator[None]:
+    """Within: the block keeps its input alone and runs once more in the backward pass."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _FusedAttention():  # Tensor.backward, which is to run this again, suspends the outer one
+            return type(block).forward(block, *args, **kwargs)
+
+    block.forward = partial(checkpoint, forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        del block.forward
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,38 @@
+"""A backend that only plans: one whose settings are those of ZeRO, so that plans for several GPUs need no such library."""
+
+from dataclasses import dataclass
+
+from bilevel.backend import Placement
+from bilevel_backends.torch_backend import TorchBackend
+
+
+@dataclass
+class Zero(TorchBackend):
+    """Stages as DeepSpeed numbers them: 1 splits masters and moments, 2 gradients too, 3 parameters too."""
+
+    zero_stage: int = 3
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    live_parameters: int = 0
+    whole_units: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.offload_parameters and self.zero_stage < 3:
+            raise ValueError("offload_parameters needs zero_stage 3")
+
+    def placement(self, world_size: int) -> Placement:
+        return Placement(
+            "zero",
+            world_size,
+            dtype=self.dtype,
+            micro_batch_size=self.micro_batch_size,
+            activation_checkpointing=self.activation_checkpointing,
+            split_optimizer=self.zero_stage >= 1,
+            split_gradients=self.zero_stage >= 2,
+            split_parameters=self.zero_stage >= 3,
+            offload_optimizer=self.offload_optimizer,
+            live_parameters=self.live_parameters,
+            whole_units=self.whole_units,
+            offload_parameters=self.offload_parameters,
+        )
