@@ -118,13 +118,13 @@ def planned(case: Case, problem: Any) -> int:
     return plan.gpu_bytes
 
 
-def parts(case: Case) -> tuple[Any, Any]:
+def parts(case: Case, device: str = "cpu") -> tuple[Any, Any]:
     """Backend and active rule of a case."""
     from bilevel import LISA, All
     from bilevel_backends.torch_backend import TorchBackend
 
     backend = TorchBackend(
-        device="cpu",
+        device=device,
         dtype=case.dtype,  # type: ignore[arg-type]
         micro_batch_size=case.micro,
         activation_checkpointing=case.checkpointing,
@@ -135,11 +135,11 @@ def parts(case: Case) -> tuple[Any, Any]:
 class Steps:
     """Steps of ScaleBiO with the heaviest draw of the rule."""
 
-    def __init__(self, case: Case, problem: Any) -> None:
+    def __init__(self, case: Case, problem: Any, device: str = "cpu") -> None:
         from bilevel import ScaleBiO
 
         self.problem, self.solver = problem, ScaleBiO(warmup=0)
-        self.backend, rule = parts(case)
+        self.backend, rule = parts(case, device)
         self.backend.start(seed=0)
         self.state = self.solver.init(problem, self.backend)
         for replica in self.state.replicas.values():
