@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,8 @@ class DeepSpeedBackend(ModuleBackend):
                 "the deepspeed backend needs DeepSpeed: pip install 'bilevel[deepspeed]' (or set backend.name=fsdp)"
             ) from error
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # it calls collectives by names that torch has replaced; nothing that a user could mend
+        warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
         device = own_device()
         if device.type == "cpu":
             # its shared-memory collectives compile C++ at start, under a lock that a killed run leaves behind

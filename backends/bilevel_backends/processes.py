@@ -15,6 +15,10 @@ from bilevel.errors import InputError
 
 T = TypeVar("T")
 
+# torch 2.13 gave these collectives new names and warns about the old ones
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class Processes:
     """This process among all. Every method must be called by all of them, in the same order."""
@@ -42,7 +46,7 @@ class Processes:
         if self.world_size == 1:
             return padded
         mine = padded.new_empty(padded.numel() // self.world_size)
-        dist.reduce_scatter_tensor(mine, padded)
+        _reduce_scatter(mine, padded)
         return mine
 
     def join(self, part: Tensor) -> Tensor:
@@ -50,7 +54,7 @@ class Processes:
         if self.world_size == 1:
             return part
         joined = part.new_empty(self.world_size * part.numel())
-        dist.all_gather_into_tensor(joined, part.contiguous())
+        _all_gather(joined, part.contiguous())
         return joined
 
     def join_at(self, part: Tensor, rank: int) -> Tensor | None:
