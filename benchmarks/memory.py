@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,9 @@ CASES = [
 
 
 def problem(case: Case, directory: Path) -> Any:
-    """A reweighting problem whose rows are full."""
+    """A reweighting problem whose rows are full; makes its model and data."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-    from bilevel_problems.llm.reweighting import LLMReweighting, Source, ValidationSet
 
     raw = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,6 +95,13 @@ def problem(case: Case, directory: Path) -> Any:
     for name in ("a", "b", "target"):
         rows = [{"text": f"{name}{i} " * case.length} for i in range(ROWS)]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return reweighting(case, directory)
+
+
+def reweighting(case: Case, directory: Path) -> Any:
+    """The problem of model and data that `problem` has made."""
+    from bilevel_problems.llm.reweighting import LLMReweighting, Source, ValidationSet
+
     return LLMReweighting(
         model=str(directory),
         sources=[Source(name, str(directory / f"{name}.jsonl")) for name in ("a", "b")],
@@ -161,9 +167,14 @@ def torch_peak(case: Case, problem: Any) -> int:
     for replica in steps.state.replicas.values():
         for tensor in [*replica.module.parameters(), *replica.masters.values()]:  # type: ignore[attr-defined]
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return peak_of(lambda: steps.run(2), sum(seen.values()))
+
+
+def peak_of(work: Callable[[], None], live: int) -> int:
+    """Most bytes that torch holds at a time while it works; `live`: what it held before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        steps.run(2)
-    live = peak = sum(seen.values())
+        work()
+    peak = live
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             live += event.nbytes()

@@ -91,8 +91,9 @@ class Placement:
     offload_parameters, offload_optimizer: held in the CPU's memory; with the optimizer, the gradients that are summed over
         processes already.
     live_parameters: gathered parameters are freed only when there are more than so many.
+    fetched_parameters: so many, or a whole block, are gathered into one buffer and copied out of it; 0: without a copy.
     whole_units: what stands outside the repeated blocks is gathered as one and stays for the pass; gradients are reduced a
-        whole block at a time. Otherwise every parameter is gathered and reduced by itself.
+        whole block at a time and taken when the pass is over. Otherwise each parameter is gathered and reduced by itself.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Placement:
     offload_parameters: bool = False
     offload_optimizer: bool = False
     live_parameters: int = 0
+    fetched_parameters: int = 0
     whole_units: bool = False
 
 

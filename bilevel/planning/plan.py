@@ -172,18 +172,22 @@ def _gathered(model: Footprint, placement: Placement) -> int:
         needed = sum(repeated[:2]) + sum(outside)
     else:
         needed = sum(repeated[:1]) + max([*outside, *repeated[1:2]], default=0)
-    return max(needed, min(placement.live_parameters, model.parameters)) * model.dtype.itemsize
+    live = max(needed, min(placement.live_parameters, model.parameters))
+    buffer = max([placement.fetched_parameters, *repeated[:1]]) if placement.fetched_parameters else 0
+    return (live + min(buffer, model.parameters)) * model.dtype.itemsize
 
 
 def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> int:
-    """Gradients on their way to the other processes, in float32: of a parameter, or of a block beside those of autograd."""
+    """Gradients on their way to the other processes: a parameter's in float32; or those of a block, in float32 beside
+    autograd's own, and the reduced ones of a pass, which lie with the parameters until it is over."""
     if placement.processes == 1:
         return 0
     if not placement.whole_units:
         return FLOAT32 * model.largest(draw)
     outside = sum(model.sizes[block] for block in draw if block not in model.blocks.repeated)
     blocks = [model.sizes[block] for block in draw if block in model.blocks.repeated]
-    return (FLOAT32 + model.dtype.itemsize) * max([outside, *blocks])
+    width = model.dtype.itemsize
+    return (FLOAT32 + width) * max([outside, *blocks]) + width * _count(model, draw) // placement.processes
 
 
 def _cpu(model: Footprint, workload: Workload, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:

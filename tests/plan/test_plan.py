@@ -81,7 +81,7 @@ def test_stage_three_gathers_a_block_beside_the_next_or_the_head() -> None:
 
 def test_units_are_gathered_and_reduced_whole() -> None:
     found = plan(Zero(dtype="bfloat16", whole_units=True), gpus=4)
-    assert found.gpu["communication"] == 2 * (max(SIZES) + sorted(SIZES)[-2] + 2 * OUTSIDE) + 6 * max(SIZES)
+    assert found.gpu["communication"] == 2 * (max(SIZES) + sorted(SIZES)[-2] + 2 * OUTSIDE) + 6 * max(SIZES) + 2 * TOTAL // 4
 
 
 def test_what_may_stay_gathered_counts() -> None:
@@ -89,6 +89,13 @@ def test_what_may_stay_gathered_counts() -> None:
     assert found.gpu["communication"] == 2 * (TOTAL - 100) + 4 * WIDTH * 64
     more = plan(Zero(dtype="bfloat16", live_parameters=2 * TOTAL), gpus=4)
     assert more.gpu["communication"] == 2 * TOTAL + 4 * WIDTH * 64
+
+
+@pytest.mark.parametrize(("fetched", "buffer"), [(1, max(SIZES)), (max(SIZES) + 5, max(SIZES) + 5), (10 * TOTAL, TOTAL)])
+def test_a_buffer_to_gather_into_counts(fetched: int, buffer: int) -> None:
+    without = plan(Zero(dtype="bfloat16"), gpus=4).gpu["communication"]
+    found = plan(Zero(dtype="bfloat16", fetched_parameters=fetched), gpus=4)
+    assert found.gpu["communication"] == without + 2 * buffer
 
 
 def test_what_is_offloaded_is_in_the_memory_of_the_cpu() -> None:

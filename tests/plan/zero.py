@@ -14,6 +14,7 @@ class Zero(TorchBackend):
     offload_optimizer: bool = False
     offload_parameters: bool = False
     live_parameters: int = 0
+    fetched_parameters: int = 0
     whole_units: bool = False
 
     def __post_init__(self) -> None:
@@ -33,6 +34,7 @@ class Zero(TorchBackend):
             split_parameters=self.zero_stage >= 3,
             offload_optimizer=self.offload_optimizer,
             live_parameters=self.live_parameters,
+            fetched_parameters=self.fetched_parameters,
             whole_units=self.whole_units,
             offload_parameters=self.offload_parameters,
         )
