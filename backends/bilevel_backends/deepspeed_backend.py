@@ -52,8 +52,8 @@ REFUSED_ZERO = {
 }
 
 
-LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's own default of stage3_max_live_parameters."""
+DEEPSPEED_DEFAULTS = {"stage3_max_live_parameters": 1_000_000_000, "stage3_prefetch_bucket_size": 50_000_000}
+"""What DeepSpeed takes where the configuration says nothing, as far as memory depends on it."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class DeepSpeedBackend(ModuleBackend):
 
     def placement(self, world_size: int) -> Placement:
         """As the stage says. Starts nothing."""
-        live = self._given().get("zero_optimization", {}).get("stage3_max_live_parameters", LIVE_PARAMETERS)
+        zero = {**DEEPSPEED_DEFAULTS, **self._given().get("zero_optimization", {})} if self.zero_stage == 3 else {}
         return Placement(
             "deepspeed",
             world_size,
@@ -132,7 +132,8 @@ class DeepSpeedBackend(ModuleBackend):
             split_parameters=self.zero_stage == 3,
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,
-            live_parameters=int(live) if self.zero_stage == 3 else 0,
+            live_parameters=int(zero.get("stage3_max_live_parameters", 0)),
+            fetched_parameters=int(zero.get("stage3_prefetch_bucket_size", 0)),
         )
 
     def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
