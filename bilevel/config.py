@@ -220,7 +220,7 @@ def _keys(loc: Sequence[str | int], recipe: Recipe, path: Sequence[str | int], *
     """The keys of the recipe in a location of pydantic's, which also names the branches of unions."""
     node: Any = recipe.tree
     for step in path:
-        node = node.get(step, {})
+        node = node[step] if isinstance(node, list) and isinstance(step, int) else node.get(step, {})
     keys: list[str | int] = []
     for position, step in enumerate(loc):
         inside = step in node if isinstance(node, dict) else isinstance(node, list) and isinstance(step, int)

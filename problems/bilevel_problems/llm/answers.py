@@ -13,7 +13,7 @@ import re
 from fractions import Fraction
 
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_ANSWER_IS = re.compile(r"answer\b[^\n.:=]{0,40}?(?:\bis\b|=|:)[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"answer\b[^\n.:=]{0,40}?(?:\bis\b|=|:)[ \t]*:?(?=[ \t]*\S)", re.IGNORECASE)
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)}}])-[ ]?)?\$?(?:{_PLAIN})(?:[ ]?/[ ]?(?:{_PLAIN}))?")
 _NUMBER = re.compile(rf"-?(?:{_PLAIN})")
@@ -37,9 +37,9 @@ def final_answer(text: str) -> str | None:
         return _from_clause(found[1])
     if (boxed := _last_boxed(text)) is not None:
         return normalise(boxed)
-    if clauses := _ANSWER_IS.findall(text):
-        return _from_clause(clauses[-1])
-    whole = normalise(text)
+    if leads := list(_ANSWER_IS.finditer(text)):
+        return _from_clause(text[leads[-1].end() :].partition("\n")[0])
+    whole = "" if _words(text) else normalise(text)
     return whole if number(whole) is not None else _last_number(text)
 
 
@@ -96,8 +96,12 @@ def _from_clause(clause: str) -> str | None:
     answer = normalise(re.split(r"[.!?]\s", clause, maxsplit=1)[0])
     if number(answer) is not None or not answer:
         return answer or None
-    words = re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", clause.replace("\\text", ""))
-    return (_last_number(clause) if len(words) >= 2 else None) or answer
+    return (_last_number(clause) if len(_words(clause)) >= 2 else None) or answer
+
+
+def _words(text: str) -> list[str]:
+    """Those that are no LaTeX."""
+    return re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", text.replace("\\text", ""))
 
 
 def _last_number(text: str) -> str | None:

@@ -20,10 +20,12 @@ def compare(
 
     Goes on by itself where an earlier call with the same output stopped.
     """
+    import sys
+
     from rich.console import Console
 
     from bilevel.plugins import load_plugins
     from bilevel_problems.llm.comparing.compare import load, run
 
     comparing = load(recipe, load_plugins(), changes=changes or [], output=output, keep_models=keep_models)
-    run(comparing, Console())
+    run(comparing, Console(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at

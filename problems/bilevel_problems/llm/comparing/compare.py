@@ -80,7 +80,9 @@ def load(
     recipe = read_recipe(file, changes=changes, output=output)
     section = recipe.tree.get(SECTION)
     if not isinstance(section, dict):
-        raise InputError(f"{recipe.where([SECTION])}: the section {SECTION} is missing; it says what to compare")
+        raise InputError(
+            f"{recipe.where([SECTION])}: the section {SECTION} is missing, or no mapping; it says what to compare"
+        )
     settings: CompareSettings = build_section(CompareSettings, section, recipe, (SECTION,))
     check_entries(settings.methods, recipe, plugins)
     labels = [label_of(entry) for entry in settings.methods]

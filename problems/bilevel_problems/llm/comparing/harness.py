@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TASKS = "gsm8k,minerva_math"
-"""Grade-school and competition problems, with answers read as in `answers`; 4 or 5 worked examples are the tasks' default."""
+"""Grade-school and competition problems; the tasks show 5 and 4 worked examples unless told otherwise."""
 
 
 def command(model: Path | str, output: Path, *, trust_remote_code: bool, device: str) -> str:

@@ -148,7 +148,7 @@ def _scores(comparison: Comparison, cells: Sequence[Mapping[str, Any]]) -> Table
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("method")
     for metric in (*metrics, "weights s", "tuning s", "tokens"):
-        table.add_column(metric.replace("_", " ").replace("/", "\n"), justify="right")
+        table.add_column(_plain(metric).replace("/", "\n"), justify="right")
     for row in score_rows(comparison):
         values = []
         for place in places:
@@ -167,42 +167,46 @@ def _costs(costs: Sequence[Mapping[str, Any]]) -> Sequence[str]:
 
 
 def _value(interval: Interval, metric: str) -> str:
-    share = metric.startswith(("token_accuracy", "exact_match"))
-    text = f"{interval.mean:.1%}" if share else f"{interval.mean:.4f}"
+    scale, form = (100, ".1f") if _is_share(metric) else (1, ".4f")
+    text = f"{scale * interval.mean:{form}}{'%' * _is_share(metric)}"
     if interval.known and interval.high > interval.low:
-        half = (interval.high - interval.low) / 2
-        text += f" ± {half:.1%}" if share else f" ± {half:.4f}"
+        text += f" ± {scale * (interval.high - interval.low) / 2:{form}}"
     return text
 
 
 def _difference_table(comparison: Comparison) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column, side in (
-        ("metric", "left"),
-        ("method", "left"),
-        ("difference", "right"),
-        ("95% interval", "right"),
-        ("", "left"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]  # one of the two
+    table.add_column("difference")
+    table.add_column("metric")
+    for column in ("mean", "95% interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in difference_rows(comparison):
-        between = row.interval
-        table.add_row(
-            row.metric.replace("_", " "),
-            f"{row.method} - {row.against}",
-            f"{between.mean:+.4f}",
-            f"{between.low:+.4f} to {between.high:+.4f}",
-            row.verdict,
-        )
+        mean, low, high = (_signed(value, row.metric) for value in (row.interval.mean, row.interval.low, row.interval.high))
+        table.add_row(f"{row.method} - {row.against}", _plain(row.metric), mean, f"{low} to {high}", row.verdict)
     return table
 
 
+def _signed(value: float, metric: str) -> str:
+    return f"{100 * value:+.1f} points" if _is_share(metric) else f"{value:+.4f}"
+
+
+def _is_share(metric: str) -> bool:
+    return metric.startswith(("token_accuracy/", "exact_match/"))
+
+
+def _plain(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
 def _verdicts(comparison: Comparison) -> list[str]:
-    """In a sentence, which differences are more than noise."""
+    """In a sentence, which differences are noise."""
+    unclear: dict[str, list[str]] = {}
     rows = [row for row in difference_rows(comparison) if BASE not in (row.method, row.against)]
-    within = [f"{row.method} on {row.metric}" for row in rows if not row.interval.excludes_zero]
-    if not rows:
-        return []
-    if not within:
-        return ["every interval excludes zero"]
-    return [f"within the noise, do not read an order into: {', '.join(within)}"]
+    for row in rows:
+        if not row.interval.excludes_zero:
+            unclear.setdefault(f"{row.method} and {row.against}", []).append(_plain(row.metric))
+    if unclear:
+        pairs = (f"{pair} ({', '.join(metrics)})" for pair, metrics in unclear.items())
+        return [f"within the noise, do not read an order into: {'; '.join(pairs)}"]
+    return ["no difference is within the noise: every interval excludes zero"] if rows else []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
+from bilevel.active import LISA
 from bilevel.plain import RECIPE_RULES
+from bilevel_problems.llm.lora import LoRA
 from bilevel_problems.llm.mixing.make_mix import MAX_REPEATS
 from bilevel_problems.llm.mixing.mix import MixFormat
 from bilevel_problems.llm.reweighting import Format
@@ -47,7 +49,8 @@ class FineTune:
     epochs, steps, tokens: how long; one of the three, or one epoch. Epochs of a mix that is measured in tokens are as many
         times its tokens.
     max_length: of training and test rows. None: that of the problem.
-    active, lora: change what the method sets, as in {blocks: 4}, {rank: 8}.
+    active: of the method "lisa", what else than its defaults, as in {blocks: 4}.
+    lora: likewise of "lora", as in {rank: 8}.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
@@ -67,6 +70,12 @@ class FineTune:
         given = {name: getattr(self, name) for name in ("epochs", "steps", "tokens") if getattr(self, name) is not None}
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given; give one of them")
+        for name, method, kind in (("active", "lisa", LISA), ("lora", "lora", LoRA)):
+            keys = getattr(self, name)
+            if keys and self.method != method:
+                raise ValueError(f"{name} is for the method {method!r}, and the method is {self.method!r}")
+            if unknown := sorted(set(keys) - {f.name for f in fields(kind)}):
+                raise ValueError(f"{name} has no key {unknown[0]!r}; known: {', '.join(f.name for f in fields(kind))}")
         for name, value in {**given, "lr": self.lr, "batch_size": self.batch_size}.items():
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
