@@ -39,7 +39,9 @@ test-gpu: $(READY)
 
 demo: $(READY)
 	$(BIN)/python examples/python_docs/prepare.py runs/demo-data
-	$(BIN)/bilevel run examples/python_docs/recipe.yaml --output runs/demo-$$(date +%Y%m%d-%H%M%S)
+	run=runs/demo-$$(date +%Y%m%d-%H%M%S); \
+	$(BIN)/bilevel run examples/python_docs/recipe.yaml --output $$run && \
+	$(BIN)/bilevel compare examples/python_docs/compare.yaml --set compare.methods.1.run=$$run --output $$run-compared
 
 # What was computed, in runs/, stays.
 clean:

@@ -116,8 +116,8 @@ def build_parts(
     """
     _check_sections(recipe, objects, ignored)
     built = {kind: _build_part(recipe, kind, base, plugins) for kind, base in objects.items()}
-    active = _build(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
-    run = _build(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
+    active = build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
+    run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
     resolved = {
         **{kind: {**_identity(recipe.tree[kind]), **to_plain(part)} for kind, part in built.items()},
         "active": to_plain(active),
@@ -179,10 +179,10 @@ def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
         raise InputError(f"{recipe.where([kind, 'name'])}: {error}") from error
     if not dataclasses.is_dataclass(cls):
         raise InputError(f"{kind} {name!r}: {cls!r} is not a dataclass, so a recipe cannot build it")
-    return _build(cls, section, recipe, (kind,))
+    return build_section(cls, section, recipe, (kind,))
 
 
-def _build(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:
+def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:
     """Validate and build; every complaint is turned into file, line, key and what to do."""
     if dataclasses.is_dataclass(kind):
         names = [f.name for f in dataclasses.fields(kind) if f.init]
@@ -220,7 +220,7 @@ def _keys(loc: Sequence[str | int], recipe: Recipe, path: Sequence[str | int], *
     """The keys of the recipe in a location of pydantic's, which also names the branches of unions."""
     node: Any = recipe.tree
     for step in path:
-        node = node.get(step, {})
+        node = node[step] if isinstance(node, list) and isinstance(step, int) else node.get(step, {})
     keys: list[str | int] = []
     for position, step in enumerate(loc):
         inside = step in node if isinstance(node, dict) else isinstance(node, list) and isinstance(step, int)

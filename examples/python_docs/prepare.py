@@ -7,7 +7,8 @@ The target is the language reference (`pydoc_data.topics`). Four sources compete
     code        source code of the standard library
     shuffled    the text of `reference` with the words of every row in random order
 
-A row is five lines as they stand, about 64 tokens.
+A row is five lines as they stand, about 64 tokens. Rows of the target that the validation file has no room for are the test
+file, as far as none of their lines stands in it or in a source.
 
 Usage: python prepare.py DIRECTORY
 """
@@ -26,7 +27,7 @@ ROWS = 400  # of each source
 
 
 def main(directory: Path) -> None:
-    """Write one JSONL file for each source, and the validation file."""
+    """Write one JSONL file for each source, the validation file and the test file."""
     directory.mkdir(parents=True, exist_ok=True)
     names = sorted(topics)
     prose = {name: rows(topics[name]) for name in names}
@@ -36,7 +37,10 @@ def main(directory: Path) -> None:
     reference = [row for row in reference if known.isdisjoint(row.splitlines())]  # topics quote each other
     library = [file.read_text(encoding="utf-8") for file in library_files()]
     random.seed(0)
-    write(directory / "validation.jsonl", validation)
+    used = spread(validation)
+    seen = {line for row in used for line in row.splitlines()}
+    write(directory / "validation.jsonl", used)
+    write(directory / "test.jsonl", [row for row in validation if seen.isdisjoint(row.splitlines())])
     write(directory / "reference.jsonl", reference)
     write(directory / "docstrings.jsonl", [row for text in library for words in docstrings(text) for row in rows(words)])
     write(directory / "code.jsonl", [row for text in library for row in rows(text)])
@@ -68,13 +72,18 @@ def docstrings(source: str) -> Iterable[str]:
             yield text
 
 
+def spread(rows: list[str]) -> list[str]:
+    """ROWS of the rows, evenly spread."""
+    return rows[:: max(1, len(rows) // ROWS)][:ROWS]
+
+
 def write(file: Path, rows: list[str]) -> None:
-    """ROWS of the rows, evenly spread, as JSON lines; an equal file is left alone."""
-    step = max(1, len(rows) // ROWS)
-    text = "".join(json.dumps({"text": row}) + "\n" for row in rows[::step][:ROWS])
+    """ROWS of the rows as JSON lines; an equal file is left alone."""
+    chosen = spread(rows)
+    text = "".join(json.dumps({"text": row}) + "\n" for row in chosen)
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
-    print(f"{file}: {min(ROWS, len(rows))} rows")
+    print(f"{file}: {len(chosen)} rows")
 
 
 if __name__ == "__main__":

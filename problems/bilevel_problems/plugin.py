@@ -49,3 +49,4 @@ def bilevel_commands(register: Register) -> None:
     register("export", "bilevel_problems.llm.commands.export:export")
     register("evaluate", "bilevel_problems.llm.commands.evaluate:evaluate")
     register("weigh", "bilevel_problems.llm.weigh:weigh")
+    register("compare", "bilevel_problems.llm.commands.compare:compare")

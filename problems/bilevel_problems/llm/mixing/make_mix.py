@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bilevel.errors import InputError
 from bilevel_problems.llm.mixing.layout import MESSAGES, as_messages, common_layout, first_records
@@ -36,6 +37,7 @@ def make_mix(
     max_repeats: int = MAX_REPEATS,
     on_shortfall: OnShortfall = "error",
     format: MixFormat = "source",
+    selection: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Mix:
     """Draw rows of the problem's sources by weights.
 
@@ -43,6 +45,7 @@ def make_mix(
     rows, tokens: size of the mix, one of the two. Tokens are a bound: one row more would exceed it.
     seed: of which rows are drawn and of their order. A larger mix of the same seed and weights holds the rows of a smaller.
     max_repeats: copies of a row at most.
+    selection: source -> rows of its table; no others are drawn. None: all may be.
 
     A row is not drawn a second time before all of its source have been drawn once. Rows that also stand in a validation
     set are never drawn, nor are those that the run left out because they have nothing to learn within max_length tokens.
@@ -62,7 +65,7 @@ def make_mix(
         for record in first:
             as_messages(record)  # or refuse, before the long work
     layout = MESSAGES if format == "messages" else common_layout(first)
-    pools = make_pools(problem.source_tables, problem.validation_tables, seed)
+    pools = make_pools(problem.source_tables, problem.validation_tables, seed, selection)
     shares = np.array(list(given.values()))
     capacity = np.array([len(pool.rows) * max_repeats for pool in pools], np.int64)
     total = rows if rows is not None else _rows_for(tokens or 0, pools, shares, capacity, on_shortfall)

@@ -23,6 +23,7 @@ class Pool:
     table: the source.
     rows: rows of the table that may be drawn. Shape: (available,).
     index: the source's place in the recipe.
+    withheld: rows that are never drawn, because they also stand in a validation set.
     """
 
     name: str
@@ -30,11 +31,7 @@ class Pool:
     rows: NDArray[np.int64]
     index: int
     seed: int
-
-    @property
-    def withheld(self) -> int:
-        """Rows that are never drawn, because they also stand in a validation set."""
-        return len(self.table) - len(self.rows)
+    withheld: int = 0
 
     def draw(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The first `count`: rows of the table, and which copy each is, from 1. Shapes: (count,), (count,)."""
@@ -56,12 +53,22 @@ class Pool:
         return self.rows[_permutation(len(self.rows), self.seed, self.index, number)]
 
 
-def make_pools(sources: Mapping[str, TokenTable], validation: Mapping[str, TokenTable], seed: int) -> list[Pool]:
-    """A pool for every source, without the rows that also stand in a validation set (see `overlap`)."""
-    return [
-        Pool(name, table, np.flatnonzero(~rows_in(table, validation)), index, seed)
-        for index, (name, table) in enumerate(sources.items())
-    ]
+def make_pools(
+    sources: Mapping[str, TokenTable],
+    validation: Mapping[str, TokenTable],
+    seed: int,
+    selection: Mapping[str, NDArray[np.int64]] | None = None,
+) -> list[Pool]:
+    """A pool for every source, without the rows that also stand in a validation set (see `overlap`).
+
+    selection: source -> the rows of its table that may be drawn; None allows all.
+    """
+    pools = []
+    for index, (name, table) in enumerate(sources.items()):
+        rows = np.arange(len(table)) if selection is None else np.sort(selection[name])
+        known = rows_in(table, validation)[rows]
+        pools.append(Pool(name, table, rows[~known], index, seed, int(known.sum())))
+    return pools
 
 
 @lru_cache(maxsize=64)
