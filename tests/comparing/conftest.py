@@ -14,6 +14,12 @@ from tests.reweighting.conftest import data, model_directory, sentences, write_r
 __all__ = ["data", "model_directory", "recipe"]
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison writes many small files, and a test need not survive a power cut."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
 @pytest.fixture(scope="session")
 def test_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Rows like those of `clean` and `target`, most of them in neither."""

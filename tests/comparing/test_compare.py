@@ -1,7 +1,6 @@
 """The command as a whole, on tiny models."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ def cell(out: Path, method: str, seed: int = 0) -> dict[str, Any]:
 
 
 def test_noise_in_the_mix_hurts_and_the_table_says_so(recipe: Make, tmp_path: Path) -> None:
-    """Planted: the target is like `clean`, the others are not. Three seeds; each trains 20 steps."""
-    shown = bilevel("compare", recipe(seeds=[0, 1, 2], rows=80, finetune={"lr": 1e-2, "batch_size": 8, "epochs": 2}))
+    """Planted: the target is like `clean`, the others are not. Three seeds; each trains 8 steps."""
+    shown = bilevel("compare", recipe(seeds=[0, 1, 2], rows=64, finetune={"lr": 2e-2, "batch_size": 8}))
     found = read_comparison(tmp_path / "out")
     assert found.methods == ["base", "uniform", "clean"]
     verdicts = {(row.method, row.metric): row for row in difference_rows(found)}
@@ -43,7 +42,7 @@ def test_noise_in_the_mix_hurts_and_the_table_says_so(recipe: Make, tmp_path: Pa
     assert better.verdict == "better"
     assert better.interval.high < 0
     assert verdicts["base", "row_loss/target"].verdict == "worse"
-    assert found.notes() == [] or all("unequal budgets" in note for note in found.notes())
+    assert all("unequal budgets" in note for note in found.notes())  # rows are equal, and differ in length
     assert "clean - uniform" in shown
     assert f"{better.interval.mean:+.4f}" in shown
     bilevel("report", tmp_path / "out", "--output", tmp_path / "report.html")
@@ -100,29 +99,25 @@ def test_finished_cells_are_not_run_again_and_new_seeds_are(
     assert [c for c in again["cells"] if c["seed"] == 0] == first["cells"]
 
 
-@pytest.mark.parametrize("stage", ["make_mix", "export_model", "score_model"])
+@pytest.mark.parametrize(("stage", "call"), [("make_mix", 3), ("export_model", 2), ("score_model", 2)])
 def test_stopped_anywhere_it_ends_as_if_it_had_not_been(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: int
 ) -> None:
-    """Ctrl-C at the second call of every stage of a cell: inside one, with others finished."""
-    methods = ["uniform", {"name": "learned"}]
+    """Ctrl-C within a stage of a cell, with others finished. (The first mix is drawn by the check before the start.)"""
+    methods = ["uniform", "learned"]
     bilevel("compare", recipe(methods=methods), "--output", tmp_path / "whole")
     calls = []
     real = getattr(cells, stage)
 
-    def stop_once(*words: Any, **settings: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
+    def stop(*words: Any, **settings: Any) -> Any:
+        calls.append(stage)
+        if len(calls) == call:
             raise KeyboardInterrupt
         return real(*words, **settings)
 
-    monkeypatch.setattr(cells, stage, stop_once)
+    monkeypatch.setattr(cells, stage, stop)
     with pytest.raises(Interrupted, match="the same command goes on"):
-        for _ in range(3):  # some stages are checked before the start, too
-            bilevel("compare", recipe(methods=methods), "--output", tmp_path / "cut")
-            calls.clear()
-            calls.append(1)
-            shutil.rmtree(tmp_path / "cut")
+        bilevel("compare", recipe(methods=methods), "--output", tmp_path / "cut")
     monkeypatch.undo()
     bilevel("compare", recipe(methods=methods), "--output", tmp_path / "cut")
     for one, other in zip(comparison(tmp_path / "whole")["cells"], comparison(tmp_path / "cut")["cells"], strict=True):
@@ -188,10 +183,7 @@ def test_test_rows_are_never_trained_on(recipe: Make, data: dict[str, str], tmp_
     assert with_["dropped"] == without["dropped"] + 2
     assert cell(tmp_path / "more", "clean")["metrics"] == pytest.approx(cell(tmp_path / "out", "clean")["metrics"])
     assert any("left out" in note for note in comparison(tmp_path / "more")["notes"])
-    rows = {line for line in mixed.read_text().splitlines()[2:]}
-    sources = {line for name in ("clean", "other", "noise") for line in Path(data[name]).read_text().splitlines()}
-    assert with_["rows"] == len([1 for line in mixed.read_text().splitlines()]) - with_["dropped"]
-    assert rows - sources
+    assert with_["rows"] == without["rows"] == 32 - with_["dropped"]
 
 
 def test_another_model_may_be_tuned_than_the_weights_were_learned_on(
