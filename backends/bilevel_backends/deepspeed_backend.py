@@ -154,15 +154,6 @@ class DeepSpeedBackend(ModuleBackend):
             copy_parts(layout, like.layout)
         return layout
 
-    def lay_out_whole(self, module: nn.Module) -> Layout:
-        """The same in every process."""
-        return Replicated(module.to(self._device), self._processes)
-
-    def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """Without its weights, which `lay_out` copies part by part."""
-        assert source.layout.skeleton is not None
-        return skeleton(source.layout.skeleton)
-
     @property
     def offload(self) -> torch.device | None:
         """The CPU, if asked for."""

@@ -22,7 +22,6 @@ from bilevel_backends.materialise import fill, move_buffers, skeleton, weight_so
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Processes, join_processes, own_device
 from bilevel_backends.variable import ModuleVariable
-from bilevel_backends.zero import Replicated
 
 
 class FullySharded(Layout):
@@ -140,12 +139,3 @@ class FSDPBackend(ModuleBackend):
         if like is not None:
             copy_parts(layout, like.layout)
         return layout
-
-    def lay_out_whole(self, module: nn.Module) -> Layout:
-        """The same in every process."""
-        return Replicated(module.to(self._device), self._processes)
-
-    def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """Without its weights, which `lay_out` copies shard by shard."""
-        assert source.layout.skeleton is not None
-        return skeleton(source.layout.skeleton)

@@ -23,9 +23,11 @@ from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, memoryless
 from bilevel_backends import checkpoint as checkpoints
 from bilevel_backends.layout import Layout
+from bilevel_backends.materialise import skeleton
 from bilevel_backends.processes import Processes
 from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.variable import ModuleVariable
+from bilevel_backends.zero import Replicated
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -71,13 +73,14 @@ class ModuleBackend(Backend):
         like: take the weights of this variable, which has a module of the same shape; None: the module's own.
         """
 
-    @abstractmethod
-    def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """A module like that of the variable, to be laid out."""
-
-    @abstractmethod
     def lay_out_whole(self, module: nn.Module) -> Layout:
         """The same for a variable that every process has whole."""
+        return Replicated(module.to(self._device), self._processes)
+
+    def copy_module(self, source: ModuleVariable) -> nn.Module:
+        """A module like that of the variable, to be laid out; without its weights, which `lay_out` copies part by part."""
+        assert source.layout.skeleton is not None
+        return skeleton(source.layout.skeleton)
 
     @property
     def offload(self) -> torch.device | None:

@@ -31,7 +31,7 @@ from bilevel_problems.llm.model_files import ModelFiles, find_model
 from bilevel_problems.llm.overlap import without_rows
 from bilevel_problems.llm.reweighting import Format, ValidationSet
 from bilevel_problems.llm.rows import fingerprint, read_rows
-from bilevel_problems.llm.tokens import TokenTable, default_cache, tokenise
+from bilevel_problems.llm.tokens import TokenTable, default_cache, report_table, tokenise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -93,7 +93,7 @@ class FineTuning(Problem[TokenBatch]):
         if self.lora is not None:
             require_peft()
         for kind, table in (("training data", self._train), *((f"validation {n!r}", t) for n, t in self._targets.items())):
-            _tell(kind, table, self.max_length)
+            report_table(kind, table, self.max_length)
         if len(self._train) < self.batch_size:
             raise InputError(
                 f"the training data has {len(self._train)} usable rows, and a batch has {self.batch_size}; "
@@ -264,15 +264,3 @@ def _paths(path: str | list[str]) -> list[str]:
 
 def _identity(table: TokenTable) -> dict[str, Any]:
     return {"rows": len(table), "hash": table.content_hash}
-
-
-def _tell(kind: str, table: TokenTable, max_length: int) -> None:
-    """What was read, and what of it will not be seen."""
-    words = f"{kind}: {len(table)} rows, {len(table.ids)} tokens, of which {int(table.labels.sum())} are learned"
-    if table.truncated:
-        words += f"; {table.truncated} rows cut at {max_length} tokens"
-    if table.dropped:
-        words += f"; {table.dropped} rows left out (nothing to learn within {max_length} tokens)"
-    log.info("%s", words)
-    for note, rows in table.notes.items():
-        log.info("%s: in %d rows, %s", kind, rows, note)

@@ -42,7 +42,7 @@ from bilevel_problems.llm.scorer import Scorer, Standardised, describe
 from bilevel_problems.llm.source_weights import SourceWeights, divergence, logits_of, named_distribution
 from bilevel_problems.llm.target_rows import TargetRows
 from bilevel_problems.llm.targets import TargetLoss, target_losses, target_table
-from bilevel_problems.llm.tokens import TokenTable, default_cache, tokenise
+from bilevel_problems.llm.tokens import TokenTable, default_cache, report_table, tokenise
 from bilevel_problems.llm.trust import Trust
 from bilevel_problems.llm.weight_carriers import PerSample, PerScorer, PerSource, WeightCarrier
 
@@ -152,7 +152,7 @@ class LLMReweighting(Problem[TokenBatch]):
         _ = self._feature_functions  # a misspelt name is said before the data are read
         for kind, tables in (("source", self._train), ("validation set", self._targets)):
             for name, table in tables.items():
-                _tell(kind, name, table, self.max_length)
+                report_table(f"{kind} {name!r}", table, self.max_length)
         _ = self._start
         self._distribution(self.prior, "problem.prior")
         self._check_weighting()
@@ -435,18 +435,6 @@ def _means(losses: Tensor, batch: TokenBatch) -> Tensor:
 
 def _identity(tables: Mapping[str, TokenTable]) -> dict[str, dict[str, Any]]:
     return {name: {"rows": len(table), "hash": table.content_hash} for name, table in tables.items()}
-
-
-def _tell(kind: str, name: str, table: TokenTable, max_length: int) -> None:
-    """What was read, and what of it will not be seen."""
-    words = f"{kind} {name!r}: {len(table)} rows"
-    if table.truncated:
-        words += f", {table.truncated} cut at {max_length} tokens"
-    if table.dropped:
-        words += f", {table.dropped} left out (nothing to learn within {max_length} tokens)"
-    log.info("%s", words)
-    for note, rows in table.notes.items():
-        log.info("%s %r: in %d rows, %s", kind, name, rows, note)
 
 
 def _check_rows(tables: Mapping[str, TokenTable], sampler: Stratified) -> None:

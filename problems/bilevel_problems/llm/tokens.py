@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from bilevel_problems.llm.rows import Row, file_type, find_files, fingerprint, r
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("bilevel.llm")
 
 _CACHE_VERSION = 1  # to be raised whenever the same input gives other arrays than before
 _BATCH = 512  # rows tokenised at once: enough to keep a fast tokenizer's threads busy
@@ -273,3 +276,15 @@ def _unwritable(directory: Path, error: OSError) -> InputError:
     return InputError(
         f"the cache directory {directory} cannot be written: {error.strerror}; set BILEVEL_CACHE to one that can"
     )
+
+
+def report_table(what: str, table: TokenTable, max_length: int) -> None:
+    """Log what was read, and what of it will not be seen."""
+    words = f"{what}: {len(table)} rows, {len(table.ids)} tokens, of which {int(table.labels.sum())} are learned"
+    if table.truncated:
+        words += f"; {table.truncated} rows cut at {max_length} tokens"
+    if table.dropped:
+        words += f"; {table.dropped} left out (nothing to learn within {max_length} tokens)"
+    log.info("%s", words)
+    for note, rows in table.notes.items():
+        log.info("%s: in %d rows, %s", what, rows, note)
