@@ -176,6 +176,8 @@ def main() -> None:
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
     logging.getLogger("bilevel").setLevel(logging.INFO if speaks else logging.ERROR)
+    # transformers imports DeepSpeed where it is installed, which then warns every user of a CPU that there is no GPU
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         app()
     except InputError as error:
