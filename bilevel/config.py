@@ -110,11 +110,12 @@ def build_parts(
     """Build the sections of a recipe that a command needs.
 
     objects: section -> base class of the registered part that it names; `active` and `run` are built in any case.
-    ignored: sections that may stand in the recipe without being used.
+    ignored: sections that may stand in the recipe without being used; so may those that are named like a plugin's command,
+        which are that command's.
 
     Returns the objects by section, and the same as plain data with every default filled in. Raises `InputError`.
     """
-    _check_sections(recipe, objects, ignored)
+    _check_sections(recipe, objects, [*ignored, *plugins.parts["commands"]])
     built = {kind: _build_part(recipe, kind, base, plugins) for kind, base in objects.items()}
     active = build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
     run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))

@@ -38,6 +38,15 @@ def test_the_demo_recipe_builds(plugins: Plugins) -> None:
     assert [source.name for source in config.problem.sources] == ["reference", "docstrings", "code", "shuffled"]
 
 
+def test_the_demo_compares_on_the_data_of_its_run(plugins: Plugins) -> None:
+    run, compared = (
+        load_config(ROOT / "examples" / "python_docs" / f"{n}.yaml", plugins).problem for n in ("recipe", "compare")
+    )
+    assert run.sources == compared.sources
+    assert run.validation == compared.validation
+    assert (run.model, run.max_length) == (compared.model, compared.max_length)
+
+
 @pytest.mark.parametrize(("page", "text"), code("bash"))
 def test_commands_exist_with_their_options(page: str, text: str) -> None:
     import typer

@@ -94,7 +94,7 @@ def load(
         raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods; {guess}")
     learns = LEARNED in [entry if isinstance(entry, str) else entry.get("name") for entry in settings.methods]
     objects = OBJECTS if learns and "solver" in recipe.tree else {"problem": Problem, "backend": Backend}
-    built, resolved = build_parts(recipe, objects, plugins, ignored=[SECTION, "solver"])
+    built, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])
     problem, directory = built["problem"], Path(built["run"].output)
     if not isinstance(problem, LLMReweighting):
         raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be compared")

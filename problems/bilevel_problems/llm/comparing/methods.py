@@ -137,11 +137,11 @@ def _make(position: int, entry: str | dict[str, Any], parts: Parts) -> Method:
 
 
 def _learned(label: str, parts: Parts) -> Method:
-    _, resolved = build_parts(parts.recipe, OBJECTS, parts.plugins, ignored=["compare"])
+    _, resolved = build_parts(parts.recipe, OBJECTS, parts.plugins)
 
     def find(seed: int, directory: Path) -> Found:
         run = dataclasses.replace(parts.run, seed=seed, output=str(directory))
-        again, _ = build_parts(parts.recipe, OBJECTS, parts.plugins, ignored=["compare"])  # a backend serves one run
+        again, _ = build_parts(parts.recipe, OBJECTS, parts.plugins)  # a backend serves one run
         config = Config(**{**again, "problem": parts.problem, "run": run}, recipe={**resolved, "run": to_plain(run)})
         result = config.fit(resume=_begun(directory), observer=parts.plugins.hooks)
         learned = read_json(directory / "weights.json")
@@ -163,7 +163,7 @@ def _weighting(label: str, name: str, settings: dict[str, Any], path: tuple[str 
     objects: dict[str, type] = {"backend": Backend}
 
     def task(seed: int, directory: Path | None) -> Task:
-        ignored = ["compare", "solver", "problem"]
+        ignored = ["solver", "problem"]
         built, resolved = build_parts(parts.recipe, objects, parts.plugins, ignored=ignored)
         run = dataclasses.replace(parts.run, seed=seed, output=str(directory))
         return Task(
