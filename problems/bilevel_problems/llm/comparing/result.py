@@ -209,4 +209,4 @@ def _verdicts(comparison: Comparison) -> list[str]:
     if unclear:
         pairs = (f"{pair} ({', '.join(metrics)})" for pair, metrics in unclear.items())
         return [f"within the noise, do not read an order into: {'; '.join(pairs)}"]
-    return ["no difference is within the noise: every interval excludes zero"] if rows else []
+    return ["no difference between methods is within the noise: their intervals exclude zero"] if rows else []
