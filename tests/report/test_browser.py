@@ -1,4 +1,4 @@
-"""The page in a real browser: it fits the window, in light and in dark, and something is on it."""
+"""The page in a real browser: it fits the window, in light and in dark, and something is on it. Run by `make test-browser`."""
 
 import re
 import shutil
@@ -25,10 +25,7 @@ document.querySelector("iframe").onload = (event) => {{
 }};
 </script>"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason=f"no browser on PATH ({', '.join(NAMES)}); Debian's package is chromium"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
@@ -42,7 +39,8 @@ def page(make_run: Make, make_comparison: Callable[..., Path], tmp_path: Path) -
 
 
 def browse(*options: str, where: Path) -> str:
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+    assert BROWSER is not None, f"no browser on PATH ({', '.join(NAMES)}); Debian's package is chromium"
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
                f"--user-data-dir={where.parent / 'profile'}", *options, where.as_uri()]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
