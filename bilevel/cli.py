@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from bilevel.errors import BilevelError, InputError, RunError
+from bilevel.launch import launched, local_rank, rank
 
 if TYPE_CHECKING:
     from bilevel.plugins import Part
@@ -169,7 +170,7 @@ def _plugin_commands() -> dict[str, Part]:
 
 def main() -> None:
     """Entry point of the command `bilevel`. Of several processes on a machine, the first one speaks for all."""
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    speaks = local_rank() == 0
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
@@ -192,9 +193,9 @@ def main() -> None:
             errors.print(f"{error}", markup=False, style="yellow" if interrupted else "red", soft_wrap=True)
         _leave(INTERRUPTED if interrupted else 1)
     except Exception:
-        if "RANK" not in os.environ:
+        if not launched():
             raise
-        errors.print(f"process {os.environ['RANK']} failed:\n{traceback.format_exc()}", markup=False, soft_wrap=True)
+        errors.print(f"process {rank()} failed:\n{traceback.format_exc()}", markup=False, soft_wrap=True)
         _leave(1)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
@@ -202,7 +203,7 @@ def main() -> None:
 
 def _leave(code: int) -> NoReturn:
     """End this process. One of several leaves at once: to clean up, it might wait for peers that wait for it."""
-    if "RANK" in os.environ:
+    if launched():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -57,10 +57,6 @@ class Layout(ABC):
     def settle(self) -> None:  # noqa: B027
         """A pass is over: give back what was gathered for it."""
 
-    def call(self) -> nn.Module:
-        """What a forward pass calls."""
-        return self.module
-
 
 def copy_parts(target: Layout, source: Layout) -> None:
     """Give `target` the weights of `source`, a layout of the same kind, part by part."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bilevel.errors import InputError
+from bilevel.launch import launched, local_rank
 
 T = TypeVar("T")
 
@@ -66,11 +67,6 @@ class Processes:
         return torch.cat(pieces) if pieces is not None else None
 
 
-def launched() -> bool:
-    """Whether a launcher (torchrun, deepspeed) started this process as one of several, or as one of one."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def join_processes(device: torch.device, timeout: float, init: Callable[..., Any] = dist.init_process_group) -> Processes:
     """Meet the other processes that the launcher started.
 
@@ -98,7 +94,7 @@ def own_device() -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = local_rank()
     if local >= torch.cuda.device_count():
         raise InputError(
             f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -15,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bilevel.backend import Placement, Variable, Vector
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
+from bilevel.launch import world_size
 from bilevel.problem import Loss
 from bilevel_backends.layout import Layout, Whole
 from bilevel_backends.materialise import fill, move_buffers, stored_weights, weight_source
 from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
-from bilevel_backends.processes import Processes, launched
+from bilevel_backends.processes import Processes
 from bilevel_backends.variable import ModuleVariable
 
 B = TypeVar("B")
@@ -48,9 +48,9 @@ class TorchBackend(ModuleBackend):
 
     def start(self, seed: int) -> None:
         """Choose the device. Raises `InputError` if it is not there, or if a launcher started several processes."""
-        if launched() and os.environ["WORLD_SIZE"] != "1":
+        if world_size() > 1:
             raise InputError(
-                f"the torch backend is one process, and a launcher started {os.environ['WORLD_SIZE']}; "
+                f"the torch backend is one process, and a launcher started {world_size()}; "
                 "set backend.name=deepspeed or backend.name=fsdp, or run without the launcher"
             )
         self.begin(seed, _pick_device(self.device), Processes())

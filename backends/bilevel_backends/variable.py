@@ -58,7 +58,7 @@ class ModuleVariable(Variable):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward."""
-        return self.layout.call()(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def parameter(self, name: str) -> nn.Parameter:
         """The module's parameter of that name."""

@@ -22,7 +22,10 @@ from bilevel_backends.zero import padded, stretch
 
 
 class Zero3(Layout):
-    """A module whose parameters DeepSpeed has partitioned."""
+    """A module whose parameters DeepSpeed has partitioned.
+
+    The module is called, not the engine around it, which would expect to run the backward pass too.
+    """
 
     whole = False
 
@@ -62,11 +65,6 @@ class Zero3(Layout):
         Blocks that got no gradient have no hook that would free them, and small parameters stay gathered by design.
         """
         self.engine.optimizer.empty_partition_cache()
-
-    def call(self) -> nn.Module:
-        """Not the engine: its own forward would expect that it runs the backward pass too."""
-        module: nn.Module = self.engine.module
-        return module
 
 
 def partition(

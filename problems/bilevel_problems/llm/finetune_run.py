@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
 
 from bilevel import InputError
 from bilevel.config import Config
+from bilevel.launch import rank
 from bilevel.loop import Observer
 from bilevel.run_directory import RunDirectory
 from bilevel_problems.llm.evaluation import evaluate, table, write
@@ -37,7 +37,7 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
     if resume:
         check_new(model)
     config.fit(resume=resume, observer=observer)
-    if int(os.environ.get("RANK", "0")):  # the first process of a launcher's writes
+    if rank() != 0:  # the first process writes
         return
     export_model(output, model)
     problem = config.problem

@@ -29,7 +29,7 @@ from bilevel_problems.llm.language_model import LanguageModel, token_losses
 from bilevel_problems.llm.lora import LoRA, require_peft
 from bilevel_problems.llm.model_files import ModelFiles, find_model
 from bilevel_problems.llm.overlap import without_rows
-from bilevel_problems.llm.reweighting import Format, ValidationSet
+from bilevel_problems.llm.reweighting import Format, ValidationSet, check_set_weights
 from bilevel_problems.llm.rows import fingerprint, read_rows
 from bilevel_problems.llm.tokens import TokenTable, default_cache, report_table, tokenise
 
@@ -85,8 +85,7 @@ class FineTuning(Problem[TokenBatch]):
             raise ValueError(f"max_length must be at least 2, not {self.max_length}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        if any(v.weight <= 0 for v in self.validation):
-            raise ValueError("validation: every weight must be positive")
+        check_set_weights(self.validation)
 
     def prepare(self) -> None:
         """Find the model, read and tokenise all data, and take held-out rows out of the training data."""

@@ -79,27 +79,27 @@ class ModelFiles:
         model itself and None. Raises `InputError` if it cannot be loaded.
         """
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
 
-        with _explained(f"the model in {self.path}"), quiet_transformers():
-            config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+        with init_empty_weights(include_buffers=False):
+            model = self._from_config(attention, trust_remote_code)
+        model.tie_weights()
+        with _explained(f"the model in {self.path}"):
             stored = _StoredWeights(self.path)
-            with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=stored.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
-                )
-            model.tie_weights()
-            needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-            persistent = [name for name, _ in model.named_buffers() if name in model.state_dict()]
+        needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        persistent = [name for name, _ in model.named_buffers() if name in model.state_dict()]
         if persistent or any(stored.shape(name) != shape for name, shape in needed.items()):
             return self.load_model(attention, trust_remote_code), None
         return model, stored.read
 
     def build_empty(self, attention: str | None = None, trust_remote_code: bool = False) -> Any:
         """The causal LM of config.json on the meta device: shapes without weights. Raises `InputError` as `load_model`."""
+        with torch.device("meta"):
+            return self._from_config(attention, trust_remote_code)
+
+    def _from_config(self, attention: str | None, trust_remote_code: bool) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        with _explained(f"the model in {self.path}"), torch.device("meta"):
+        with _explained(f"the model in {self.path}"), quiet_transformers():
             config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
             return AutoModelForCausalLM.from_config(
                 config,
@@ -118,12 +118,6 @@ class _StoredWeights:
         map_file: Callable[[Path, str], Any] = safetensors.safe_open
         files = [map_file(part, "pt") for part in sorted(path.glob("*.safetensors"))]
         self._where: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the first floating-point tensor."""
-        tensors = (self.read(name) for name in self._where)
-        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """None if there is no such tensor."""

@@ -79,6 +79,12 @@ class ValidationSet:
     weight: float = 1.0
 
 
+def check_set_weights(sets: Sequence[ValidationSet]) -> None:
+    """Raise `ValueError` for a weight that makes no sense."""
+    if not all(v.weight > 0 and isfinite(v.weight) for v in sets):
+        raise ValueError("validation: every weight must be positive and finite")
+
+
 @dataclass
 class LLMReweighting(Problem[TokenBatch]):
     """Learn how much weight the training data deserve: one weight for each source, or for each row.
@@ -142,8 +148,7 @@ class LLMReweighting(Problem[TokenBatch]):
             raise ValueError(f"floor must be at least 0 and below 1/{len(names)} (one over the sources), not {self.floor}")
         if self.prior_strength < 0:
             raise ValueError(f"prior_strength must be at least 0, not {self.prior_strength}")
-        if not all(v.weight > 0 and isfinite(v.weight) for v in self.validation):
-            raise ValueError("validation: every weight must be positive and finite")
+        check_set_weights(self.validation)
 
     def prepare(self) -> None:
         """Find the model, read and tokenise all data, and check that the two sides do not overlap. Only once."""

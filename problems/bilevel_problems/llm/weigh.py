@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bilevel.launch import rank
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -28,7 +30,7 @@ def weigh(
     plugins = load_plugins()
     weighting, task = load(method, recipe, plugins, changes=changes or [], output=output, resume=resume)
     outcome = run(method, weighting, task)
-    if leads():
+    if rank() == 0:
         Console().print(table(method, outcome, task))
 
 
@@ -79,7 +81,7 @@ def run(method: str, weighting: "Weighting", task: "Task") -> "Outcome":
     from bilevel.run_directory import RunDirectory
 
     directory = RunDirectory(task.directory) if task.directory is not None else None
-    if directory is not None and not task.resume and leads():
+    if directory is not None and not task.resume and rank() == 0:
         directory.check_free()
     task.problem.prepare()
     weighting.check(task)
@@ -91,7 +93,7 @@ def run(method: str, weighting: "Weighting", task: "Task") -> "Outcome":
         )
     if not all(weight >= 0 for weight in weights.values()) or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
         raise RunError(f"{method} gave weights that are not a distribution: {dict(weights)}")
-    if directory is not None and leads():
+    if directory is not None and rank() == 0:
         directory.create(task.recipe or {})
         directory.write(files(method, weighting, outcome, task))
     return outcome
@@ -161,10 +163,3 @@ def table(method: str, outcome: "Outcome", task: "Task") -> "RenderableType":
     cost = outcome.cost
     words = f"{method}: {cost.seconds:.1f} s, {cost.tokens:,} tokens forward, {cost.backward_tokens:,} of them backward too"
     return Group(shown, Text(words), *(Text(f"- {note}") for note in outcome.notes))
-
-
-def leads() -> bool:
-    """Whether this process is the one of a parallel launch that writes and prints."""
-    import os
-
-    return int(os.environ.get("RANK", "0")) == 0

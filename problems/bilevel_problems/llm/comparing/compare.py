@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from bilevel import Backend, InputError, Problem
 from bilevel.config import OBJECTS, build_parts, build_section, read_recipe
 from bilevel.files import write_atomic
+from bilevel.launch import world_size
 from bilevel.loop import Interrupted
 from bilevel.plain import flatten, to_plain
 from bilevel.plugins import Plugins
@@ -72,7 +72,7 @@ def load(
 
     Raises `InputError`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise InputError(
             "a comparison is one process; learn the weights under the launcher by `bilevel run`, and give them here as "
             "{name: learned, run: DIR}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from bilevel import SGD, Backend, InputError, NonFiniteError, Shard
 from bilevel.blocks import find_blocks
 from bilevel.data import Stream, generator
+from bilevel.launch import local_rank, world_size
 from bilevel_problems.llm.language_model import LanguageModel, token_losses
 from bilevel_problems.llm.reweighting import LLMReweighting
 from bilevel_problems.llm.tokens import TokenTable
@@ -232,10 +232,10 @@ class Ranks:
     @contextmanager
     def joined(cls, device: torch.device) -> Iterator[Ranks]:
         """The group of torch.distributed, made here if a launcher asks for one that nobody has made."""
-        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if launched and device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        own = launched and not dist.is_initialized()
+        several = world_size() > 1
+        if several and device.type == "cuda":
+            device = torch.device("cuda", local_rank())
+        own = several and not dist.is_initialized()
         if own:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         try:
