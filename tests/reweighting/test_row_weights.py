@@ -355,8 +355,8 @@ def test_rows_that_were_drawn_too_seldom_are_said_to(small: Make) -> None:
         "upper_parts": {"validation": 1.0},
     }
     history = [{**step, "step": t, "gap_parts": dict.fromkeys(SIZES, 0.0)} for t in range(39)]
-    assert any("a row of 'three' was drawn 4.9 times" in verdict for verdict in p._verdicts(history))
-    assert not any("seldom" in verdict for verdict in p._verdicts([*history, history[-1]]))
+    assert any("a row of 'three' was drawn 4.9 times" in verdict for verdict in p._verdicts(p._trust(history), history))
+    assert not any("seldom" in verdict for verdict in p._verdicts(p._trust(history), [*history, history[-1]]))
 
 
 def test_hashed_words_see_words_and_not_their_number_or_case(tmp_path: Path, problem: Make) -> None:

@@ -246,15 +246,16 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """weights.json."""
+        trust = self._trust(history)
         final = history[-1]["upper"]
         logits = logits_of(torch.tensor(list(final.values()), dtype=torch.float64), self.floor)
         content = {
             "sources": final,
-            "average": self._trust(history).average,
+            "average": trust.average,
             "logits": dict(zip(final, logits.tolist(), strict=True)),
             "steps": len(history),
-            "trust": self._verdicts(history),
-            "flags": self._trust(history).flags(),
+            "trust": self._verdicts(trust, history),
+            "flags": trust.flags(),
             "weighting": to_plain(self.weighting),
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
@@ -286,8 +287,8 @@ class LLMReweighting(Problem[TokenBatch]):
     def _trust(self, history: Sequence[Record]) -> Trust:
         return Trust(history, self._target_rows)
 
-    def _verdicts(self, history: Sequence[Record]) -> list[str]:
-        return [*self._trust(history).verdicts(), *self._row_warnings(history)]
+    def _verdicts(self, trust: Trust, history: Sequence[Record]) -> list[str]:
+        return [*trust.verdicts(), *self._row_warnings(history)]
 
     def _row_warnings(self, history: Sequence[Record]) -> list[str]:
         if isinstance(self.weighting, PerSource):
