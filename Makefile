@@ -33,8 +33,8 @@ test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 # In a folder of their own, so that no other test and no user of .venv meets them.
-$(TRAINERS)/ready: $(READY) tests/exporting/trainers.txt
-	$(BIN)/pip install --disable-pip-version-check --no-deps --upgrade --target $(TRAINERS) -r tests/exporting/trainers.txt
+$(TRAINERS)/ready: $(READY) tests/bilevel_llm/exporters/trainers.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps --upgrade --target $(TRAINERS) -r tests/bilevel_llm/exporters/trainers.txt
 	touch $@
 
 test-trainers: $(TRAINERS)/ready

@@ -139,7 +139,7 @@ def verify(
     picture: Annotated[Path, typer.Option(help="Where to draw the fits.")] = Path("verify.png"),
 ) -> None:
     """Measure whether the solvers behave as the theory says."""
-    from bilevel.testing.verify import verify, write
+    from bilevel.verify.run import verify, write
 
     report = verify(names or [], quick=quick, solver=solver)
     Console(width=None if sys.stdout.isatty() else 240).print(report.table())

@@ -40,7 +40,7 @@ def bilevel_backends(register: Register) -> None:
 
 @hookspec
 def bilevel_weightings(register: Register) -> None:
-    """Register ways to weigh or select training data: subclasses of `bilevel_problems.llm.weighting.Weighting`."""
+    """Register ways to weigh or select training data: subclasses of `bilevel_llm.baselines.base.Weighting`."""
 
 
 @hookspec

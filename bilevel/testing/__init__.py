@@ -1,1 +1,1 @@
-"""For authors of problems, solvers and backends: contract checks, reference answers, and claims that can fail."""
+"""For authors of problems, solvers and backends: contract checks, reference answers, and a solver at work step by step."""

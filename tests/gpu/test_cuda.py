@@ -10,8 +10,8 @@ import torch
 
 from bilevel import LISA, SGD, AdamW, ScaleBiO, fit
 from bilevel_backends.torch_backend import TorchBackend
-from bilevel_problems.llm.reweighting import LLMReweighting
-from tests.reweighting.conftest import data, model_directory, problem  # noqa: F401  (fixtures)
+from bilevel_llm.reweighting.problem import LLMReweighting
+from tests.bilevel_llm.reweighting.conftest import data, model_directory, problem  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.gpu
 Make = Callable[..., LLMReweighting]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bilevel_backends.torch_backend import TorchBackend
-from tests.distributed.cases import CHECKED, run, tensors
-from tests.distributed.conftest import ROOT, launch
-from tests.distributed.worker import EQUAL, KINDS
+from tests.bilevel_backends.distributed.cases import CHECKED, run, tensors
+from tests.bilevel_backends.distributed.conftest import ROOT, launch
+from tests.bilevel_backends.distributed.worker import EQUAL, KINDS
 
 pytestmark = pytest.mark.gpu
 

@@ -91,7 +91,7 @@ def check_list(bin_: Path, elsewhere: Path) -> None:
     listed = run(bin_ / "bilevel", "list", cwd=elsewhere)
     parts = {tuple(line.split()) for line in listed.stdout.splitlines()}
     expected = {
-        ("problem", "llm-reweighting", "bilevel_problems", "bilevel_problems.llm.reweighting:LLMReweighting"),
+        ("problem", "llm-reweighting", "bilevel_problems", "bilevel_llm.reweighting.problem:LLMReweighting"),
         ("solver", "scalebio", "bilevel", "bilevel.solvers.scalebio:ScaleBiO"),
         ("backend", "torch", "bilevel_backends", "bilevel_backends.torch_backend:TorchBackend"),
         ("problem", "calibration", "calibration", "bilevel_calibration.problem:Calibration"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilevel_problems.llm.model_files import _bundled_gguf, find_model
+from bilevel_llm.model.files import _bundled_gguf, find_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,6 +32,6 @@ def test_the_tokenizer_keeps_its_chat_template() -> None:
 
 def test_a_second_look_does_not_convert_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = find_model("smollm2-135m")
-    monkeypatch.setattr("bilevel_problems.llm.model_files._write_plain", lambda *a: pytest.fail("converted again"))
+    monkeypatch.setattr("bilevel_llm.model.files._write_plain", lambda *a: pytest.fail("converted again"))
     assert find_model("smollm2-135m").path == first.path
     assert Path(first.path, "config.json").is_file()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bilevel.active import LISA, Active, All
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent, number
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.quadratic import Quadratic
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+from bilevel.verify.claims import Check, Reading, exponent, number
+from bilevel_problems.quadratic import Quadratic
+from bilevel_problems.quadratic_forms import QuadraticForms
 from bilevel_theory.instances import mild_forms
 
 BLOCKS = 8

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from bilevel.solvers.f2sa_p import difference
-from bilevel.testing.claims import Check, Reading, agreement
 from bilevel.testing.hypergradient import hypergradient, minimise
-from bilevel_problems.synthetic.cubic_bias import CubicBias
-from bilevel_problems.synthetic.logistic_regularisation import LogisticRegularisation
-from bilevel_problems.synthetic.quadratic import Quadratic
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
-from bilevel_problems.synthetic.ridge_reweighting import RidgeReweighting
+from bilevel.verify.claims import Check, Reading, agreement
+from bilevel_problems.cubic_bias import CubicBias
+from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.quadratic import Quadratic
+from bilevel_problems.quadratic_forms import QuadraticForms
+from bilevel_problems.ridge_reweighting import RidgeReweighting
 from bilevel_theory.instances import random_x
 
 PRECISE = "float64, with at most four digits lost"

@@ -13,11 +13,11 @@ from bilevel.problem import Problem
 from bilevel.solver import Solver
 from bilevel.solvers.f2sa_p import F2SAp
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.cubic_bias import CubicBias
-from bilevel_problems.synthetic.quadratic import Quadratic
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+from bilevel.verify.claims import Check, Reading, exponent
+from bilevel_problems.cubic_bias import CubicBias
+from bilevel_problems.quadratic import Quadratic
+from bilevel_problems.quadratic_forms import QuadraticForms
 
 EXACT = "the instance makes the power exact, up to κ/α = 1e-3 or less"
 

@@ -8,8 +8,8 @@ from typing import Any
 from bilevel.schedule import at
 from bilevel.solver import Solver
 from bilevel.solvers.f2sa import F2SA
-from bilevel.testing.claims import Check, Reading
 from bilevel.testing.session import NotApplicable
+from bilevel.verify.claims import Check, Reading
 from bilevel_theory.instances import noisy_forms
 from bilevel_theory.linear_system import LinearSystem, Steps
 from bilevel_theory.schedules import Schedule, rate_readings, solver_readings

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import configure
+from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_theory.instances import noisy_forms
 from bilevel_theory.linear_system import LinearSystem, Steps
 from bilevel_theory.schedules import solver_readings

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.quadratic import Quadratic
+from bilevel.verify.claims import Check, Reading, exponent
+from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import mild_forms
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from bilevel.solvers.f2sa_p import F2SAp, difference
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import direction
-from bilevel_problems.synthetic.quadratic import Quadratic
+from bilevel.verify.claims import Check, Reading, exponent
+from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import FASTEST, default_forms, random_x
 
 BECAUSE = "the next term of the expansion bends the line, most for odd p; p = 4 comes near rounding at the largest penalty"

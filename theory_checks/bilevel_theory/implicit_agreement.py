@@ -13,11 +13,11 @@ from bilevel.problem import Problem
 from bilevel.solver import Solver
 from bilevel.solvers.f2sa_p import F2SAp
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, bound, exponent
 from bilevel.testing.hypergradient import hypergradient, penalised_solution
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.logistic_regularisation import LogisticRegularisation
-from bilevel_problems.synthetic.ridge_reweighting import RidgeReweighting
+from bilevel.verify.claims import Check, Reading, bound, exponent
+from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.ridge_reweighting import RidgeReweighting
 from bilevel_theory.tiny_language import TinyLanguage
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bilevel.data import Stream, generator
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+from bilevel_problems.quadratic_forms import QuadraticForms
 
 KAPPA = 5.0
 FASTEST = 2 / (1 + 1 / KAPPA)

@@ -9,9 +9,9 @@ import torch
 
 from bilevel.solvers.f2ba import F2BA
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, agreement, number
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.quadratic import Quadratic
+from bilevel.verify.claims import Check, Reading, agreement, number
+from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import mild_forms
 from bilevel_theory.linear_system import LinearSystem, Steps
 

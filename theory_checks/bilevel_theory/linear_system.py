@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+from bilevel_problems.quadratic_forms import QuadraticForms
 
 Matrix = NDArray[np.float64]
 Order = Literal["together", "lower first"]

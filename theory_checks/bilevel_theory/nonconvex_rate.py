@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from bilevel.problem import Forward, Problem, Shard
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, bound, exponent
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.quadratic import Quadratic
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
-from bilevel_problems.synthetic.variables import Vector
+from bilevel.verify.claims import Check, Reading, bound, exponent
+from bilevel_problems.quadratic import Quadratic
+from bilevel_problems.quadratic_forms import QuadraticForms
+from bilevel_problems.variables import Vector
 from bilevel_theory.instances import default_forms
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, bound, number
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.ridge_reweighting import RidgeReweighting
+from bilevel.verify.claims import Check, Reading, bound, number
+from bilevel_problems.ridge_reweighting import RidgeReweighting
 
 
 class OptimalWeights(Check):

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import direction
-from bilevel_problems.synthetic.quadratic import Quadratic
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+from bilevel.verify.claims import Check, Reading, exponent
+from bilevel_problems.quadratic import Quadratic
+from bilevel_problems.quadratic_forms import QuadraticForms
 from bilevel_theory.instances import FASTEST, default_forms, random_x
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from bilevel.solver import Solver
-from bilevel.testing.claims import Reading, agreement, exponent, number
 from bilevel.testing.session import Session
-from bilevel_problems.synthetic.quadratic import Quadratic
+from bilevel.verify.claims import Reading, agreement, exponent, number
+from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import noisy_forms
 from bilevel_theory.linear_system import LinearSystem, Moments, Steps
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bilevel.solvers.f2sa_p import difference
-from bilevel.testing.claims import Check, Reading, exponent, number
+from bilevel.verify.claims import Check, Reading, exponent, number
 from bilevel_theory.instances import default_forms, random_x
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bilevel.solver import Solver
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.ridge_reweighting import RidgeReweighting
+from bilevel.verify.claims import Check, Reading, exponent
+from bilevel_problems.ridge_reweighting import RidgeReweighting
 
 
 class SharedMinibatch(Check):

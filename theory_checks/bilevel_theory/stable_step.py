@@ -15,10 +15,10 @@ from bilevel.backend import Backend
 from bilevel.problem import Problem
 from bilevel.solver import Metrics, Solver, State
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.claims import Check, Reading, exponent
 from bilevel.testing.session import Session, configure
-from bilevel_problems.synthetic.quadratic import Quadratic
-from bilevel_problems.synthetic.quadratic_forms import QuadraticForms
+from bilevel.verify.claims import Check, Reading, exponent
+from bilevel_problems.quadratic import Quadratic
+from bilevel_problems.quadratic_forms import QuadraticForms
 
 LIMIT = 1e8
 

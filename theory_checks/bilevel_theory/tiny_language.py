@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Problem, Shard
-from bilevel_problems.llm.language_model import LanguageModel
-from bilevel_problems.llm.source_weights import SourceWeights
+from bilevel_llm.model.language_model import LanguageModel
+from bilevel_llm.reweighting.source_weights import SourceWeights
 
 VOCABULARY, LENGTH = 8, 6
 

@@ -1,0 +1,148 @@
+"""DoReMi: Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining" (NeurIPS 2023, 2305.10429).
+
+    λ_i = mean over the tokens of source i of  max(ℓ_y - ℓ_z, 0)               (Algorithm 1; ℓ: loss of a token)
+    α'_i = α_i exp(η λ_i),   α <- (1 - c) α' / Σ_j α'_j + c / k
+    y <- a step on  Σ_i α_i · (mean over the tokens of source i of ℓ_y)
+
+The reference z is trained first, on the mean losses weighted by the initial weights, and then stands still; the proxy y is
+trained by group DRO, from the same start. The result is the mean of α over the proxy's steps.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Solver, State, Vector
+from bilevel.optimizer import AdamW, Optimizer
+from bilevel.schedule import Schedule, at
+from bilevel.solvers.shared import require_positive
+from bilevel_llm.baselines.base import Outcome, Task, Weighting, outcome_of_training
+from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
+from bilevel_llm.data.batches import TokenBatch
+from bilevel_llm.model.language_model import token_losses
+from bilevel_llm.reweighting.problem import LLMReweighting
+from bilevel_llm.reweighting.source_weights import logits_of
+
+
+@dataclass(frozen=True)
+class DoReMi(Solver[State], Weighting):
+    """Weights by which the worst excess loss over a reference model shrinks. The validation data is not looked at.
+
+    eta: η, step of the weights. 1, as in the paper.
+    smoothing: c, the share of the uniform distribution that is mixed in at every step. 1e-3, as in the paper.
+    reference_steps: steps that train the reference; the rest trains the proxy. None, as a weighting: half of them, so that
+        both models get the same, as in the paper. As a solver of its own it has to be given.
+    lr: step size of both models. The paper pretrains, at 1e-3; this is what fine-tunes here (as `lr_z` of ScaleBiO).
+    optimizer: of both models. The gradient's norm is clipped at 1, as in the paper.
+
+    x holds α of the last step; `average` in the records is the result. A step of the proxy is three forward passes
+    (z, y for the excess, y for the step) and a backward pass, counted as such.
+    """
+
+    eta: float = 1.0
+    smoothing: float = 1e-3
+    reference_steps: int | None = None
+    lr: Schedule = 1e-5
+    optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
+
+    resumable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_positive("eta", self.eta)
+        require_positive("lr", self.lr)
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing}")
+        if self.reference_steps is not None and self.reference_steps < 1:
+            raise ValueError(f"reference_steps must be at least 1, not {self.reference_steps}")
+
+    def check(self, task: Task) -> None:
+        """Both models need a step, and the weights must be free to move."""
+        steps = self._reference_steps(task)
+        if steps >= task.steps:
+            raise InputError(
+                f"doremi: {steps} of run.steps={task.steps} steps train the reference, which leaves none for the proxy; "
+                "raise run.steps or lower weighting.reference_steps"
+            )
+        _check_floor(task.problem)
+
+    def weigh(self, task: Task) -> Outcome:
+        """Train the reference, then the proxy."""
+        result = task.train(dataclasses.replace(self, reference_steps=self._reference_steps(task)))
+        return outcome_of_training(
+            result, ["doremi does not look at the validation data: its weights serve all sources alike"]
+        )
+
+    def init(self, problem: Problem[Any], backend: Backend) -> State:
+        """Place x and the reference z, and the proxy y as its replica: both have the same start."""
+        if not isinstance(problem, LLMReweighting):
+            raise InputError(f"doremi needs the losses of single tokens, which {type(problem).__name__} does not give")
+        if self.reference_steps is None:
+            raise InputError("solver.reference_steps is missing: how many of the run's steps train the reference")
+        _check_floor(problem)
+        x = backend.place("x", problem.upper, self.optimizer, sharded=False)
+        z = backend.place("z", problem.lower, self.optimizer, sharded=True, blocks=problem.blocks)
+        y = backend.replicate(z, "y")
+        # kept here, as a resumed run may have another number of steps, but not another boundary
+        return State(x, {"z": z, "y": y}, {"reference_steps": self.reference_steps, "sum": [0.0] * len(problem.sources)})
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        """A step of the reference, or of the weights and then the proxy."""
+        assert isinstance(problem, LLMReweighting)
+        x, y, z = state.x, state.replicas["y"], state.replicas["z"]
+        names = list(problem.source_tables)
+        batch = token_batches(problem, t, backend.shard)
+        tokens = batch_tokens(problem, t, backend.shard.seed)
+        with torch.no_grad():
+            α = x().double().cpu()
+
+        reference = t < state.memory["reference_steps"]
+        if not reference:
+            excess = backend.evaluate(lambda b: _excess(y, z, b, names), batch).parts
+            α = self.moved(α, torch.tensor([excess[name] for name in names], dtype=torch.float64))
+            old = backend.read(x)
+            ((name, logits),) = old.parts.items()
+            backend.write(x, Vector({name: logits_of(α, 0.0).to(logits)}, old.whole))
+            state.memory = {**state.memory, "sum": [s + a for s, a in zip(state.memory["sum"], α.tolist(), strict=True)]}
+        model = z if reference else y
+        lower = backend.backward(lambda b: _weighted(model, b, α, names), batch, wrt={model: 1})
+        norm = backend.step(model, lr=at(self.lr, t))
+
+        total = sum(state.memory["sum"])  # of weights that sum to 1: the number of the proxy's steps
+        average = [s / total for s in state.memory["sum"]] if total else α.tolist()
+        return {
+            "lower_loss": lower.value,
+            "lower_parts": lower.parts,
+            "grad_norm": norm,
+            "average": dict(zip(names, average, strict=True)),
+            "tokens": tokens if reference else 3 * tokens,
+            "backward_tokens": tokens,
+            **({"warmup": 1.0} if reference else {"excess_parts": excess}),
+        }
+
+    def moved(self, α: Tensor, excess: Tensor) -> Tensor:
+        """The weights after an exponentiated-gradient step. Shapes: (k,), (k,) -> (k,)."""
+        return (1 - self.smoothing) * torch.softmax(α.log() + self.eta * excess, 0) + self.smoothing / len(α)
+
+    def _reference_steps(self, task: Task) -> int:
+        return task.steps // 2 if self.reference_steps is None else self.reference_steps
+
+
+def _excess(y: Forward, z: Forward, batch: TokenBatch, names: Sequence[str]) -> Loss:
+    """λ: clipped for each token, then averaged."""
+    losses = [token_losses(model(batch.ids, batch.positions), batch.targets) for model in (y, z)]
+    means = source_means((losses[0] - losses[1]).clamp_min(0), batch)
+    return means.sum(), dict(zip(names, means, strict=True))
+
+
+def _weighted(model: Forward, batch: TokenBatch, α: Tensor, names: Sequence[str]) -> Loss:
+    means = source_means(token_losses(model(batch.ids, batch.positions), batch.targets), batch)
+    return torch.dot(α.to(means), means), dict(zip(names, means.detach(), strict=True))
+
+
+def _check_floor(problem: LLMReweighting) -> None:
+    if problem.floor:
+        raise InputError("doremi keeps every source alive by its own smoothing; set problem.floor=0")

@@ -1,0 +1,34 @@
+"""Proportional: p_i = n_i / Σ_j n_j. What comes of putting all data into one heap and drawing from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from bilevel_llm.baselines.base import Outcome, Task, Weighting
+from bilevel_llm.data.tokens import TokenTable
+
+Unit = Literal["rows", "tokens", "targets"]
+"""How size is counted. tokens: as the model sees them, cut at max_length. targets: the tokens that carry a loss."""
+
+
+def sizes(tables: Mapping[str, TokenTable], by: Unit) -> dict[str, int]:
+    """Source -> its size; at least 1, as a table without a target does not exist."""
+    if by == "rows":
+        return {name: len(table) for name, table in tables.items()}
+    return {name: len(table.ids) if by == "tokens" else int(table.labels.sum()) for name, table in tables.items()}
+
+
+@dataclass(frozen=True)
+class Proportional(Weighting):
+    """Weights in proportion to size.
+
+    by: count rows, tokens, or targets. Rows by default, because rows are what is drawn when a mix is made: these weights
+        then leave the data as it is.
+    """
+
+    by: Unit = "rows"
+
+    def weigh(self, task: Task) -> Outcome:
+        """n_i / Σ n."""
+        size = sizes(task.problem.source_tables, self.by)
+        return Outcome({name: n / sum(size.values()) for name, n in size.items()})

@@ -1,0 +1,117 @@
+"""The gradient of every single row's loss, many rows at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bilevel import InputError
+from bilevel_llm.data.tokens import TokenTable
+from bilevel_llm.model.language_model import LanguageModel, token_losses
+
+log = logging.getLogger("bilevel.llm")
+
+How = Literal["auto", "vmap", "loop"]
+"""vmap: all rows of a batch at once; loop: one after another, for models that cannot be vectorised; auto: try."""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows whose losses stay apart. Padding is a place with weight 0.
+
+    ids: padded on the right. Shape: (rows, length).
+    positions, targets: from where which token is to be predicted. Shape: (rows, most targets of a row).
+    weights: one over the row's number of targets. Shape: (rows, most targets of a row).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def row_batch(table: TokenTable, rows: Sequence[int], device: torch.device) -> RowBatch:
+    """The rows of a table, padded to the longest."""
+    data = [table.row(row) for row in rows]
+    predicted = [torch.from_numpy(labels[1:].copy()).nonzero().squeeze(1) for _, labels in data]
+    length, most = max(len(ids) for ids, _ in data), max(map(len, predicted))
+    ids, positions = torch.zeros(len(rows), length, dtype=torch.int64), torch.zeros(len(rows), most, dtype=torch.int64)
+    weights = torch.zeros(len(rows), most)
+    for i, ((tokens, _), places) in enumerate(zip(data, predicted, strict=True)):
+        ids[i, : len(tokens)] = torch.from_numpy(tokens.copy())
+        positions[i, : len(places)] = places
+        weights[i, : len(places)] = 1 / len(places)
+    targets = ids.gather(1, (positions + 1).clamp_max(length - 1))
+    return RowBatch(ids.to(device), positions.to(device), targets.to(device), weights.to(device))
+
+
+def row_batches(
+    table: TokenTable, rows: Sequence[int], size: int, device: torch.device
+) -> Iterator[tuple[list[int], RowBatch]]:
+    """Rows in batches of like length, so that little is padded; with their numbers."""
+    ordered = sorted(rows, key=lambda row: (len(table.row(row)[0]), row))
+    for start in range(0, len(ordered), size):
+        part = ordered[start : start + size]
+        yield part, row_batch(table, part, device)
+
+
+class RowGradients:
+    """Gradients of the mean token loss of every row, in the parameters of a model that require gradients."""
+
+    def __init__(self, model: LanguageModel, how: How = "auto") -> None:
+        self.model = model
+        self.how = how
+        self.parameters: Mapping[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.size = sum(p.numel() for p in self.parameters.values())
+
+    def __call__(self, batch: RowBatch) -> Tensor:
+        """One gradient a row, all parameters one after another. Shape: (rows, size), float32."""
+        if self.how == "loop":
+            return self._loop(batch)
+        try:
+            return self._vectorised(batch)
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"out of memory with {len(batch)} rows at a time; lower weighting.micro_batch_size") from error
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if self.how == "vmap":
+                raise InputError(
+                    f"this model cannot be vectorised over rows ({error}); use weighting.gradients=loop"
+                ) from error
+            log.warning("this model cannot be vectorised over rows; its gradients are taken one by one (%s)", error)
+            self.how = "loop"
+            return self._loop(batch)
+
+    def _vectorised(self, batch: RowBatch) -> Tensor:
+        held = {name: p.detach() for name, p in self.parameters.items()}
+
+        def loss(
+            parameters: Mapping[str, Tensor], ids: Tensor, positions: Tensor, targets: Tensor, weights: Tensor
+        ) -> Tensor:
+            logits = functional_call(self.model, dict(parameters), (ids.unsqueeze(0), positions))
+            return (weights * token_losses(logits, targets)).sum()
+
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for another batch dimension
+            gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(
+                held, batch.ids, batch.positions, batch.targets, batch.weights
+            )
+        return torch.cat([gradients[name].flatten(1).float() for name in self.parameters], dim=1)
+
+    def _loop(self, batch: RowBatch) -> Tensor:
+        rows = []
+        for i in range(len(batch)):
+            real = batch.weights[i] > 0
+            logits = self.model(batch.ids[i : i + 1], batch.positions[i][real])
+            loss = (batch.weights[i][real] * token_losses(logits, batch.targets[i][real])).sum()
+            gradients = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True)
+            rows.append(torch.cat([gradient.flatten().float() for gradient in gradients]))
+        return torch.stack(rows)

@@ -1,0 +1,142 @@
+"""Weigh or select training data by a registered method, and write what a run would."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bilevel.launch import rank
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bilevel_llm.baselines.base import Outcome, Task, Weighting
+
+
+def load(
+    method: str, file: Path, plugins: Any, *, changes: list[str], output: str | None, resume: bool = False
+) -> "tuple[Weighting, Task]":
+    """Read a recipe. Raises `InputError` for what the user has to mend; no data is read yet."""
+    from bilevel import Backend, InputError, Problem
+    from bilevel.config import build_parts, read_recipe
+    from bilevel_llm.baselines.base import Task, Weighting
+    from bilevel_llm.reweighting.problem import LLMReweighting
+
+    recipe = read_recipe(file, changes=changes, output=output)
+    section = recipe.tree.setdefault("weighting", {})
+    if isinstance(section, dict) and section.setdefault("name", method) != method:
+        raise InputError(
+            f"{recipe.where(['weighting', 'name'])}: the recipe is one of the weighting {section['name']!r}, and "
+            f"{method!r} was asked for; name that one, or take the section out"
+        )
+    objects = {"problem": Problem, "weighting": Weighting, "backend": Backend}
+    parts, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])
+    if not isinstance(parts["problem"], LLMReweighting):
+        raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be weighed")
+    weighting, settings = parts["weighting"], parts["run"]
+    if resume and not weighting.resumable:
+        raise InputError(f"{method} keeps nothing to resume from; run it again without --resume, with another --output")
+    task = Task(
+        problem=parts["problem"],
+        backend=parts["backend"],
+        active=parts["active"],
+        steps=settings.steps,
+        seed=settings.seed,
+        directory=Path(settings.output),
+        resume=resume,
+        checkpoint_every=settings.checkpoint_every,
+        keep_checkpoints=settings.keep_checkpoints,
+        recipe=resolved,
+        observer=plugins.hooks,
+    )
+    return weighting, task
+
+
+def run(method: str, weighting: "Weighting", task: "Task") -> "Outcome":
+    """Prepare, weigh, check, and, where the task has a directory, write. Raises `InputError` before anything is loaded."""
+    import math
+
+    from bilevel import RunError
+    from bilevel.run_directory import RunDirectory
+
+    directory = RunDirectory(task.directory) if task.directory is not None else None
+    if directory is not None and not task.resume and rank() == 0:
+        directory.check_free()
+    task.problem.prepare()
+    weighting.check(task)
+    outcome = weighting.weigh(task)
+    weights = outcome.weights
+    if set(weights) != set(task.problem.source_tables):
+        raise RunError(
+            f"{method} gave weights for {sorted(weights)}, and the sources are {sorted(task.problem.source_tables)}"
+        )
+    if not all(weight >= 0 for weight in weights.values()) or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
+        raise RunError(f"{method} gave weights that are not a distribution: {dict(weights)}")
+    if directory is not None and rank() == 0:
+        directory.create(task.recipe or {})
+        directory.write(files(method, weighting, outcome, task))
+    return outcome
+
+
+def files(method: str, weighting: "Weighting", outcome: "Outcome", task: "Task") -> dict[str, str]:
+    """weights.json as a reweighting run has it, with `method` and `cost`; and selection.jsonl where rows were selected."""
+    import dataclasses
+    import json
+    from importlib.metadata import version
+
+    import torch
+
+    from bilevel.plain import to_plain
+    from bilevel_llm.reweighting.source_weights import logits_of
+
+    tables = task.problem.source_tables
+    weights = {name: outcome.weights[name] for name in tables}
+    logits = logits_of(torch.tensor(list(weights.values()), dtype=torch.float64), 0.0)
+    content: dict[str, Any] = {
+        "sources": weights,
+        "average": weights,
+        "logits": dict(zip(weights, logits.tolist(), strict=True)),
+        "method": {"name": method, **to_plain(weighting)},
+        "cost": dataclasses.asdict(outcome.cost),
+        "steps": task.steps,
+        "trust": list(outcome.notes),
+        "trajectory": {name: [round(value, 6) for value in values] for name, values in outcome.trajectory.items()},
+        "seed": task.seed,
+        "versions": {name: version(name) for name in ("bilevel", "torch")},
+        **task.problem.identity(),
+    }
+    written = {}
+    if outcome.selection is not None:
+        rows = [
+            {
+                "source": name,
+                "file": str(tables[name].files[tables[name].file[row]]),
+                "number": int(tables[name].number[row]),
+                "row": row,
+                "score": score,
+            }
+            for name, row, score in outcome.selection
+        ]
+        content["selection"] = {"file": "selection.jsonl", "rows": len(rows)}
+        written["selection.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # last, so that whoever finds weights.json finds all
+    return {**written, "weights.json": json.dumps(content, indent=1, ensure_ascii=False)}
+
+
+def table(method: str, outcome: "Outcome", task: "Task") -> "RenderableType":
+    """The weights, heaviest first, and below what they cost and what to know of them."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    shown.add_column("source")
+    columns = ("rows", "weight") + (("selected",) if outcome.selection is not None else ())
+    for column in columns:
+        shown.add_column(column, justify="right")
+    for name in sorted(outcome.weights, key=lambda name: -outcome.weights[name]):
+        row = [name, f"{len(task.problem.source_tables[name]):,}", f"{outcome.weights[name]:.3f}"]
+        if outcome.selection is not None:
+            row.append(f"{len(outcome.selection.rows[name]):,}")
+        shown.add_row(*row)
+    cost = outcome.cost
+    words = f"{method}: {cost.seconds:.1f} s, {cost.tokens:,} tokens forward, {cost.backward_tokens:,} of them backward too"
+    return Group(shown, Text(words), *(Text(f"- {note}") for note in outcome.notes))

@@ -1,0 +1,43 @@
+"""Losses as pretraining papers take them: the mean over all tokens of a source, long rows counting more than short ones.
+
+`LLMReweighting` itself takes the mean over rows of a row's mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bilevel import Shard
+from bilevel_llm.data.batches import TokenBatch
+from bilevel_llm.data.tokens import TokenTable
+from bilevel_llm.reweighting.problem import LLMReweighting
+
+
+def token_batches(problem: LLMReweighting, index: int, shard: Shard) -> list[TokenBatch]:
+    """Lower batch number `index`, with weights by which a source's losses give its mean over tokens of the global batch."""
+    rows = problem.lower_rows(index, shard.seed)
+    return per_token(problem.lower_batch(index, shard), list(problem.source_tables.values()), rows)
+
+
+def per_token(
+    batches: Sequence[TokenBatch], tables: Sequence[TokenTable], rows: Sequence[tuple[int, int]]
+) -> list[TokenBatch]:
+    """The same micro-batches, weighted per token instead of per row. rows: (table, row) of the whole global batch."""
+    targets = torch.zeros(len(tables), 1)
+    for table, row in rows:
+        targets[table] += int(tables[table].row(row)[1].sum())
+    return [replace(batch, weights=(batch.weights > 0) / targets) for batch in batches]
+
+
+def batch_tokens(problem: LLMReweighting, index: int, seed: int) -> int:
+    """Tokens of lower batch number `index`, over all processes."""
+    tables = list(problem.source_tables.values())
+    return sum(len(tables[source].row(row)[0]) for source, row in problem.lower_rows(index, seed))
+
+
+def source_means(losses: Tensor, batch: TokenBatch) -> Tensor:
+    """This micro-batch's part of the mean of every source, in float64 where there is one. Shapes: (n,) -> (sources,)."""
+    dtype = torch.float32 if losses.device.type == "mps" else torch.float64
+    return batch.weights.to(dtype) @ losses.to(dtype)

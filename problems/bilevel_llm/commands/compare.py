@@ -1,0 +1,31 @@
+"""`bilevel compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of an llm-reweighting problem with a section `compare`.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. compare.seeds=[0,1,2].")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The comparison's directory; replaces run.output.")] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep every tuned model and checkpoint, and write commands for lm-eval.")
+    ] = False,
+) -> None:
+    """Tune the same model on the mixes of several methods, and say which is better, and whether that is more than noise.
+
+    Goes on by itself where an earlier call with the same output stopped.
+    """
+    import sys
+
+    from rich.console import Console
+
+    from bilevel.plugins import load_plugins
+    from bilevel_llm.comparison.run import load, run
+
+    comparing = load(recipe, load_plugins(), changes=changes or [], output=output, keep_models=keep_models)
+    run(comparing, Console(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at

@@ -1,0 +1,68 @@
+"""`bilevel finetune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def finetune(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe of the problem llm-finetuning, if you have one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A directory, a .gguf file, a hub id in the cache, or smollm2-135m.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Training rows; may be given several times.")
+    ] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Rows to evaluate on, never trained on; several times.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Test rows, never trained on either; several times.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The run's directory; the tuned model will be in DIR/model.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="full, lisa (two random layers at a time) or lora. (default: full)")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak step size. (default: 1e-5; lora: 1e-4)")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes through the training rows. (default: 1)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Or tokens, prompts included.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of one step. (default: 16)")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a row; the rest is cut. (default: 1024)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. (default: 0)")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output; nothing else is needed.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe: backend.dtype=bfloat16.")
+    ] = None,
+) -> None:
+    """Tune a model on rows of data, and write it as a Hugging Face directory.
+
+    The options make a recipe, which is written to DIR/recipe.yaml; they stand above the keys of a RECIPE that is given.
+    """
+    from bilevel.plugins import load_plugins
+    from bilevel_llm.finetuning.recipe import Length, finetune_config
+    from bilevel_llm.finetuning.run import find_resumed, run
+
+    plugins = load_plugins()
+    config = finetune_config(
+        find_resumed(output) if resume and recipe is None else recipe,
+        plugins,
+        settings={
+            "problem.model": model,
+            "problem.data": data or None,
+            "problem.validation": [{"path": path, "name": Path(path).name} for path in validation or []] or None,
+            "problem.held_out": held_out or None,
+            "problem.batch_size": batch_size,
+            "problem.max_length": max_length,
+            "run.output": output,
+            "run.seed": seed,
+        },
+        method=method,
+        lr=lr,
+        length=Length(epochs, steps, tokens),
+        changes=changes or [],
+    )
+    run(config, resume=resume, observer=plugins.hooks)

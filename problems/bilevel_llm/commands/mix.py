@@ -1,0 +1,56 @@
+"""`bilevel mix`: the reweighted data set of a run, as a file."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def mix(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
+    output: Annotated[Path, typer.Option(help="The file to write, .jsonl or .parquet; a card goes to FILE.json.")],
+    rows: Annotated[int | None, typer.Option(help="Size of the mix in rows.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Size of the mix in tokens, at most, as the run counts them.")] = None,
+    weights: Annotated[str, typer.Option(help="average, final, or a JSON file {source: weight}.")] = "average",
+    format: Annotated[
+        Literal["source", "messages"], typer.Option(help="Rows as they are, or all as messages of role and content.")
+    ] = "source",
+    max_repeats: Annotated[
+        int, typer.Option(help="Copies of a row at most; up to about 4 cost little (Muennighoff et al. 2023).")
+    ] = 4,
+    on_shortfall: Annotated[
+        Literal["error", "report", "redistribute"],
+        typer.Option(help="A source has too few rows: refuse, make a smaller mix, or fill up from the others."),
+    ] = "error",
+    seed: Annotated[int, typer.Option(help="Of which rows are drawn, and of their order.")] = 0,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="Even if the data is not what the weights were learned on.")
+    ] = False,
+) -> None:
+    """Draw a data set by the learned weights, and write it."""
+    from rich.console import Console
+
+    from bilevel.plugins import load_plugins
+    from bilevel_llm.mixing.draw import make_mix
+    from bilevel_llm.mixing.mix import card_file
+    from bilevel_llm.mixing.row_files import check_output
+    from bilevel_llm.reweighting.saved_run import read_run
+
+    check_output(output, card_file(output))
+    weighted = read_run(run, load_plugins(), weights)
+    if not allow_changed_data:
+        weighted.check_data()
+    drawn = make_mix(
+        weighted.problem,
+        weighted.weights,
+        rows=rows,
+        tokens=tokens,
+        seed=seed,
+        max_repeats=max_repeats,
+        on_shortfall=on_shortfall,
+        format=format,
+    )
+    drawn.write(output, {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
+    console = Console()
+    console.print(drawn.table())
+    console.print(f"{drawn.rows:,} rows in {output}, and what they are in {card_file(output)}", soft_wrap=True)

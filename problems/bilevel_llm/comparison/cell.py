@@ -1,0 +1,256 @@
+"""One cell of a comparison: a method with a seed, in stages. A stage that is done has left its file, and is not done again.
+
+weights/      the run that found the weights, if one did
+weights.json  the weights, what they took            done: found
+mix.jsonl     the rows, and mix.jsonl.json           done: drawn
+tuned/        the fine-tuning run
+model/        the tuned model; removed when scored, unless models are kept
+tuning.json   steps, tokens, seconds                 done: tuned
+scores.json   every metric; rows-NAME.npz, answers-NAME.jsonl     done: scored
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bilevel import InputError
+from bilevel.config import Config
+from bilevel.files import write_atomic
+from bilevel.plugins import Plugins
+from bilevel.run_directory import RunDirectory
+from bilevel_llm.comparison.held_out import HeldOut, RowScores, score_model
+from bilevel_llm.comparison.methods import Found, Method
+from bilevel_llm.comparison.settings import CompareSettings
+from bilevel_llm.finetuning.recipe import Length, finetune_config
+from bilevel_llm.mixing.draw import make_mix
+from bilevel_llm.mixing.mix import Mix, card_file
+from bilevel_llm.model.export import export_model
+from bilevel_llm.model.files import find_model
+from bilevel_llm.reweighting.problem import LLMReweighting
+
+log = logging.getLogger("bilevel.llm")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells share.
+
+    backend: the section of the resolved recipe.
+    """
+
+    settings: CompareSettings
+    problem: LLMReweighting
+    backend: Mapping[str, Any]
+    sets: Sequence[HeldOut]
+    device: str
+    plugins: Plugins
+    keep_models: bool
+
+    @property
+    def model(self) -> str:
+        """What is tuned."""
+        return self.settings.model or self.problem.model
+
+    @property
+    def max_length(self) -> int:
+        """Of training and test rows."""
+        return self.settings.finetune.max_length or self.problem.max_length
+
+    def mix(self, found: Found, seed: int) -> Mix:
+        """The mix by these weights. Raises `InputError` where the data do not allow it."""
+        settings = self.settings
+        return make_mix(
+            self.problem,
+            found.weights,
+            rows=settings.rows,
+            tokens=settings.tokens,
+            seed=seed,
+            max_repeats=settings.max_repeats,
+            on_shortfall=settings.on_shortfall,
+            format=settings.format,
+            selection=found.rows,
+        )
+
+    def tuning(self, data: str, seed: int, output: Path, *, steps: int | None = None) -> Config:
+        """The fine-tuning run on a mix. Reads the data, if they decide the length and `steps` does not."""
+        settings = self.settings.finetune
+        return finetune_config(
+            None,
+            self.plugins,
+            settings={
+                "problem.model": self.model,
+                "problem.data": data,
+                "problem.max_length": self.max_length,
+                "problem.batch_size": settings.batch_size,
+                "problem.mean_over": settings.mean_over,
+                "problem.template": self.problem.template,
+                "problem.attention": self.problem.attention,
+                "problem.trust_remote_code": self.problem.trust_remote_code,
+                "backend": dict(self.backend),
+                "run.output": str(output),
+                "run.seed": seed,
+            },
+            method=settings.method,
+            lr=settings.lr,
+            length=Length(steps=steps) if steps is not None else self._length(),
+            changes=[
+                f"{section}.{key}={json.dumps(value)}"
+                for section, values in (("active", settings.active), ("problem.lora", settings.lora))
+                for key, value in values.items()
+            ],
+        )
+
+    def _length(self) -> Length:
+        settings = self.settings.finetune
+        if settings.steps is not None or settings.tokens is not None:
+            return Length(steps=settings.steps, tokens=settings.tokens)
+        epochs = 1.0 if settings.epochs is None else settings.epochs
+        if self.settings.tokens is not None:  # as many tokens for every method, however its mix was cut
+            return Length(tokens=max(1, round(epochs * self.settings.tokens)))
+        return Length(epochs=epochs)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with a seed. `label` None: the model as it is."""
+
+    bench: Bench
+    directory: Path
+    method: Method | None = None
+    seed: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all stages are."""
+        return self._scores_file.exists()
+
+    @property
+    def found(self) -> Found:
+        """The weights."""
+        return Found(**json.loads((self.directory / "weights.json").read_text()))
+
+    @property
+    def drawn(self) -> Mapping[str, Any]:
+        """The card of the mix."""
+        card: Mapping[str, Any] = json.loads(card_file(self._mix_file).read_text())
+        return card
+
+    @property
+    def tuned(self) -> Mapping[str, Any]:
+        """Steps, tokens and seconds of the fine-tuning."""
+        facts: Mapping[str, Any] = json.loads((self.directory / "tuning.json").read_text())
+        return facts
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """`metric/test set` -> value."""
+        scores: Mapping[str, float] = json.loads(self._scores_file.read_text())
+        return scores
+
+    @cached_property
+    def rows(self) -> Mapping[str, RowScores]:
+        """Test set -> the scores of its rows."""
+        return {held_out.name: RowScores.load(self._rows_file(held_out.name)) for held_out in self.bench.sets}
+
+    def run(self) -> None:
+        """Do what is not done yet."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.method is not None:
+            self._find(self.method)
+            self._draw()
+            self._tune()
+        if not self.done:
+            self._score()
+        if self.method is not None and not self.bench.keep_models:
+            self._forget()
+
+    def _find(self, method: Method) -> None:
+        file = self.directory / "weights.json"
+        if not file.exists():
+            found = method.find(self.seed, self.directory / "weights")
+            _write(file, dataclasses.asdict(found))
+
+    def _draw(self) -> None:
+        if card_file(self._mix_file).exists():
+            return
+        self._mix_file.unlink(missing_ok=True)  # whole, but its card was never written
+        mix = self.bench.mix(self.found, self.seed)
+        for note in mix.notes():
+            log.warning("mix of %s, seed %d: %s", self.method.label if self.method else "", self.seed, note)
+        mix.write(self._mix_file, {"weights": self.found.origin})
+
+    def _tune(self) -> None:
+        file = self.directory / "tuning.json"
+        if file.exists():
+            return
+        output = self.directory / "tuned"
+        config = self.bench.tuning(str(self._mix_file), self.seed, output)
+        result = config.fit(resume=RunDirectory(output).recipe_file.exists(), observer=self.bench.plugins.hooks)
+        shutil.rmtree(self.directory / "model", ignore_errors=True)  # `tuning.json` was not written after it
+        export_model(output, self.directory / "model")
+        _write(
+            file,
+            {
+                "steps": len(result.history),
+                "tokens": sum(record["size"] for record in result.history),
+                "seconds": round(sum(record["seconds"] for record in result.history), 3),
+                "loss": result.history[-1]["lower_loss"],
+            },
+        )
+
+    def _score(self) -> None:
+        files = find_model(self.bench.model if self.method is None else str(self.directory / "model"))
+        scores, written = score_model(
+            files,
+            self.bench.sets,
+            max_new_tokens=self.bench.settings.max_new_tokens,
+            device=self.bench.device,
+            trust_remote_code=self.bench.problem.trust_remote_code,
+        )
+        for name, texts in written.items():
+            lines = [json.dumps({"answer": text}, ensure_ascii=False) + "\n" for text in texts]
+            write_atomic(self.directory / f"answers-{name}.jsonl", "".join(lines))
+        for name, one in scores.items():
+            one.save(self._rows_file(name))
+        values = {f"{m}/{s.name}": scores[s.name].value(m) for s in self.bench.sets for m in s.metrics}
+        _write(self._scores_file, values)
+
+    def _forget(self) -> None:
+        """Remove what is large and no longer needed."""
+        for directory in ("model", "tuned/checkpoints", "weights/checkpoints"):
+            shutil.rmtree(self.directory / directory, ignore_errors=True)
+
+    @property
+    def _mix_file(self) -> Path:
+        return self.directory / "mix.jsonl"
+
+    @property
+    def _scores_file(self) -> Path:
+        return self.directory / "scores.json"
+
+    def _rows_file(self, name: str) -> Path:
+        return self.directory / f"rows-{name}.npz"
+
+
+def check_tuning(bench: Bench) -> None:
+    """Raises `InputError` if the settings of the fine-tuning cannot be used, or its batch is larger than a mix."""
+    settings = bench.settings
+    if settings.rows is not None and settings.finetune.batch_size > settings.rows:
+        raise InputError(
+            f"compare.finetune.batch_size is {settings.finetune.batch_size}, and a mix has {settings.rows} rows"
+        )
+    first = bench.problem.sources[0].path
+    data = first if isinstance(first, str) else first[0]
+    bench.tuning(data, 0, Path("unused"), steps=settings.finetune.steps or 2)
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    write_atomic(file, json.dumps(content, indent=1, ensure_ascii=False))

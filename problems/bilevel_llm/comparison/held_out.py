@@ -1,0 +1,182 @@
+"""The test sets of a comparison: rows that stand neither in the sources nor in the validation data; and their scores."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bilevel import InputError
+from bilevel.files import write_atomic
+from bilevel_llm.comparison.settings import Metric, TestSet
+from bilevel_llm.data.chat import Template
+from bilevel_llm.data.overlap import rows_in, without_rows
+from bilevel_llm.data.rows import read_rows
+from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
+from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
+from bilevel_llm.evaluation.scores import score
+from bilevel_llm.model.files import ModelFiles
+from bilevel_llm.model.language_model import LanguageModel
+from bilevel_llm.reweighting.problem import LLMReweighting
+
+log = logging.getLogger("bilevel.llm")
+
+BETTER: Mapping[Metric, str] = {
+    "loss": "lower",
+    "row_loss": "lower",
+    "perplexity": "lower",
+    "token_accuracy": "higher",
+    "exact_match": "higher",
+}
+UNITS: Mapping[Metric, str] = {"loss": "nats", "row_loss": "nats"}
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """One test set, ready to be scored.
+
+    dropped: rows left out because they stand in the sources or the validation data.
+    questions: of every row of the table, where exact_match is measured.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    table: TokenTable
+    dropped: int
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True, eq=False)
+class RowScores:
+    """A model's scores on every row of a test set.
+
+    sums: metric -> per row, the sum over what the row counts: losses and hits over tokens, a mean loss, right or wrong.
+    counts: metric -> what each row counts: its answer tokens, or 1. The metric is Σ sums / Σ counts. Shapes: (rows,).
+    """
+
+    sums: Mapping[str, NDArray[np.float64]]
+    counts: Mapping[str, NDArray[np.float64]]
+
+    def value(self, metric: str) -> float:
+        """The metric over the whole set."""
+        if metric == "perplexity":
+            return float(np.exp(self.value("loss")))
+        return float(self.sums[metric].sum() / self.counts[metric].sum())
+
+    def save(self, file: Path) -> None:
+        """As .npz."""
+        buffer = io.BytesIO()
+        arrays = {f"sums/{k}": v for k, v in self.sums.items()} | {f"counts/{k}": v for k, v in self.counts.items()}
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the names are ours
+        write_atomic(file, buffer.getvalue())
+
+    @classmethod
+    def load(cls, file: Path) -> RowScores:
+        """What `save` wrote."""
+        with np.load(file) as stored:
+            parts: dict[str, dict[str, NDArray[np.float64]]] = {"sums": {}, "counts": {}}
+            for key in stored.files:
+                kind, _, metric = key.partition("/")
+                parts[kind][metric] = stored[key]
+        return cls(parts["sums"], parts["counts"])
+
+
+def read_held_out(
+    test: TestSet,
+    problem: LLMReweighting,
+    files: ModelFiles,
+    *,
+    max_length: int,
+    max_new_tokens: int,
+    on_overlap: str,
+) -> HeldOut:
+    """Read a test set with the tokenizer of the model that is to be tuned.
+
+    Raises `InputError` for what cannot be read, for rows that stand elsewhere too (`on_overlap` "error", or all of them),
+    and for rows that exact_match cannot be measured on.
+    """
+    paths = [test.path] if isinstance(test.path, str) else test.path
+    tokenizer = files.load_tokenizer(problem.trust_remote_code)
+    template: Template = problem.template
+    read = tokenise(
+        paths, tokenizer, format=test.format, template=template, max_length=max_length, cache=default_cache() / "tokens"
+    )
+    elsewhere = {**_named("source", problem.source_tables), **_named("validation set", problem.validation_tables)}
+    known = rows_in(read, elsewhere)
+    table = read
+    if known.any():
+        places = [name for name, other in elsewhere.items() if rows_in(read, {name: other}).any()]
+        first = read.where(int(known.argmax()))
+        words = (
+            f"{known.sum()} of {len(read)} rows of the test set {test.name!r} (the first: {first}) also stand in "
+            f"{', '.join(places)}"
+        )
+        if on_overlap == "error":
+            raise InputError(f"{words}; remove them there or here, or set compare.on_overlap=drop")
+        if known.all():
+            raise InputError(f"{words}: nothing is left to test on")
+        log.warning("%s; they are left out of the test", words)
+        table = without_rows(read, read.fingerprints[known].tolist())
+    questions: list[Question] = []
+    if "exact_match" in test.metrics:
+        rows = {row.where: row for row in read_rows(paths, format=test.format)}
+        questions = make_questions([rows[table.where(i)] for i in range(len(table))], tokenizer, template)
+        check_room(questions, _config(files, problem.trust_remote_code), max_new_tokens)
+    return HeldOut(test.name, test.metrics, table, int(known.sum()), questions)
+
+
+def score_model(
+    files: ModelFiles, sets: Sequence[HeldOut], *, max_new_tokens: int, device: str, trust_remote_code: bool
+) -> tuple[dict[str, RowScores], dict[str, list[str]]]:
+    """Score a model on every set: name -> scores, and name -> generated answers.
+
+    On a CPU the model is scored in float32: bfloat16 would add rounding to differences that are small, and is no faster.
+    """
+    model = files.load_model(trust_remote_code=trust_remote_code).to(device)
+    if device == "cpu":
+        model.float()
+    module = LanguageModel(model)
+    tokenizer = files.load_tokenizer(trust_remote_code)
+    scores, written = {}, {}
+    for held_out in sets:
+        sums: dict[str, NDArray[np.float64]] = {}
+        counts: dict[str, NDArray[np.float64]] = {}
+        ones = np.ones(len(held_out.table))
+        if set(held_out.metrics) - {"exact_match"}:
+            found = score(module, held_out.table)
+            targets = found.targets.astype(np.float64)
+            sums = {
+                "loss": found.losses,
+                "row_loss": found.losses / targets,
+                "token_accuracy": found.correct.astype(np.float64),
+            }
+            counts = {"loss": targets, "row_loss": ones, "token_accuracy": targets}
+        if "exact_match" in held_out.metrics:
+            right, written[held_out.name] = exact_matches(model, tokenizer, held_out.questions, max_new_tokens)
+            sums["exact_match"], counts["exact_match"] = right.astype(np.float64), ones
+        scores[held_out.name] = RowScores(sums, counts)
+    return scores, written
+
+
+def pick_device(name: str | None) -> str:
+    """Where models are scored: the backend's device, or what there is."""
+    if name in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(name)
+
+
+def _config(files: ModelFiles, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def _named(kind: str, tables: Mapping[str, TokenTable]) -> dict[str, TokenTable]:
+    return {f"the {kind} {name!r}": table for name, table in tables.items()}

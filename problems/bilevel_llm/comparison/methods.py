@@ -1,0 +1,265 @@
+"""The entries of `compare.methods`, each as a way to find weights for a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel import Active, Backend, InputError
+from bilevel.config import OBJECTS, Config, RunSettings, build_parts, build_section
+from bilevel.plain import to_plain
+from bilevel.plugins import Plugins
+from bilevel.recipe import Recipe
+from bilevel.run_directory import RunDirectory
+from bilevel_llm.baselines import run as weigh
+from bilevel_llm.baselines.base import Task, Weighting
+from bilevel_llm.baselines.less import LESS
+from bilevel_llm.baselines.proportional import Proportional
+from bilevel_llm.baselines.temperature import Temperature
+from bilevel_llm.baselines.uniform import Uniform
+from bilevel_llm.comparison.settings import BASE, LEARNED, label_of
+from bilevel_llm.reweighting.problem import LLMReweighting
+from bilevel_llm.reweighting.saved_run import fit_weights, read_json, read_run
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights, and what it took to find them.
+
+    weights: source -> weight; of a selection, the source's share of it.
+    origin: where they come from.
+    seconds, tokens: of finding them; tokens through forward and, mostly, backward.
+    selection: source -> the rows of its table that may be trained on; None: all of them.
+    notes: what a reader should know before believing in them.
+    """
+
+    weights: Mapping[str, float]
+    origin: str
+    seconds: float = 0.0
+    tokens: int = 0
+    selection: Mapping[str, list[int]] | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def rows(self) -> Mapping[str, NDArray[np.int64]] | None:
+        """The selection as `make_mix` takes it."""
+        return None if self.selection is None else {n: np.array(rows, np.int64) for n, rows in self.selection.items()}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to find weights.
+
+    described: all that decides what it finds, as plain data.
+    known: what it finds, where that needs no model; None otherwise.
+    find: seed, a directory of its own -> what it finds. What an interrupted call left in the directory is gone on from.
+    prepare: raises `InputError` for what the user has to mend.
+    most_rows: rows that it leaves to be drawn from, at most; None: all.
+    """
+
+    label: str
+    described: Mapping[str, Any]
+    find: Callable[[int, Path], Found]
+    known: Found | None = None
+    prepare: Callable[[], None] = lambda: None
+    most_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What methods are made from; the problem is prepared."""
+
+    recipe: Recipe
+    plugins: Plugins
+    problem: LLMReweighting
+    run: RunSettings
+    active: Active
+
+
+def check_entries(entries: list[str | dict[str, Any]], recipe: Recipe, plugins: Plugins) -> None:
+    """Raises `InputError` for entries that name nothing, or the same twice; no data is read."""
+    labels = [label_of(entry) for entry in entries]
+    for i, (entry, label) in enumerate(zip(entries, labels, strict=True)):
+        where = recipe.where(["compare", "methods", i])
+        if isinstance(entry, dict) and "name" not in entry:
+            raise InputError(f"{where}: compare.methods.{i} has no name")
+        if label in labels[:i]:
+            raise InputError(f"{where}: two methods are called {label!r}; give one of them a label of its own")
+        if label == BASE or not label or any(sign in label for sign in "/\\\0") or label in (".", ".."):
+            raise InputError(f"{where}: a method cannot be called {label!r}")
+        if _kind(entry) == "weighting":
+            name = entry if isinstance(entry, str) else entry["name"]
+            try:
+                plugins.find("weightings", name)
+            except InputError as error:
+                raise InputError(f"{where}: {error}; or {LEARNED}, or a name of your own with `weights` or `run`") from error
+        elif isinstance(entry, dict):
+            known = {"name", "label", _kind(entry)}
+            if extra := sorted(set(entry) - known):
+                raise InputError(f"{where}: unknown key compare.methods.{i}.{extra[0]}; known here: {', '.join(known)}")
+
+
+def make_methods(entries: list[str | dict[str, Any]], parts: Parts) -> list[Method]:
+    """Every entry as a method. Raises `InputError` for what the user has to mend."""
+    return [_make(i, entry, parts) for i, entry in enumerate(entries)]
+
+
+def _kind(entry: str | Mapping[str, Any]) -> str:
+    if isinstance(entry, dict):
+        for kind in ("weights", "run"):
+            if kind in entry:
+                return kind
+    return LEARNED if (entry if isinstance(entry, str) else entry.get("name")) == LEARNED else "weighting"
+
+
+def _make(position: int, entry: str | dict[str, Any], parts: Parts) -> Method:
+    path = ("compare", "methods", position)
+    where, label = parts.recipe.where(path), label_of(entry)
+    if _kind(entry) == LEARNED:
+        return _learned(label, parts)
+    if isinstance(entry, dict) and "run" in entry:
+        found = _of_run(Path(str(entry["run"])), parts, where)
+        return Method(label, {"weights": dict(found.weights), "run": str(entry["run"])}, lambda seed, _: found, found)
+    if isinstance(entry, dict) and "weights" in entry:
+        weights = fit_weights(entry["weights"], list(parts.problem.source_tables), where)
+        found = Found(weights, "given by hand")
+        return Method(label, {"weights": weights}, lambda seed, _: found, found)
+    settings = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k not in ("name", "label")}
+    return _weighting(label, entry if isinstance(entry, str) else entry["name"], settings, path, parts)
+
+
+def _learned(label: str, parts: Parts) -> Method:
+    _, resolved = build_parts(parts.recipe, OBJECTS, parts.plugins)
+
+    def find(seed: int, directory: Path) -> Found:
+        run = dataclasses.replace(parts.run, seed=seed, output=str(directory))
+        again, _ = build_parts(parts.recipe, OBJECTS, parts.plugins)  # a backend serves one run
+        config = Config(**{**again, "problem": parts.problem, "run": run}, recipe={**resolved, "run": to_plain(run)})
+        result = config.fit(resume=_begun(directory), observer=parts.plugins.hooks)
+        learned = read_json(directory / "weights.json")
+        return Found(
+            learned["average"],
+            "the bilevel run of this recipe",
+            round(sum(record["seconds"] for record in result.history), 3),
+            sum(record["size"] for record in result.history),
+            notes=tuple(learned.get("flags", {}).values()),
+        )
+
+    described = {"solver": resolved["solver"], "steps": parts.run.steps, "active": resolved["active"]}
+    return Method(label, described, find)
+
+
+def _weighting(label: str, name: str, settings: dict[str, Any], path: tuple[str | int, ...], parts: Parts) -> Method:
+    kind = parts.plugins.find("weightings", name).load()
+    weighting: Weighting = build_section(kind, settings, parts.recipe, path)
+    objects: dict[str, type] = {"backend": Backend}
+
+    def task(seed: int, directory: Path | None) -> Task:
+        ignored = ["solver", "problem"]
+        built, resolved = build_parts(parts.recipe, objects, parts.plugins, ignored=ignored)
+        run = dataclasses.replace(parts.run, seed=seed, output=str(directory))
+        return Task(
+            problem=parts.problem,
+            backend=built["backend"],
+            active=parts.active,
+            steps=run.steps,
+            seed=seed,
+            directory=directory,
+            resume=weighting.resumable and directory is not None and _begun(directory),
+            checkpoint_every=run.checkpoint_every,
+            keep_checkpoints=run.keep_checkpoints,
+            recipe={
+                "problem": {"name": "llm-reweighting", **to_plain(parts.problem)},
+                "weighting": {"name": name, **to_plain(weighting)},
+                **resolved,
+                "run": to_plain(run),
+            },
+            observer=parts.plugins.hooks,
+        )
+
+    def find(seed: int, directory: Path | None) -> Found:
+        if directory is not None and not weighting.resumable:
+            shutil.rmtree(directory, ignore_errors=True)  # half of what cannot be gone on from
+        outcome = weigh.run(name, weighting, task(seed, directory))
+        selection = outcome.selection
+        return Found(
+            dict(outcome.weights),
+            name,
+            outcome.cost.seconds,
+            outcome.cost.tokens,
+            None if selection is None else {source: rows.tolist() for source, rows in selection.rows.items()},
+            tuple(outcome.notes),
+        )
+
+    steady = isinstance(weighting, Uniform | Proportional | Temperature)  # no seed, and no model
+    rows = sum(map(len, parts.problem.source_tables.values()))
+    return Method(
+        label,
+        {"weighting": name, **to_plain(weighting), "steps": parts.run.steps},
+        find,
+        find(0, None) if steady else None,
+        lambda: weighting.check(task(0, None)),
+        max(1, round(weighting.share * rows)) if isinstance(weighting, LESS) else None,
+    )
+
+
+def _of_run(directory: Path, parts: Parts, where: str) -> Found:
+    """The weights of a finished run, and its selection; they must be about this recipe's data."""
+    try:
+        run = read_run(directory, parts.plugins)
+        weights = fit_weights(run.weights, list(parts.problem.source_tables), f"{directory}")
+        content = read_json(directory / "weights.json")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    for name, table in parts.problem.source_tables.items():
+        if run.hashes.get(name, table.content_hash) != table.content_hash:
+            raise InputError(f"{where}: {directory} learned its weights on other data: the files of {name!r} differ")
+    selection = None
+    if "selection" in content:
+        selection = _selected(directory / content["selection"]["file"], parts)
+    cost = content.get("cost") or _cost(RunDirectory(directory))
+    return Found(
+        weights,
+        f"{directory} (average)",
+        cost["seconds"],
+        cost["tokens"],
+        selection,
+        tuple(content.get("flags", {}).values()),
+    )
+
+
+def _selected(file: Path, parts: Parts) -> dict[str, list[int]]:
+    """The rows of selection.jsonl, by their place in the files."""
+    places = {
+        name: {(str(t.files[f]), n): i for i, (f, n) in enumerate(zip(t.file.tolist(), t.number.tolist(), strict=True))}
+        for name, t in parts.problem.source_tables.items()
+    }
+    rows: dict[str, list[int]] = {name: [] for name in places}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        row = places[entry["source"]].get((entry["file"], entry["number"]))
+        if row is None:
+            raise InputError(f"{file}: {entry['file']}:{entry['number']} is not a usable row of {entry['source']!r} here")
+        rows[entry["source"]].append(row)
+    return rows
+
+
+def _cost(run: RunDirectory) -> dict[str, Any]:
+    lines = run.metrics_file.read_text().splitlines() if run.metrics_file.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {
+        "seconds": round(sum(record.get("seconds", 0.0) for record in records), 3),
+        "tokens": sum(record.get("size", 0) for record in records),
+    }
+
+
+def _begun(directory: Path) -> bool:
+    return RunDirectory(directory).recipe_file.exists()

@@ -1,0 +1,212 @@
+"""comparison.json (the form is that of `bilevel.report.comparison`), and the same on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bilevel.files import write_atomic
+from bilevel.plain import to_plain
+from bilevel.report.comparison import FILE, Comparison, difference_rows, score_rows
+from bilevel.statistics import Interval
+from bilevel_llm.comparison.cell import Bench, Cell
+from bilevel_llm.comparison.held_out import BETTER, UNITS
+from bilevel_llm.comparison.paired import paired_interval
+from bilevel_llm.comparison.settings import BASE
+
+SAME_BUDGET = 0.01
+"""Budgets that differ by less are called equal: a run cannot end within a batch."""
+
+
+def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell], reference: str) -> dict[str, Any]:
+    """What has been measured so far.
+
+    cells: (method, seed) -> a finished cell. The model as it is has one scored cell, which stands for every seed.
+    """
+    seeds = bench.settings.seeds
+    content = {
+        "methods": list(methods),
+        "seeds": seeds,
+        "reference": reference,
+        "metric_info": {
+            f"{metric}/{held_out.name}": {"better": BETTER[metric], **({"unit": UNITS[metric]} if metric in UNITS else {})}
+            for held_out in bench.sets
+            for metric in held_out.metrics
+        },
+        "cells": [
+            {"method": method, "seed": seed, "metrics": dict(cell.metrics), **_facts(cell)}
+            for (method, seed), cell in cells.items()
+        ],
+        "differences": [
+            difference
+            for method in methods
+            if method != reference
+            for difference in _differences(bench, method, reference, cells)
+        ],
+        "test": {
+            s.name: {"rows": len(s.table), "dropped": s.dropped, "hash": s.table.content_hash, "metrics": list(s.metrics)}
+            for s in bench.sets
+        },
+        "settings": to_plain(bench.settings),
+    }
+    content["notes"] = _notes(bench, methods, cells)
+    Comparison.model_validate(content)
+    return content
+
+
+def write(content: Mapping[str, Any], directory: Path) -> None:
+    """As DIR/comparison.json."""
+    write_atomic(directory / FILE, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def shown(content: Mapping[str, Any]) -> RenderableType:
+    """Scores, differences and what to know of them, for a terminal."""
+    comparison = Comparison.model_validate(content)
+    return Group(
+        _scores(comparison, content["cells"]),
+        Text(),
+        _difference_table(comparison),
+        *(Text(f"- {note}") for note in [*_verdicts(comparison), *comparison.notes(), *content["notes"]]),
+    )
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    """What a cell took: `cost` is finding the weights and training; the tokens are those of training, the budget."""
+    if cell.method is None:
+        return {}
+    found, drawn, tuned = cell.found, cell.drawn, cell.tuned
+    return {
+        "cost": {
+            "gpu_seconds": round(found.seconds + tuned["seconds"], 3),
+            "tokens": tuned["tokens"],
+            "weights": {"seconds": found.seconds, "tokens": found.tokens},
+            "finetuning": {"seconds": tuned["seconds"], "tokens": tuned["tokens"], "steps": tuned["steps"]},
+        },
+        "weights": dict(found.weights),
+        "mix": {
+            "rows": drawn["rows"],
+            "tokens": drawn["tokens"],
+            "sources": {name: source["rows"] for name, source in drawn["sources"].items()},
+        },
+    }
+
+
+def _differences(
+    bench: Bench, method: str, reference: str, cells: Mapping[tuple[str, int], Cell]
+) -> list[Mapping[str, Any]]:
+    """Over the seeds that both have. Perplexities are left out: their ratio is the difference of the losses."""
+    seeds = [seed for seed in bench.settings.seeds if (method, seed) in cells and (reference, seed) in cells]
+    if not seeds:
+        return []
+    found: list[Mapping[str, Any]] = []
+    for held_out in bench.sets:
+        for metric in held_out.metrics:
+            if metric == "perplexity":
+                continue
+            one, other = (
+                [cells[name, seed].rows[held_out.name].sums[metric] for seed in seeds] for name in (method, reference)
+            )
+            between = paired_interval(one, other, cells[method, seeds[0]].rows[held_out.name].counts[metric])
+            if between.known:
+                names = {"method": method, "against": reference, "metric": f"{metric}/{held_out.name}"}
+                found.append({**names, "mean": between.mean, "low": between.low, "high": between.high, "seeds": len(seeds)})
+    return found
+
+
+def _notes(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell]) -> list[str]:
+    """What a sceptic would ask."""
+    notes = [
+        f"{s.dropped} rows of the test set {s.name!r} stand in the sources or the validation data too, and are left out"
+        for s in bench.sets
+        if s.dropped
+    ]
+    if len(bench.settings.seeds) == 1:
+        notes.append("one seed: the intervals are over test rows alone; another seed would give other numbers")
+    for method in methods:
+        said: dict[str, list[int]] = {}
+        for (name, seed), cell in cells.items():
+            if name == method and cell.method is not None:
+                for note in [*cell.found.notes, *cell.drawn["notes"]]:
+                    said.setdefault(note, []).append(seed)
+        notes += [
+            f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {note}"
+            for note, seeds in said.items()
+        ]
+    return notes
+
+
+def _scores(comparison: Comparison, cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Means over seeds, each with its interval (Student's t over seeds), and what a cell took on average."""
+    metrics = [metric for metric in comparison.metrics if not metric.startswith("perplexity/")]
+    places = [comparison.metrics.index(metric) for metric in metrics]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("method")
+    for metric in (*metrics, "weights s", "tuning s", "tokens"):
+        table.add_column(_plain(metric).replace("/", "\n"), justify="right")
+    for row in score_rows(comparison):
+        values = []
+        for place in places:
+            score = row.scores[place]
+            values.append("" if score is None else _value(score.interval, comparison.metrics[place]))
+        costs = [cell["cost"] for cell in cells if cell["method"] == row.method and "cost" in cell]
+        table.add_row(row.method, *values, *_costs(costs))
+    return table
+
+
+def _costs(costs: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    if not costs:
+        return ["", "", ""]
+    parts = zip(*((c["weights"]["seconds"], c["finetuning"]["seconds"], c["tokens"]) for c in costs), strict=True)
+    return [f"{sum(part) / len(part):,.{digits}f}" for part, digits in zip(parts, (1, 1, 0), strict=True)]
+
+
+def _value(interval: Interval, metric: str) -> str:
+    scale, form = (100, ".1f") if _is_share(metric) else (1, ".4f")
+    text = f"{scale * interval.mean:{form}}{'%' * _is_share(metric)}"
+    if interval.known and interval.high > interval.low:
+        text += f" ± {scale * (interval.high - interval.low) / 2:{form}}"
+    return text
+
+
+def _difference_table(comparison: Comparison) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("difference")
+    table.add_column("metric")
+    for column in ("mean", "95% interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in difference_rows(comparison):
+        mean, low, high = (_signed(value, row.metric) for value in (row.interval.mean, row.interval.low, row.interval.high))
+        table.add_row(f"{row.method} - {row.against}", _plain(row.metric), mean, f"{low} to {high}", row.verdict)
+    return table
+
+
+def _signed(value: float, metric: str) -> str:
+    return f"{100 * value:+.1f} points" if _is_share(metric) else f"{value:+.4f}"
+
+
+def _is_share(metric: str) -> bool:
+    return metric.startswith(("token_accuracy/", "exact_match/"))
+
+
+def _plain(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
+    """In a sentence, which differences are noise."""
+    unclear: dict[str, list[str]] = {}
+    rows = [row for row in difference_rows(comparison) if BASE not in (row.method, row.against)]
+    for row in rows:
+        if not row.interval.excludes_zero:
+            unclear.setdefault(f"{row.method} and {row.against}", []).append(_plain(row.metric))
+    if unclear:
+        pairs = (f"{pair} ({', '.join(metrics)})" for pair, metrics in unclear.items())
+        return [f"within the noise, do not read an order into: {'; '.join(pairs)}"]
+    return ["no difference between methods is within the noise: their intervals exclude zero"] if rows else []

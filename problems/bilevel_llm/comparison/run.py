@@ -1,0 +1,263 @@
+"""Compare methods: read and check everything, do what is not done yet, and say what came out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from bilevel import Backend, InputError, Problem
+from bilevel.config import OBJECTS, build_parts, build_section, read_recipe
+from bilevel.files import write_atomic
+from bilevel.launch import world_size
+from bilevel.loop import Interrupted
+from bilevel.plain import flatten, to_plain
+from bilevel.plugins import Plugins
+from bilevel.recipe import Recipe
+from bilevel.run_directory import RunDirectory
+from bilevel_llm.comparison import harness, result
+from bilevel_llm.comparison.cell import Bench, Cell, check_tuning
+from bilevel_llm.comparison.held_out import pick_device, read_held_out
+from bilevel_llm.comparison.methods import Method, Parts, check_entries, make_methods
+from bilevel_llm.comparison.settings import BASE, LEARNED, CompareSettings, label_of
+from bilevel_llm.model.files import find_model
+from bilevel_llm.model.lora import require_peft
+from bilevel_llm.reweighting.granularity import PerSource
+from bilevel_llm.reweighting.problem import LLMReweighting
+
+log = logging.getLogger("bilevel.llm")
+
+SECTION = "compare"
+FREE = (
+    *(f"run.{key}" for key in ("output", "seed", "checkpoint_every", "keep_checkpoints")),
+    *(f"{SECTION}.{key}" for key in ("methods", "seeds", "reference")),
+    "solver",
+)
+"""Keys that may differ when a comparison goes on: methods and seeds may come and go. What a method does must stay; that is
+kept beside its cells."""
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """A comparison that has been read and checked."""
+
+    bench: Bench
+    methods: Sequence[Method]
+    reference: str
+    recipe: Mapping[str, Any]
+    directory: Path
+
+    def cells(self) -> dict[tuple[str, int], Cell]:
+        """(method, seed) -> cell, seed by seed, so that a comparison that is stopped has whole pairs."""
+        base = Cell(self.bench, self.directory / "cells" / BASE)
+        seeds = self.bench.settings.seeds
+        return {(BASE, seed): base for seed in seeds} | {
+            (method.label, seed): Cell(self.bench, self.directory / "cells" / method.label / f"seed-{seed}", method, seed)
+            for seed in seeds
+            for method in self.methods
+        }
+
+
+def load(
+    file: Path, plugins: Plugins, *, changes: Sequence[str], output: str | None, keep_models: bool = False
+) -> Comparing:
+    """Read a recipe, its data and its test sets, and check what can be known before a model is loaded.
+
+    Raises `InputError`.
+    """
+    if world_size() > 1:
+        raise InputError(
+            "a comparison is one process; learn the weights under the launcher by `bilevel run`, and give them here as "
+            "{name: learned, run: DIR}"
+        )
+    recipe = read_recipe(file, changes=changes, output=output)
+    section = recipe.tree.get(SECTION)
+    if not isinstance(section, dict):
+        raise InputError(
+            f"{recipe.where([SECTION])}: the section {SECTION} is missing, or no mapping; it says what to compare"
+        )
+    settings: CompareSettings = build_section(CompareSettings, section, recipe, (SECTION,))
+    check_entries(settings.methods, recipe, plugins)
+    labels = [label_of(entry) for entry in settings.methods]
+    reference = settings.reference or ("uniform" if "uniform" in labels else labels[0])
+    if reference not in labels:
+        near = difflib.get_close_matches(reference, labels, n=1)
+        guess = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(labels)}"
+        where = recipe.where([SECTION, "reference"])
+        raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods; {guess}")
+    learns = LEARNED in [entry if isinstance(entry, str) else entry.get("name") for entry in settings.methods]
+    objects = OBJECTS if learns and "solver" in recipe.tree else {"problem": Problem, "backend": Backend}
+    built, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])
+    problem, directory = built["problem"], Path(built["run"].output)
+    if not isinstance(problem, LLMReweighting):
+        raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be compared")
+    resolved[SECTION] = to_plain(settings)
+    _check_directory(directory, resolved)
+
+    if settings.finetune.method == "lora":
+        require_peft()
+    files = find_model(settings.model or problem.model)
+    problem.prepare()
+    methods = make_methods(settings.methods, Parts(recipe, plugins, problem, built["run"], built["active"]))
+    sets = [
+        read_held_out(
+            test,
+            problem,
+            files,
+            max_length=settings.finetune.max_length or problem.max_length,
+            max_new_tokens=settings.max_new_tokens,
+            on_overlap=settings.on_overlap,
+        )
+        for test in settings.test
+    ]
+    device = pick_device(getattr(built["backend"], "device", None))
+    bench = Bench(settings, problem, resolved["backend"], sets, device, plugins, keep_models)
+    for method in methods:
+        method.prepare()
+        _check_method(directory, method)
+    _check_budget(bench, methods, recipe)
+    check_tuning(bench)
+    if not isinstance(problem.weighting, PerSource):
+        log.warning("mixes are drawn by the weights of sources; weights of single rows are not used")
+    resolved["data"] = {
+        "sources and model of the weights": problem.fingerprint(),
+        "tuned model": files.fingerprint,
+        **{f"test set {held_out.name}": held_out.table.content_hash for held_out in sets},
+    }
+    _check_directory(directory, resolved)
+    return Comparing(bench, methods, reference, resolved, directory)
+
+
+def run(comparing: Comparing, console: Console) -> None:
+    """Do the cells that are not done, and write and show the comparison after each.
+
+    Raises `Interrupted` when asked to stop; the same call then goes on.
+    """
+    RunDirectory(comparing.directory).create(comparing.recipe)
+    for method in comparing.methods:
+        file = _method_file(comparing.directory, method)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(method.described, indent=1, ensure_ascii=False))
+    cells = comparing.cells()
+    finished: dict[tuple[str, int], Cell] = {key: cell for key, cell in cells.items() if cell.done}
+    try:
+        for (name, seed), cell in cells.items():
+            if not cell.done:
+                left = sum(not other.done for other in {id(c): c for c in cells.values()}.values())
+                words = name if cell.method is None else f"{name}, seed {seed}"
+                console.print(f"[bold]{words}[/bold] ({left} cells to do)", highlight=False)
+                cell.run()
+            finished[name, seed] = cell
+            _write(comparing, {key: finished[key] for key in cells if key in finished})
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(
+            f"stopped in {comparing.directory}; finished cells and checkpoints are kept: the same command goes on"
+        ) from error
+    content = _write(comparing, finished)
+    _hand_over(comparing, cells)
+    console.print(result.shown(content))
+    console.print(f"written to {comparing.directory}; `bilevel report {comparing.directory}` draws it", soft_wrap=True)
+
+
+def _write(comparing: Comparing, finished: Mapping[tuple[str, int], Cell]) -> dict[str, Any]:
+    names = [BASE, *(method.label for method in comparing.methods)]
+    content = result.build(comparing.bench, names, finished, comparing.reference)
+    result.write(content, comparing.directory)
+    return content
+
+
+def _hand_over(comparing: Comparing, cells: Mapping[tuple[str, int], Cell]) -> None:
+    """lm-eval.sh, for the models that were kept."""
+    bench = comparing.bench
+    models = {
+        f"{name}-seed-{seed}": cell.directory / "model"
+        for (name, seed), cell in cells.items()
+        if (cell.directory / "model").is_dir()
+    }
+    if models:
+        text = harness.script(
+            {BASE: find_model(bench.model).path, **models},
+            Path("lm-eval"),
+            trust_remote_code=bench.problem.trust_remote_code,
+            device=bench.device,
+        )
+        write_atomic(comparing.directory / "lm-eval.sh", text)
+
+
+def _check_budget(bench: Bench, methods: Sequence[Method], recipe: Recipe) -> None:
+    """Raises `InputError` if a mix cannot be as large as asked for, as far as that can be known before weights are."""
+    settings = bench.settings
+    capacity = {name: rows * settings.max_repeats for name, rows in _usable(bench.problem).items()}
+    for method in methods:
+        where = recipe.where([SECTION, "methods"])
+        try:
+            if method.known is not None:
+                for seed in settings.seeds:
+                    bench.mix(method.known, seed)
+        except InputError as error:
+            raise InputError(f"{where}: {method.label}: {error} (in a recipe: keys of compare)") from error
+        if method.known is None and settings.rows is not None:
+            drawn = sum(capacity.values()) if method.most_rows is None else method.most_rows * settings.max_repeats
+            if drawn < settings.rows:
+                raise InputError(
+                    f"{recipe.where([SECTION, 'rows'])}: compare.rows is {settings.rows:,}, and {method.label} can draw "
+                    f"{drawn:,} at most (each row {settings.max_repeats} times); ask for fewer, or raise compare.max_repeats"
+                )
+            short = [name for name, rows in capacity.items() if rows < settings.rows]
+            if short and settings.on_shortfall == "error" and method.most_rows is None:
+                log.warning(
+                    "%s: if all weight goes to %s, the mix is larger than its rows allow, and the comparison stops there "
+                    "(compare.on_shortfall=redistribute takes rows of the others)",
+                    method.label,
+                    " or ".join(map(repr, short)),
+                )
+
+
+def _usable(problem: LLMReweighting) -> dict[str, int]:
+    """Rows of each source that may be drawn."""
+    from bilevel_llm.mixing.pool import make_pools
+
+    return {pool.name: len(pool.rows) for pool in make_pools(problem.source_tables, problem.validation_tables, 0)}
+
+
+def _check_directory(directory: Path, recipe: Mapping[str, Any]) -> None:
+    """Raises `InputError` if the directory holds something else, naming the key that differs."""
+    run = RunDirectory(directory)
+    if not run.recipe_file.exists():
+        run.check_free()
+        return
+    before = yaml.safe_load(run.recipe_file.read_text())
+    if SECTION not in before:
+        raise InputError(f"{directory} holds a run, and no comparison; choose another --output")
+    sections = before.keys() & recipe.keys()
+    _require_same(directory, *({name: tree[name] for name in sections} for tree in (before, recipe)))
+
+
+def _check_method(directory: Path, method: Method) -> None:
+    """Raises `InputError` if cells of that name were made with other settings."""
+    file = _method_file(directory, method)
+    if file.exists():
+        names = (f"the method {method.label}", json.loads(file.read_text()), method.described)
+        _require_same(directory, *({names[0]: tree} for tree in names[1:]))
+
+
+def _method_file(directory: Path, method: Method) -> Path:
+    return directory / "cells" / method.label / "method.json"
+
+
+def _require_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    was, is_now = (flatten(json.loads(json.dumps(tree))) for tree in (before, now))
+    for key in sorted(was.keys() | is_now.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if was.get(key) != is_now.get(key) and not free:
+            raise InputError(
+                f"{directory} holds a comparison of another recipe: {key} was {was.get(key)!r} and is now "
+                f"{is_now.get(key)!r}; go on with the same recipe, or choose another --output"
+            )

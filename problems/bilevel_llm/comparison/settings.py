@@ -1,0 +1,149 @@
+"""The section `compare` of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args
+
+from bilevel.active import LISA
+from bilevel.plain import RECIPE_RULES
+from bilevel_llm.mixing.draw import MAX_REPEATS
+from bilevel_llm.mixing.mix import MixFormat
+from bilevel_llm.model.lora import LoRA
+from bilevel_llm.reweighting.problem import Format
+
+Metric = Literal["loss", "row_loss", "perplexity", "token_accuracy", "exact_match"]
+LEARNED, BASE = "learned", "base"
+"""The bilevel run of the recipe itself; and the model as it is, which is scored too."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Held-out rows.
+
+    metrics: what is measured. "loss" (nats) and "perplexity" are means over answer tokens, "row_loss" the mean over rows of
+        a row's mean, which is what the weights are learned for; "token_accuracy" is the share of answer tokens that are the
+        model's first choice; "exact_match" the share of rows whose generated final answer is that of the row (see
+        `answers`), which takes a generation a row.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
+
+    path: str | list[str]
+    name: str = "test"
+    format: Format | None = None
+    metrics: tuple[Metric, ...] = ("loss", "row_loss", "perplexity", "token_accuracy")
+
+    def __post_init__(self) -> None:
+        if not self.name or any(sign in self.name for sign in "/\\\0"):
+            raise ValueError(f"name: {self.name!r} cannot be part of a file's name")
+        if not self.metrics:
+            raise ValueError(f"metrics: name at least one of {', '.join(get_args(Metric))}")
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """How every mix is trained on, the same for all methods; see `bilevel finetune`.
+
+    epochs, steps, tokens: how long; one of the three, or one epoch. Epochs of a mix that is measured in tokens are as many
+        times its tokens.
+    max_length: of training and test rows. None: that of the problem.
+    active: of the method "lisa", what else than its defaults, as in {blocks: 4}.
+    lora: likewise of "lora", as in {rank: 8}.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
+
+    method: Literal["full", "lisa", "lora"] = "full"
+    lr: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    batch_size: int = 16
+    max_length: int | None = None
+    mean_over: Literal["rows", "tokens"] = "rows"
+    active: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("epochs", "steps", "tokens") if getattr(self, name) is not None}
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; give one of them")
+        for name, method, kind in (("active", "lisa", LISA), ("lora", "lora", LoRA)):
+            keys = getattr(self, name)
+            if keys and self.method != method:
+                raise ValueError(f"{name} is for the method {method!r}, and the method is {self.method!r}")
+            if unknown := sorted(set(keys) - {f.name for f in fields(kind)}):
+                raise ValueError(f"{name} has no key {unknown[0]!r}; known: {', '.join(f.name for f in fields(kind))}")
+        for name, value in {**given, "lr": self.lr, "batch_size": self.batch_size}.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What is compared, and on what.
+
+    methods: each "learned" (the bilevel run of this recipe), a registered weighting ("uniform", or {name: temperature,
+        temperature: 2}), weights by hand ({name: mine, weights: {a: 3, b: 1}}), or the weights of a run
+        ({name: earlier, run: runs/a}). `label` names one in the tables.
+    seeds: each does everything anew: weights (where they depend on one), mix, training.
+    rows, tokens: size of every mix; one of the two.
+    test: held-out sets.
+    reference: what the others are compared with; "uniform" where it is among the methods, or else the first.
+    model: what is tuned. None: the model of the problem. Another one shows whether weights carry over to it.
+    max_repeats: copies of a row in a mix at most.
+    on_shortfall: a source has fewer rows than its weight asks for: take more of the others, so that budgets stay equal
+        ("redistribute", and said), or refuse ("error").
+    format: of the mix; "messages" if the sources differ in format.
+    on_overlap: test rows that also stand in the sources or in the validation data: "drop" them from the test, or make it
+        an "error".
+    max_new_tokens: of a generated answer, at most.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
+
+    methods: list[str | dict[str, Any]]
+    seeds: list[int]
+    test: list[TestSet]
+    rows: int | None = None
+    tokens: int | None = None
+    finetune: FineTune = field(default_factory=FineTune)
+    reference: str | None = None
+    model: str | None = None
+    max_repeats: int = MAX_REPEATS
+    on_shortfall: Literal["redistribute", "error"] = "redistribute"
+    format: MixFormat = "source"
+    on_overlap: Literal["drop", "error"] = "drop"
+    max_new_tokens: int = 400
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ValueError("methods: name at least one, as in [uniform, learned]")
+        if not self.seeds:
+            raise ValueError("seeds: name at least one; three or more tell luck from merit")
+        if not self.test:
+            raise ValueError("test: name at least one held-out set")
+        if (self.rows is None) == (self.tokens is None):
+            raise ValueError(
+                "give the size of the mixes in rows or in tokens, and not both: it is the same for every method"
+            )
+        for name in ("rows", "tokens", "max_repeats", "max_new_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError("seeds: they must not be negative")
+        _once("seeds", self.seeds)
+        _once("test: the name", [test.name for test in self.test])
+
+
+def label_of(entry: str | Mapping[str, Any]) -> str:
+    """What an entry of `methods` is called in the tables."""
+    return entry if isinstance(entry, str) else str(entry.get("label", entry.get("name", "")))
+
+
+def _once(what: str, values: Sequence[Any]) -> None:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ValueError(f"{what} {value!r} is given twice")

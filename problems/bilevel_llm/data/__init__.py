@@ -1,0 +1,1 @@
+"""Data files as rows, tokens and batches."""

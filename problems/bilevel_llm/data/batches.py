@@ -1,0 +1,91 @@
+"""Rows of token tables as micro-batches whose weights are those of the global batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bilevel import Shard, Stratified
+from bilevel_llm.data.tokens import TokenTable
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """One micro-batch.
+
+    ids: tokens, padded on the right. Shape: (rows, length).
+    positions: the places, in the flattened (rows * length), from which a target is predicted. Shape: (targets,).
+    targets: the tokens to predict there. Shape: (targets,).
+    weights: weight of every target in the mean of every source, taken from the global batch: the mean over a source's
+        rows of the mean over a row's targets. Shape: (sources, targets).
+    share: this micro-batch's share of the rows of the global batch; the shares of all sum to 1.
+    size: tokens, without padding.
+    rows: number of every row, counted through all tables. Shape: (rows,).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+    share: float
+    size: int
+    rows: Tensor
+
+    @property
+    def row_of_target(self) -> Tensor:
+        """Which row of the micro-batch every target stands in. Shape: (targets,)."""
+        return self.positions // self.ids.shape[1]
+
+
+def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard) -> list[TokenBatch]:
+    """This process's part of batch `index` of the sampler over the tables.
+
+    Rows are grouped by length, so that little is padded. How they are grouped changes no result: every target's weight
+    is fixed by the global batch.
+    """
+    counts = sampler.counts(index)
+    first = np.cumsum([0, *map(len, tables)])
+    rows = [
+        _Row(source, int(first[source]) + row, *tables[source].row(row), 1.0 / counts[source])
+        for source, row in sampler.batch(index, shard.seed)
+    ]
+    rows.sort(key=lambda row: len(row.ids), reverse=True)
+    return [_pad(part, len(tables), len(rows)) for part in shard.split(rows)]
+
+
+class _Row(NamedTuple):
+    """One row, its number through all tables, and its weight in the mean of its source."""
+
+    source: int
+    number: int
+    ids: NDArray[np.int32]
+    labels: NDArray[np.bool_]
+    weight: float
+
+
+def _pad(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
+    length = max(len(row.ids) for row in rows)
+    padded = torch.zeros(len(rows), length, dtype=torch.int64)  # causal attention: what follows a token is never seen
+    positions, targets, weights = [], [], []
+    for place, row in enumerate(rows):
+        ids = torch.from_numpy(row.ids).long()
+        padded[place, : len(ids)] = ids
+        predicted = torch.from_numpy(row.labels[1:]).nonzero().squeeze(1)  # a token's label belongs to the position before
+        positions.append(predicted + place * length)
+        targets.append(ids[1:][predicted])
+        column = torch.zeros(sources, len(predicted))
+        column[row.source] = row.weight / len(predicted)
+        weights.append(column)
+    return TokenBatch(
+        padded,
+        torch.cat(positions),
+        torch.cat(targets),
+        torch.cat(weights, dim=1),
+        share=len(rows) / total,
+        size=sum(len(row.ids) for row in rows),
+        rows=torch.tensor([row.number for row in rows]),
+    )

@@ -1,0 +1,290 @@
+"""A whole data source as tokens: flat arrays, cached on disk by what they were made from."""
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.errors import InputError
+from bilevel.files import write_atomic
+from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
+from bilevel_llm.data.rows import Row, file_type, find_files, fingerprint, read_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("bilevel.llm")
+
+_CACHE_VERSION = 1  # to be raised whenever the same input gives other arrays than before
+_BATCH = 512  # rows tokenised at once: enough to keep a fast tokenizer's threads busy
+
+_Arrays = dict[str, Any]  # fields of TokenTable that are arrays, and those that are not
+_Counts = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """The rows of one source that have something to learn from, as tokens.
+
+    ids: token ids of all rows, one after another. Shape: (tokens,).
+    labels: which of them are targets (see `chat`). Shape: (tokens,).
+    starts: row i is ids[starts[i]:starts[i + 1]]. Shape: (rows + 1,).
+    fingerprints: `rows.fingerprint` of each row. Shape: (rows,).
+    files: the data files.
+    file, number: where each row stands: its file's index in `files`, and line or number there. Shape: (rows,).
+    rows_read: rows in the files.
+    truncated: rows of this table that were cut at max_length.
+    dropped: rows left out because they had no target within max_length tokens; rows_read = len(table) + dropped.
+    notes: what `Encoded.notes` said -> of how many rows of this table.
+    content_hash: `content_hash` of the files.
+    """
+
+    ids: NDArray[np.int32]
+    labels: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    fingerprints: NDArray[np.uint64]
+    files: tuple[Path, ...]
+    file: NDArray[np.int32]
+    number: NDArray[np.int64]
+    rows_read: int
+    truncated: int
+    dropped: int
+    notes: Mapping[str, int]
+    content_hash: str
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.starts) - 1
+
+    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Ids and labels of one row, 0 <= index < len(table), as views. Shapes: (tokens of the row,)."""
+        tokens = slice(self.starts[index], self.starts[index + 1])
+        return self.ids[tokens], self.labels[tokens]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row. Shape: (rows,)."""
+        return np.diff(self.starts)
+
+    @property
+    def supervised(self) -> NDArray[np.int64]:
+        """Targets of each row, at least one. Shape: (rows,)."""
+        return np.add.reduceat(self.labels, self.starts[:-1], dtype=np.int64)
+
+    def where(self, index: int) -> str:
+        """Where a row stands, as in `Row.where`."""
+        return f"{self.files[self.file[index]]}:{self.number[index]}"
+
+
+def tokenise(
+    patterns: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    format: str | None = None,
+    template: Template = "auto",
+    max_length: int,
+    cache: Path | None = None,
+) -> TokenTable:
+    """Read, tokenise and label all rows of the files that `patterns` name.
+
+    format: row format; None detects it (see `rows`).
+    template: chat template; "auto" is the model's own, where it has one (see `chat`).
+    max_length: tokens of a row at most; the beginning is kept. Rows without a target among them are left out.
+    cache: directory that keeps the result for the next time (see `default_cache`); None keeps nothing. What is found
+        there is used only if made from the same file contents, in the same order, with the same tokenizer and settings.
+
+    Raises `InputError` for what cannot be read (`read_rows`) or encoded (`Encoder`), if no row is left, and if
+    the cache directory cannot be written.
+    """
+    if max_length < 2:
+        raise InputError(f"max_length is {max_length}; it must be at least 2: one token to see and one to predict")
+    files = find_files(patterns)
+    content = _content_hash(files)
+    encoder = Encoder(tokenizer, template)
+    if cache is None:
+        arrays, counts = _build(files, format, encoder, max_length)
+    else:
+        made_from = {
+            "version": _CACHE_VERSION,
+            "content": content,
+            "format": format,
+            "chat_template": encoder.chat_template or dict(PLAIN_TEMPLATE),
+            "tokenizer": _identity(tokenizer),
+            "max_length": max_length,
+        }
+        path = cache / f"{_sha256(made_from)}.safetensors"
+        cached = _load(path)
+        if cached is None:
+            _make_directory(cache)  # if that fails, let it be before the long work
+            cached = _build(files, format, encoder, max_length)
+            _save(path, *cached)
+        arrays, counts = cached
+    return TokenTable(**arrays, **counts, files=tuple(files), content_hash=content)
+
+
+def content_hash(patterns: Sequence[str]) -> str:
+    """SHA-256 of the contents of the files that `patterns` name, in their order. Names do not matter, endings do."""
+    return _content_hash(find_files(patterns))
+
+
+def default_cache() -> Path:
+    """$BILEVEL_CACHE, or else $XDG_CACHE_HOME/bilevel, or else ~/.cache/bilevel."""
+    if own := os.environ.get("BILEVEL_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilevel"
+
+
+def _build(files: Sequence[Path], format: str | None, encoder: Encoder, max_length: int) -> tuple[_Arrays, _Counts]:
+    """The fields of a `TokenTable` that depend on the files' contents alone, not on where the files are."""
+    ids: list[NDArray[np.int32]] = []
+    labels: list[NDArray[np.bool_]] = []
+    places: list[tuple[int, int]] = []
+    fingerprints: list[int] = []
+    notes: Counter[str] = Counter()
+    rows_read = truncated = 0
+    first_dropped = ""
+    for file, row, encoded in _encoded_rows(files, format, encoder):
+        rows_read += 1
+        if not any(encoded.labels[:max_length]):
+            first_dropped = first_dropped or _why_dropped(row, encoded)
+            continue
+        truncated += len(encoded.ids) > max_length
+        ids.append(np.array(encoded.ids[:max_length], np.int32))
+        labels.append(np.array(encoded.labels[:max_length], np.bool_))
+        places.append((file, int(row.where.rpartition(":")[2])))
+        fingerprints.append(fingerprint(row))
+        notes.update(encoded.notes)
+    if not ids:
+        raise InputError(
+            f"no row has a token to learn within max_length={max_length}: {first_dropped} ({rows_read} rows read); "
+            "raise max_length"
+        )
+    file_of, number = zip(*places, strict=True)
+    arrays = {
+        "ids": np.concatenate(ids),
+        "labels": np.concatenate(labels),
+        "starts": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        "fingerprints": np.array(fingerprints, np.uint64),
+        "file": np.array(file_of, np.int32),
+        "number": np.array(number, np.int64),
+    }
+    counts = {"rows_read": rows_read, "truncated": truncated, "dropped": rows_read - len(ids), "notes": dict(notes)}
+    return arrays, counts
+
+
+def _encoded_rows(files: Sequence[Path], format: str | None, encoder: Encoder) -> Iterator[tuple[int, Row, Encoded]]:
+    for index, path in enumerate(files):
+        rows = read_file(path, format)
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            for row, encoded in zip(batch, encoder.encode(batch), strict=True):
+                yield index, row, encoded
+
+
+def _why_dropped(row: Row, encoded: Encoded) -> str:
+    if not any(encoded.labels):
+        return f"{row.where} has none at all"
+    return f"{row.where} has its first at token {encoded.labels.index(True) + 1} of {len(encoded.ids)}"
+
+
+# ----------------------------------------------------------------------------------------------------------- the cache
+
+
+def _content_hash(files: Sequence[Path]) -> str:
+    parts = []
+    for path in files:
+        kind = file_type(path)
+        if kind == "directory":
+            members = sorted(member for member in path.rglob("*") if member.is_file())
+            parts += [(member.relative_to(path).as_posix(), _file_hash(member)) for member in members]
+        else:
+            parts.append((kind, _file_hash(path)))
+    return _sha256(parts)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _identity(tokenizer: "PreTrainedTokenizerBase") -> str:
+    if tokenizer.is_fast:
+        vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
+        # how whoever used the tokenizer last wanted its output: no part of what it is
+        del vocabulary["truncation"], vocabulary["padding"]
+    else:
+        vocabulary = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    return _sha256([vocabulary, tokenizer.special_tokens_map])
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(arrays: _Arrays, counts: str) -> str:
+    digest = hashlib.sha256(counts.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> tuple[_Arrays, _Counts] | None:
+    """What `_save` wrote; None if there is no such file, or one that is not exactly as it was written."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        whole = metadata["digest"] == _digest(arrays, metadata["counts"])
+        return (arrays, json.loads(metadata["counts"])) if whole else None
+    except Exception:  # whatever is wrong with the file, it can be made again
+        return None
+
+
+def _save(path: Path, arrays: _Arrays, counts: _Counts) -> None:
+    from safetensors.numpy import save
+
+    facts = json.dumps(counts)
+    data = save(arrays, {"digest": _digest(arrays, facts), "counts": facts})
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the cache directory {directory} cannot be written: {error.strerror}; set BILEVEL_CACHE to one that can"
+    )
+
+
+def report_table(what: str, table: TokenTable, max_length: int) -> None:
+    """Log what was read, and what of it will not be seen."""
+    words = f"{what}: {len(table)} rows, {len(table.ids)} tokens, of which {int(table.labels.sum())} are learned"
+    if table.truncated:
+        words += f"; {table.truncated} rows cut at {max_length} tokens"
+    if table.dropped:
+        words += f"; {table.dropped} left out (nothing to learn within {max_length} tokens)"
+    log.info("%s", words)
+    for note, rows in table.notes.items():
+        log.info("%s: in %d rows, %s", what, rows, note)

@@ -1,0 +1,176 @@
+"""How well a language model predicts the answers in data files: loss, perplexity, token accuracy.
+
+The rows, their tokens and which of them count are those of training (`tokens`, `chat`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import nn
+
+from bilevel import InputError
+from bilevel.files import write_atomic
+from bilevel_llm.data.chat import Template
+from bilevel_llm.data.rows import find_files
+from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
+from bilevel_llm.model.files import find_model
+from bilevel_llm.model.language_model import LanguageModel, token_losses
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model makes of every row of a table, in the order of the table.
+
+    targets: labelled tokens. Shape: (rows,).
+    losses: cross-entropy, in nats, summed over the row's labelled tokens. Shape: (rows,).
+    correct: labelled tokens to which the model gives the highest probability. Shape: (rows,).
+    """
+
+    targets: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    correct: NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """Mean over labelled tokens, in nats."""
+        return float(self.losses.sum() / self.targets.sum())
+
+    @property
+    def row_loss(self) -> float:
+        """Mean over rows of a row's mean: what training with `mean_over: rows`, and reweighting, minimise."""
+        return float((self.losses / self.targets).mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled tokens that are the model's first choice, given all tokens before them."""
+        return float(self.correct.sum() / self.targets.sum())
+
+    def summary(self) -> dict[str, float]:
+        """All of it in a few numbers; perplexities are the exponentials of the losses."""
+        return {
+            "rows": len(self.targets),
+            "tokens": int(self.targets.sum()),
+            "loss": self.loss,
+            "perplexity": float(np.exp(self.loss)),
+            "row_loss": self.row_loss,
+            "row_perplexity": float(np.exp(self.row_loss)),
+            "token_accuracy": self.accuracy,
+        }
+
+
+@torch.inference_mode()
+def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) -> Scores:
+    """Score every row of a table once.
+
+    model: a `LanguageModel`, on the device to be used.
+    tokens_per_batch: of one forward, padding included; a longer row is a batch of its own. It bounds the memory of the
+        logits (4096 x vocabulary x 4 bytes), and changes no result beyond rounding.
+
+    Rows are batched with others of about their length, in a fixed order, so that little is padded and the same call gives
+    the same numbers.
+    """
+    device = next(model.parameters()).device
+    losses, correct = np.zeros(len(table)), np.zeros(len(table), np.int64)
+    for rows in _batches(table.lengths, tokens_per_batch):
+        ids, positions, owners = _pad(table, rows)
+        logits = model(ids.to(device), positions.to(device))
+        targets = ids.flatten()[positions + 1].to(device)  # a token is predicted from the position before it
+        here = np.bincount(owners, token_losses(logits, targets).double().cpu().numpy(), len(rows))
+        hits = np.bincount(owners, (logits.argmax(-1) == targets).cpu().numpy(), len(rows))
+        losses[rows], correct[rows] = here, hits.astype(np.int64)
+    return Scores(table.supervised, losses, correct)
+
+
+def evaluate(
+    model: str,
+    data: Sequence[str],
+    *,
+    max_length: int = 1024,
+    format: str | None = None,
+    template: Template = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> dict[str, Scores]:
+    """Score a model on data files: file -> scores.
+
+    model: as in a recipe: a directory, a GGUF file, a hub id in the local cache, or "smollm2-135m". It is run in the
+        precision of its files, without dropout.
+    data: files, directories and globs, as for `tokenise`; also format, template and max_length.
+    device: "auto" takes CUDA where there is one.
+
+    Raises `InputError` for a model or data that cannot be read, before the model is loaded.
+    """
+    where = _device(device)
+    files = find_model(model)
+    tokenizer = files.load_tokenizer(trust_remote_code)
+    tables = {
+        str(path): tokenise(
+            [str(path)],
+            tokenizer,
+            format=format,
+            template=template,
+            max_length=max_length,
+            cache=default_cache() / "tokens",
+        )
+        for path in find_files(data)
+    }
+    module = LanguageModel(files.load_model(trust_remote_code=trust_remote_code)).to(where)
+    return {path: score(module, table) for path, table in tables.items()}
+
+
+def table(scores: Mapping[str, Scores]) -> Table:
+    """The summaries, a row for each file."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    shown.add_column("file", overflow="fold")
+    columns = {"rows": ",d", "tokens": ",d", "loss": ".4f", "perplexity": ".3f", "row_loss": ".4f", "token_accuracy": ".2%"}
+    for name in columns:
+        shown.add_column(name.replace("_", " "), justify="right")
+    for file, one in scores.items():
+        summary = one.summary()
+        shown.add_row(file, *(format(summary[name], style) for name, style in columns.items()))
+    return shown
+
+
+def write(scores: Mapping[str, Scores], file: Path) -> None:
+    """The summaries as JSON: file -> numbers."""
+    write_atomic(file, json.dumps({path: one.summary() for path, one in scores.items()}, indent=1, ensure_ascii=False))
+
+
+def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers, longest first, cut so that rows x longest row stays within the budget."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, budget // int(lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _pad(table: TokenTable, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]:
+    """Ids padded on the right, (rows, length); flat positions that predict a label; and the row each belongs to."""
+    length = int(table.lengths[rows].max())
+    ids = np.zeros((len(rows), length), np.int64)
+    labels = np.zeros((len(rows), length), np.bool_)
+    for place, row in enumerate(rows):
+        row_ids, row_labels = table.row(int(row))
+        ids[place, : len(row_ids)] = row_ids
+        labels[place, : len(row_labels)] = row_labels
+    positions = np.flatnonzero(labels) - 1
+    return torch.from_numpy(ids), torch.from_numpy(positions), positions // length
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: this machine cannot use it: {error}") from error

@@ -1,0 +1,54 @@
+"""Fine-tune, write the model, and say how well it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from bilevel import InputError
+from bilevel.config import Config
+from bilevel.launch import rank
+from bilevel.loop import Observer
+from bilevel.run_directory import RunDirectory
+from bilevel_llm.evaluation.scores import evaluate, table, write
+from bilevel_llm.finetuning.problem import FineTuning
+from bilevel_llm.model.export import check_new, export_model
+
+
+def find_resumed(output: str | None) -> Path:
+    """The recipe of the run to go on with. Raises `InputError` if there is none."""
+    if output is None:
+        raise InputError("--output is missing: the directory of the run to resume")
+    file = RunDirectory(Path(output)).recipe_file
+    if not file.is_file():
+        raise InputError(f"there is no run to resume in {output} (no {file.name} there); run without --resume")
+    return file
+
+
+def run(config: Config, *, resume: bool, observer: Observer) -> None:
+    """Train, export to OUTPUT/model, and evaluate that on the whole validation sets (OUTPUT/evaluation.json).
+
+    Raises `InputError` before anything is trained, and whatever `fit` raises.
+    """
+    assert isinstance(config.problem, FineTuning)
+    output = Path(config.run.output)
+    model = output / "model"
+    if resume:
+        check_new(model)
+    config.fit(resume=resume, observer=observer)
+    if rank() != 0:  # the first process writes
+        return
+    export_model(output, model)
+    problem = config.problem
+    paths = [path for v in problem.validation for path in ([v.path] if isinstance(v.path, str) else v.path)]
+    if paths:
+        scores = evaluate(
+            str(model),
+            paths,
+            max_length=problem.max_length,
+            template=problem.template,
+            trust_remote_code=problem.trust_remote_code,
+        )
+        write(scores, output / "evaluation.json")
+        Console().print(table(scores))

@@ -1,0 +1,47 @@
+"""Find the rows of a mix again in the data files, and keep them for writing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.errors import RunError
+from bilevel_llm.data.rows import Record, read_records
+from bilevel_llm.data.tokens import TokenTable
+from bilevel_llm.mixing.spool import Spool
+
+Written = Callable[[Record], Mapping[str, Any]]
+"""A record -> its row in the mix."""
+
+
+def gather(
+    tables: Sequence[TokenTable], formats: Sequence[str | None], needed: NDArray[np.int64], written: Written, spool: Spool
+) -> None:
+    """Read each data file once, and put into slot i of the spool the row needed[i].
+
+    needed: rows of all tables, numbered through from the first table's first row, ascending. Shape: (slots,).
+
+    Raises `RunError` if a row is no longer there.
+    """
+    offset = 0
+    for table, format in zip(tables, formats, strict=True):
+        first, last = np.searchsorted(needed, (offset, offset + len(table)))
+        rows = needed[first:last] - offset
+        for index, file in enumerate(table.files):
+            here = np.flatnonzero(table.file[rows] == index)
+            slots = dict(zip(table.number[rows[here]].tolist(), (here + first).tolist(), strict=True))
+            if slots:
+                _gather_from(file, format, slots, written, spool)
+        offset += len(table)
+
+
+def _gather_from(file: Path, format: str | None, slots: dict[int, int], written: Written, spool: Spool) -> None:
+    for record in read_records(file, format):
+        slot = slots.pop(record.number, None)
+        if slot is not None:
+            spool.put(slot, written(record))
+        if not slots:
+            return
+    raise RunError(f"{file}: row {min(slots)} is not there any more: the file changed while the mix was being written")

@@ -1,0 +1,192 @@
+"""A mixed data set that has been decided on: what it is, as a table and a card, and how it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from bilevel.data import generator
+from bilevel.errors import InputError
+from bilevel.files import write_atomic
+from bilevel_llm.data.layout import Layout, as_messages, layout_of
+from bilevel_llm.data.rows import Record
+from bilevel_llm.mixing.gather import gather
+from bilevel_llm.mixing.pool import Pool
+from bilevel_llm.mixing.quotas import Counts, Weights
+from bilevel_llm.mixing.row_files import check_output, write_rows
+from bilevel_llm.mixing.spool import Spool
+
+PROVENANCE = "_bilevel"
+"""The field of a mixed row that says where it is from: {source, file, row, repeat}. Readers ignore it."""
+
+_ORDER = 1002  # of the rows in the mix; see `pool._DRAW`
+
+OnShortfall = Literal["error", "report", "redistribute"]
+"""What to do where a source has too few rows: refuse; make a smaller mix; or fill up from the other sources."""
+
+MixFormat = Literal["source", "messages"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """Which rows, how often, and in which order. Made by `make_mix`.
+
+    pools: the sources, in the order of the recipe.
+    formats: the row format of each as the recipe says; None: detected.
+    weights: their shares. Shape: (sources,).
+    quotas: rows that the weights ask of each. Shape: (sources,).
+    counts: rows that each gives; different from the quotas where one has too few. Shape: (sources,).
+    format: "source" writes rows as they are, "messages" rewrites them all as conversations.
+    layout: how a written row is laid out.
+    """
+
+    pools: Sequence[Pool]
+    formats: Sequence[str | None]
+    weights: Weights
+    quotas: Counts
+    counts: Counts
+    format: MixFormat
+    layout: Layout
+    seed: int
+    max_repeats: int
+    on_shortfall: OnShortfall
+
+    @property
+    def rows(self) -> int:
+        """Rows of the mix."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Tokens from each source, counted as the reweighting run does."""
+        return [pool.tokens(int(count)) for pool, count in zip(self.pools, self.counts, strict=True)]
+
+    @property
+    def repeats(self) -> list[float]:
+        """How often the rows of each source are used, on average: 0.5 for half of them, 2 for all of them twice."""
+        return [int(n) / max(1, len(pool.rows)) for pool, n in zip(self.pools, self.counts, strict=True)]
+
+    @cached_property
+    def sequence(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """For every row of the mix, in order: its source, its row in that source's table, and which copy it is, from 1."""
+        rows, copies = zip(*(pool.draw(int(n)) for pool, n in zip(self.pools, self.counts, strict=True)), strict=True)
+        order = generator(self.seed, _ORDER).permutation(self.rows)
+        source = np.repeat(np.arange(len(self.pools)), self.counts)
+        return source[order], np.concatenate(rows)[order], np.concatenate(copies)[order]
+
+    def write(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write the rows to `path` (.jsonl or .parquet) and the card to `card_file(path)`.
+
+        facts: more to say in the card.
+
+        Raises `InputError` if one of the two exists, for an unknown ending, and if such a file cannot hold the rows.
+        """
+        check_output(path, card_file(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tables = [pool.table for pool in self.pools]
+        sources, rows, copies = self.sequence
+        starts = np.cumsum([0, *map(len, tables)])[:-1]
+        needed, slots = np.unique(starts[sources] + rows, return_inverse=True)
+        with Spool(path.parent, len(needed)) as spool:
+            gather(tables, self.formats, needed, self._written, spool)
+
+            def walk() -> Iterator[dict[str, Any]]:
+                for slot, source, row, copy in zip(slots, sources, rows, copies, strict=True):
+                    yield {**spool.get(slot), PROVENANCE: self._provenance(int(source), int(row), int(copy))}
+
+            write_rows(path, walk)
+        card = {**self.card(), **(facts or {}), "file": {"name": path.name, "sha256": _sha256(path)}}
+        write_atomic(card_file(path), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+    def card(self) -> dict[str, Any]:
+        """What was drawn from what."""
+        sources = {
+            pool.name: {
+                "weight": float(self.weights[i]),
+                "available": len(pool.rows),
+                "withheld": pool.withheld,
+                "quota": int(self.quotas[i]),
+                "rows": int(self.counts[i]),
+                "repeats": self.repeats[i],
+                "tokens": self.tokens[i],
+                "hash": pool.table.content_hash,
+                "files": [str(file) for file in pool.table.files],
+            }
+            for i, pool in enumerate(self.pools)
+        }
+        return {
+            "rows": self.rows,
+            "tokens": sum(self.tokens),
+            "format": self.layout.format,  # for those who read the rows
+            "seed": self.seed,
+            "max_repeats": self.max_repeats,
+            "on_shortfall": self.on_shortfall,
+            "sources": sources,
+            "notes": self.notes(),
+            "versions": {"bilevel": version("bilevel")},
+        }
+
+    def notes(self) -> list[str]:
+        """What a user should know before using the mix."""
+        notes = [
+            f"rows of {pool.name!r} that stand in the validation data too, and are left out: {pool.withheld:,}"
+            for pool in self.pools
+            if pool.withheld
+        ]
+        for pool, quota, count in zip(self.pools, self.quotas, self.counts, strict=True):
+            if count < quota:
+                limit = f"it has {len(pool.rows):,}, used at most {self.max_repeats} times each"
+                notes.append(f"{pool.name!r} gives {count:,} rows, {quota - count:,} fewer than its weight asks: {limit}")
+            elif count > quota:
+                notes.append(f"{pool.name!r} gives {count:,} rows, {count - quota:,} of them in place of other sources")
+        return notes
+
+    def table(self) -> Group:
+        """The mix for a person, with its notes below."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("source")
+        for column in ("weight", "rows available", "rows drawn", "repeats", "tokens"):
+            table.add_column(column, justify="right")
+        for i, pool in enumerate(self.pools):
+            counts = (f"{len(pool.rows):,}", f"{self.counts[i]:,}", f"{self.repeats[i]:.2f}", f"{self.tokens[i]:,}")
+            table.add_row(pool.name, f"{self.weights[i]:.3f}", *counts)
+        available = sum(len(pool.rows) for pool in self.pools)
+        table.add_row("all", "", f"{available:,}", f"{self.rows:,}", "", f"{sum(self.tokens):,}")
+        return Group(table, *(Text(f"- {note}") for note in self.notes()))
+
+    def _written(self, record: Record) -> Mapping[str, Any]:
+        if self.format == "messages":
+            return as_messages(record)
+        if layout_of(record) != self.layout:
+            raise InputError(
+                f"{record.where}: the row is {layout_of(record)}, unlike the first one ({self.layout}); "
+                "use --format messages"
+            )
+        return {name: value for name, value in record.fields.items() if name != PROVENANCE}  # an earlier mix has it
+
+    def _provenance(self, source: int, row: int, copy: int) -> dict[str, Any]:
+        table = self.pools[source].table
+        file, number = str(table.files[table.file[row]]), int(table.number[row])
+        return {"source": self.pools[source].name, "file": file, "row": number, "repeat": copy}
+
+
+def card_file(path: Path) -> Path:
+    """Where the card of a mix is: beside it."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The language model: its files, its forward pass, adapters, export and cost."""

@@ -1,0 +1,194 @@
+"""A run's tuned model as a Hugging Face directory: config, tokenizer with its chat template, generation config, weights."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from bilevel import InputError
+from bilevel.checkpoint import SavedVariable, saved_variables
+from bilevel.run_directory import RunDirectory
+from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoder
+from bilevel_llm.model.files import BUNDLED, find_model, quiet_transformers
+from bilevel_llm.model.language_model import LanguageModel
+from bilevel_llm.model.lora import LoRA
+
+log = logging.getLogger("bilevel.llm")
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def export_model(
+    run: Path,
+    directory: Path,
+    *,
+    variable: str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+    adapter: bool = False,
+) -> None:
+    """Write the model of a run's checkpoint as a directory that `from_pretrained` reads.
+
+    run: the directory of a `llm-finetuning` or `llm-reweighting` run.
+    directory: must not exist. It appears when it is complete.
+    variable: which lower variable. None takes z, which has seen training data alone, and y where there is no z. (The y of
+        a reweighting run has been trained on the validation sets as well.)
+    step: of the checkpoint; None takes the last one.
+    dtype: precision of the weights, one of PRECISIONS; None keeps that of the checkpoint (and float32 for an adapter).
+    adapter: of a LoRA run, keep the adapter apart (a peft directory) instead of merging it into the weights. Merging is
+        done in float32.
+
+    Raises `InputError` for what is not there, or is there already.
+    """
+    if dtype is not None and dtype not in PRECISIONS:
+        raise InputError(f"--dtype {dtype}: a model is written in {', '.join(PRECISIONS)}")
+    check_new(directory)
+    settings = _problem_settings(run)
+    checkpoint = _checkpoint(run, step)
+    variable = _variable(checkpoint, variable)
+    lora = LoRA(**settings["lora"]) if settings.get("lora") else None
+    if adapter and lora is None:
+        raise InputError(f"{run} has not trained an adapter (problem.lora is not set); export it without --adapter")
+
+    remote_code = bool(settings.get("trust_remote_code"))
+    files = find_model(settings["model"])
+    tokenizer = files.load_tokenizer(remote_code)
+    tokenizer.chat_template = _chat_template(tokenizer, settings.get("template", "auto"))
+    model = files.load_model(trust_remote_code=remote_code)
+    stored = _stored_precision(checkpoint, variable)
+    exact = torch.promote_types(stored, torch.float32) if lora is not None else stored  # merging adds, so let it be precise
+    model.to(exact)
+    if lora is not None:
+        model = lora.wrap(model)
+        name = settings["model"]
+        on_hub = name not in BUNDLED and not Path(name).expanduser().exists()
+        model.peft_config["default"].base_model_name_or_path = name if on_hub else str(files.path.absolute())
+    _fill(LanguageModel(model), checkpoint, variable)
+    if lora is not None and not adapter:
+        model = model.merge_and_unload()
+    if dtype is not None or not adapter:
+        model.to(getattr(torch, dtype) if dtype is not None else stored)
+    _write(directory, model, tokenizer, {"save_embedding_layers": False} if adapter else {})  # they are frozen
+    log.info("%s of %s, after %d steps, is in %s", variable, run, _steps(checkpoint), directory)
+
+
+def check_new(directory: Path) -> None:
+    """Raises `InputError` if there is something of that name."""
+    if directory.exists():
+        raise InputError(f"{directory} exists, and nothing is written over; name a new directory")
+
+
+def _problem_settings(run: Path) -> Mapping[str, Any]:
+    """The settings of the run's problem, from a recipe or from Python."""
+    recipe_file = RunDirectory(run).recipe_file
+    if not recipe_file.is_file():
+        raise InputError(f"{run} is not the directory of a run: it has no {recipe_file.name}")
+    problem = yaml.safe_load(recipe_file.read_text())["problem"]
+    settings: Mapping[str, Any] = problem.get("fields", problem)
+    if "model" not in settings:
+        name = problem.get("name", problem.get("class"))
+        raise InputError(f"{run} is a run of {name!r}, which has no language model to export")
+    return settings
+
+
+def _checkpoint(run: Path, step: int | None) -> Path:
+    directory = RunDirectory(run)
+    last = directory.last_checkpoint()
+    if last is None:
+        raise InputError(f"{run} has no checkpoint yet")
+    if step is None:
+        return last[1]
+    found = {_steps(path): path for path in sorted(directory.checkpoints.glob("step-*"))}
+    if step not in found:
+        raise InputError(f"{run} has no checkpoint after {step} steps; there are: {', '.join(map(str, found))}")
+    return found[step]
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _variable(checkpoint: Path, wanted: str | None) -> str:
+    known = [name for name in saved_variables(checkpoint) if name != "x"]
+    if wanted is None:
+        return "z" if "z" in known else known[0]
+    if wanted not in known:
+        raise InputError(f"{checkpoint} has no lower variable {wanted!r}; there are: {', '.join(known)}")
+    return wanted
+
+
+def _stored_precision(checkpoint: Path, variable: str) -> torch.dtype:
+    """That of most weights: adapters may be more precise than what they adapt."""
+    sizes: Counter[torch.dtype] = Counter()
+    for _, tensor in SavedVariable(checkpoint, variable).weights():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def _fill(module: nn.Module, checkpoint: Path, variable: str) -> None:
+    """Copy the weights into the module. Tied weights stand in the checkpoint once, and in the module under several names."""
+    places = module.state_dict()
+    filled: set[int] = set()
+    with torch.no_grad():
+        for name, tensor in SavedVariable(checkpoint, variable).weights():
+            place = places.get(name)
+            if place is None or place.shape != tensor.shape:
+                raise InputError(f"{checkpoint} is of another model than the recipe's: {name} does not fit")
+            place.copy_(tensor)
+            filled.add(place.data_ptr())
+    missing = [name for name, place in places.items() if place.data_ptr() not in filled]
+    if missing:
+        raise InputError(f"{checkpoint} is of another model than the recipe's: it lacks {missing[0]}")
+
+
+def _chat_template(tokenizer: Any, template: Any) -> str | None:
+    """The template that conversations were written with in training, as Jinja."""
+    encoder = Encoder(tokenizer, template)
+    if encoder.chat_template is not None:
+        return tokenizer.chat_template  # type: ignore[no-any-return]
+    bos = "{{ bos_token }}" if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else ""
+    roles = "{% elif ".join(f"message['role'] == '{role}' %}}" + _jinja(text) for role, text in PLAIN_TEMPLATE.items())
+    response = PLAIN_TEMPLATE["assistant"].partition("{text}")[0]
+    return (
+        bos + "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}{% if " + roles
+        + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + _jinja("\n\n" + response) + "{% endif %}"
+    )  # fmt: skip
+
+
+def _jinja(text: str) -> str:
+    """A turn of the plain template. Line ends are written as strings, because Jinja eats them after a tag."""
+    fields = {"{text}": "{{ message['content'] }}", "{eos}": "{{ eos_token }}", "\n": "{{ '\\n' }}"}
+    for field, expression in fields.items():
+        text = text.replace(field, expression)
+    return text
+
+
+def _write(directory: Path, model: Any, tokenizer: Any, how: Mapping[str, Any]) -> None:
+    """Into a hidden directory beside it, which takes the name when all is there."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        part = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.part")
+        part.mkdir()
+    except OSError as error:
+        raise InputError(f"{directory} cannot be written: {error.strerror}") from error
+    try:
+        with quiet_transformers():
+            model.save_pretrained(part, **how)
+        (part / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
+        tokenizer.save_pretrained(part)
+        for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
+            file.chmod((part / "tokenizer_config.json").stat().st_mode)
+        check_new(directory)
+        part.rename(directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,47 @@
+"""Registers the language-model problems, the baselines that learned weights are compared with, features and commands."""
+
+from bilevel.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def bilevel_problems(register: Register) -> None:
+    """The problems of this package."""
+    register("llm-reweighting", "bilevel_llm.reweighting.problem:LLMReweighting")
+    register("llm-finetuning", "bilevel_llm.finetuning.problem:FineTuning")
+
+
+@hookimpl
+def bilevel_features(register: Register) -> None:
+    """The features of this package."""
+    register("length", "bilevel_llm.data.features:length")
+    register("hashed-words", "bilevel_llm.data.features:hashed_words")
+
+
+@hookimpl
+def bilevel_solvers(register: Register) -> None:
+    """Solvers that need more of a problem than `bilevel.Problem` says: language-model data by source."""
+    register("doremi", "bilevel_llm.baselines.doremi:DoReMi")
+    register("odm", "bilevel_llm.baselines.odm:ODM")
+
+
+@hookimpl
+def bilevel_weightings(register: Register) -> None:
+    """What learned weights are compared with."""
+    register("uniform", "bilevel_llm.baselines.uniform:Uniform")
+    register("proportional", "bilevel_llm.baselines.proportional:Proportional")
+    register("temperature", "bilevel_llm.baselines.temperature:Temperature")
+    register("doremi", "bilevel_llm.baselines.doremi:DoReMi")
+    register("odm", "bilevel_llm.baselines.odm:ODM")
+    register("less", "bilevel_llm.baselines.less:LESS")
+
+
+@hookimpl
+def bilevel_commands(register: Register) -> None:
+    """The commands of this package."""
+    register("mix", "bilevel_llm.commands.mix:mix")
+    register("export-weights", "bilevel_llm.commands.export_weights:export_weights")
+    register("finetune", "bilevel_llm.commands.finetune:finetune")
+    register("export", "bilevel_llm.commands.export:export")
+    register("evaluate", "bilevel_llm.commands.evaluate:evaluate")
+    register("weigh", "bilevel_llm.commands.weigh:weigh")
+    register("compare", "bilevel_llm.commands.compare:compare")

@@ -1,0 +1,1 @@
+"""The flagship problem: weights of training data, and whether to trust them."""

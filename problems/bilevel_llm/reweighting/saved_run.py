@@ -1,0 +1,153 @@
+"""A reweighting run as a mix needs it: its problem, its weights, and whether its data is still the same."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from bilevel.errors import InputError
+from bilevel.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from bilevel.plugins import Plugins
+    from bilevel_llm.reweighting.problem import LLMReweighting, Source
+
+KINDS: Mapping[str, str] = {"average": "average", "final": "sources"}
+"""What the weights of a run are called -> their key in weights.json."""
+
+
+@dataclass(frozen=True)
+class WeightedRun:
+    """A run directory, read.
+
+    weights: source -> weight, of all sources of the recipe, in its order; they sum to 1.
+    origin: where the weights were read.
+    hashes: source -> hash of its data when the run read it (`tokens.content_hash`); empty if there is no weights.json.
+    """
+
+    directory: Path
+    problem: LLMReweighting
+    weights: Mapping[str, float]
+    origin: str
+    hashes: Mapping[str, str]
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return RunDirectory(self.directory).recipe_file
+
+    def check_data(self) -> None:
+        """Raises `InputError` if a source's files are no longer those that the weights were learned on."""
+        from bilevel_llm.data.tokens import content_hash
+
+        changed = [
+            source.name
+            for source in self.problem.sources
+            if source.name in self.hashes and content_hash(patterns_of(source)) != self.hashes[source.name]
+        ]
+        if changed:
+            raise InputError(
+                f"the data of {' and '.join(map(repr, changed))} changed since the weights in {self.directory} were learned "
+                "(another hash than in weights.json); bring the old files back, run again, or use --allow-changed-data"
+            )
+
+
+def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> WeightedRun:
+    """Read a run directory of `llm-reweighting`.
+
+    weights: "average" (over the second half of the steps that moved them), "final" (after the last step), or a JSON file:
+        an object {source: weight}, or the weights.json of another run, of which the average is taken.
+
+    Raises `InputError` if this is no run of that problem, if it has no weights yet, and for weights that do not fit.
+    """
+    problem = _read_problem(RunDirectory(directory).recipe_file, plugins)
+    names = [source.name for source in problem.sources]
+    file = directory / "weights.json"
+    if weights not in KINDS:
+        if not Path(weights).is_file():
+            raise InputError(f"--weights {weights}: there is no such file; give average, final, or a JSON file")
+        given = read_json(Path(weights))
+        learned = read_json(file) if file.exists() else {}
+        origin, values = weights, given.get("average", given) if isinstance(given.get("sources"), dict) else given
+    elif file.exists():
+        learned = read_json(file)
+        origin, values = f"{file} ({weights})", learned.get(KINDS[weights])
+    else:
+        raise InputError(f"{directory} has no weights yet: there is no {file.name}; the run has not done a step")
+    hashes = {name: facts["hash"] for name, facts in learned.get("data", {}).get("sources", {}).items()}
+    return WeightedRun(directory, problem, fit_weights(values, names, origin), origin, hashes)
+
+
+def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, float]:
+    """Weights of exactly these sources, in their order, scaled to sum to 1.
+
+    origin: where they come from, for messages. Raises `InputError` if a source is missing, unknown or has a weight that
+    is no number, negative or not finite, or if all are 0.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{origin}: these are no weights; an object {{source: weight}} is needed")
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            guess = f"did you mean {near[0]!r}?" if near else f"its sources: {', '.join(names)}"
+            raise InputError(f"{origin}: {name!r} is not a source of the recipe; {guess}")
+    for name in names:
+        if name not in values:
+            raise InputError(f"{origin}: the source {name!r} has no weight; give one for every source (0 leaves it out)")
+        weight = values[name]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+            raise InputError(f"{origin}: the weight of {name!r} is {weight!r}; it must be a number, and not negative")
+    total = math.fsum(values[name] for name in names)
+    if total <= 0:
+        raise InputError(f"{origin}: all weights are 0")
+    return {name: values[name] / total for name in names}
+
+
+def patterns_of(source: Source) -> list[str]:
+    """The paths and globs of a source."""
+    return [source.path] if isinstance(source.path, str) else source.path
+
+
+def _read_problem(file: Path, plugins: Plugins) -> LLMReweighting:
+    """The problem of a resolved recipe; the other sections are not needed, and what they name may not be installed."""
+    from bilevel_llm.reweighting.problem import LLMReweighting
+
+    if not file.is_file():
+        raise InputError(f"{file.parent} is not a run: there is no {file.name}; name the output directory of `bilevel run`")
+    try:
+        section = dict(yaml.safe_load(file.read_text())["problem"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: not a recipe that `bilevel run` wrote: {error}") from error
+    target = section.pop("class", "")  # of a problem that a Python recipe gave as an object
+    name = section.pop("name", "") or next((n for n, p in plugins.parts["problems"].items() if p.target == target), target)
+    kind = plugins.find("problems", name).load()
+    if not (isinstance(kind, type) and issubclass(kind, LLMReweighting)):
+        raise InputError(f"{file}: a run of the problem {name!r}, which has no sources to mix; llm-reweighting has")
+    try:
+        problem: LLMReweighting = TypeAdapter(kind).validate_python(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("problem", *first["loc"])))
+        raise InputError(f"{file}: {key}: {first['msg']}; the run was made by another version") from error
+    return problem
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises `InputError` if it is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: a JSON object is needed, {{...}}")
+    return content

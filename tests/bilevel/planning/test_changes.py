@@ -1,0 +1,89 @@
+"""What is advised about a run that does not fit."""
+
+import pytest
+
+from bilevel import LISA, All, ScaleBiO
+from bilevel.planning.changes import Advice, advise
+from bilevel.planning.footprint import Footprint
+from bilevel.planning.hardware import GB, Hardware
+from bilevel.planning.plan import Setup, make_plan
+from bilevel_backends.torch_backend import TorchBackend
+from tests.bilevel.planning.small import small_cost
+from tests.bilevel.planning.zero import Zero
+
+
+def bytes_of(backend, active, gpus: int = 4, rows: int = 4096) -> int:  # type: ignore[no-untyped-def]
+    return make_plan(*arguments(backend, active, gpus, 80.0, rows)).gpu_bytes
+
+
+def arguments(backend, active, gpus: int, memory: float, rows: int):  # type: ignore[no-untyped-def]
+    machine = Hardware(gpus, memory, context=0, communicator=0, fragmentation=0)
+    return Footprint(small_cost(rows, rows), backend.dtype), Setup(backend, active, ScaleBiO().workload(), steps=20), machine
+
+
+def advice(backend, active, limit: int, gpus: int = 4, rows: int = 4096) -> Advice:  # type: ignore[no-untyped-def]
+    return advise(*arguments(backend, active, gpus, limit / GB, rows))
+
+
+def test_large_activations_ask_for_smaller_micro_batches_or_recomputation_whichever_is_quicker() -> None:
+    start = bytes_of(Zero(dtype="bfloat16"), All())
+    found = advice(Zero(dtype="bfloat16"), All(), limit=start - 1)
+    assert found.cheapest is not None
+    assert found.cheapest.plan.fits
+    fitting = [
+        change
+        for change in found.alone
+        if change.plan.fits and "active" not in change.words[0] and "gpus" not in change.words[0]
+    ]
+    assert found.cheapest.plan.step_seconds == min(change.plan.step_seconds for change in fitting)
+    assert {change.words[0].split("=")[0] for change in found.alone} == {
+        "--set backend.activation_checkpointing", "--set backend.micro_batch_size", "--set backend.offload_optimizer",
+        "--set backend.offload_parameters", "--set active.name", "--gpus 8", "--gpus 16", "--gpus 32", "--gpus 64",
+    }  # fmt: skip
+
+
+def test_stages_are_raised_before_anything_is_offloaded() -> None:
+    start = bytes_of(Zero(dtype="bfloat16", zero_stage=0), LISA(), rows=4)
+    found = advice(Zero(dtype="bfloat16", zero_stage=0), LISA(), limit=start - 1, rows=4)
+    assert found.cheapest is not None
+    assert found.cheapest.words[0].startswith("--set backend.zero_stage=")
+
+
+def test_two_settings_together_where_one_is_not_enough() -> None:
+    target = bytes_of(Zero(dtype="bfloat16", activation_checkpointing=True, micro_batch_size=1), LISA())
+    found = advice(Zero(dtype="bfloat16"), LISA(), limit=target)
+    assert found.cheapest is not None
+    assert len(found.cheapest.words) >= 2
+    assert not any(change.plan.fits for change in found.alone if change.words == found.cheapest.words[:1])
+    assert found.cheapest.plan.fits
+
+
+def test_training_fewer_blocks_comes_after_what_changes_no_result() -> None:
+    both = TorchBackend(dtype="bfloat16", activation_checkpointing=True, micro_batch_size=1)
+    smallest = bytes_of(both, All(), gpus=1)
+    enough = advice(TorchBackend(dtype="bfloat16"), All(), limit=smallest, gpus=1)
+    assert enough.cheapest is not None
+    assert not any("active" in word for word in enough.cheapest.words)
+    less = advice(TorchBackend(dtype="bfloat16"), All(), limit=smallest - 1, gpus=1)
+    assert less.cheapest is not None
+    assert less.cheapest.words[:2] == ("--set active.name=lisa", "--set active.blocks=2")
+
+
+def test_a_backend_is_asked_for_nothing_that_it_has_not() -> None:
+    found = advice(TorchBackend(dtype="bfloat16"), LISA(blocks=2), limit=10, gpus=1, rows=8)
+    assert found.cheapest is None
+    assert {change.words[0].split("=")[0] for change in found.alone} == {
+        "--set backend.activation_checkpointing", "--set backend.micro_batch_size", "--set active.blocks",
+    }  # fmt: skip
+
+
+def test_settings_that_contradict_each_other_are_not_advised() -> None:
+    found = advice(Zero(dtype="bfloat16", zero_stage=2), LISA(), limit=10, rows=8)
+    assert "--set backend.offload_parameters=true" not in [change.words[0] for change in found.alone]
+
+
+@pytest.mark.parametrize("limit", [20_000, 60_000, 200_000])
+def test_advice_is_what_a_plan_of_it_says(limit: int) -> None:
+    found = advice(Zero(dtype="bfloat16", micro_batch_size=16), LISA(), limit=limit, rows=64)
+    if found.cheapest is not None:
+        assert found.cheapest.plan.gpu_bytes <= limit

@@ -1,0 +1,121 @@
+"""`bilevel plan` as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bilevel.cli import app, main
+from bilevel.plugins import Plugins
+from tests.bilevel.planning.conftest import PLANS, ROOT
+from tests.bilevel_llm.reweighting.conftest import FAMILIES
+
+RECIPE = """
+problem:
+  name: llm-reweighting
+  model: {model}
+  sources: [{{name: a, path: not/there/a.jsonl}}, {{name: b, path: not/there/b.jsonl}}]
+  validation: [{{path: not/there/v.jsonl}}]
+  max_length: 64
+  batch_size: 8
+solver: {{name: scalebio}}
+backend: {{name: torch, dtype: bfloat16}}
+active: {{name: lisa}}
+run: {{steps: 20, output: out}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Family -> a recipe whose model is a config.json alone and whose data do not exist."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(family: str = "llama") -> str:
+        FAMILIES[family]().save_pretrained(tmp_path / family)
+        (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=family))
+        return "recipe.yaml"
+
+    return write
+
+
+def plan(*words: str, expect: int = 0) -> str:
+    done = CliRunner().invoke(app, ["plan", *words])
+    assert done.exit_code == expect, (done.output, done.exception)
+    return done.output
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_config_alone_can_be_planned(recipe, family: str) -> None:  # type: ignore[no-untyped-def]
+    output = plan(recipe(family), "--json", "plan.json")
+    found = json.loads(Path("plan.json").read_text())
+    assert "fits: " in output
+    assert found["fits"]
+    assert found["gpu_bytes"] == sum(found["gpu"].values())
+    assert found["gpu"]["activations"] > found["activations_otherwise"] > 0
+    assert not Path("out").exists()
+
+
+def test_what_does_not_fit_ends_with_1_and_the_settings_to_change(recipe) -> None:  # type: ignore[no-untyped-def]
+    name = recipe()
+    plan(name, "--json", "plan.json")
+    needed = json.loads(Path("plan.json").read_text())["gpu_bytes"]
+    small = ["--gpu-memory", str((needed - 1000) / 1e9)]
+    output = plan(name, *small, "--json", "plan.json", expect=1)
+    advice = json.loads(Path("plan.json").read_text())["advice"]["cheapest"]["set"]
+    assert "does not fit" in output
+    assert f"cheapest change that fits: {' '.join(advice)}" in output
+    plan(name, *small, *" ".join(advice).split())
+
+
+def test_fewer_labels_need_less_memory(recipe) -> None:  # type: ignore[no-untyped-def]
+    name, sizes = recipe(), []
+    for share in ("1.0", "0.25"):
+        plan(name, "--labelled-share", share, "--json", "plan.json")
+        sizes.append(json.loads(Path("plan.json").read_text())["gpu"]["output, loss and working memory"])
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "2"], "the torch backend uses one device"),
+        (["--mfu", "40"], "--mfu is the part of the peak"),
+        (["--labelled-share", "0"], "the labelled share is a part of the tokens"),
+        (["--set", "active.blocks=9"], "active.blocks is 9"),
+        (["--set", "problem.model=nowhere/at-all"], "neither a directory"),
+        (["--set", "solver.name=f2sa"], "does not say what a step takes"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(recipe, capsys, monkeypatch, words: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("sys.argv", ["bilevel", "plan", recipe(), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_problem_without_a_cost_model_says_so(tmp_path: Path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    text = "problem: {name: quadratic}\nsolver: {name: scalebio}\nbackend: {name: torch}\nrun: {steps: 1, output: out}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    monkeypatch.setattr("sys.argv", ["bilevel", "plan", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "has no cost model" in capsys.readouterr().err
+
+
+def test_shipped_recipes_plan_from_the_command_line(zero_plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: zero_plugins)
+    monkeypatch.chdir(ROOT)
+    output = plan(str(PLANS / "qwen2-7b" / "recipe.yaml"), "--gpus", "8", "--set", "problem.max_length=128")
+    assert "each of 8 GPUs" in output
+    assert "fits: " in output
+
+
+def test_a_run_still_needs_weights(recipe, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("sys.argv", ["bilevel", "run", recipe()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "has no .safetensors file" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Every solver on the reweighting of a (tiny) language model: with blocks frozen, in bfloat16, in micro-batches."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bilevel import LISA, AdamW, InputError, RunError, fit
+from bilevel.backend import Vector
+from bilevel.testing.session import Session
+from bilevel_backends.torch_backend import TorchBackend
+from tests.bilevel.solvers.conftest import CASES, FIRST_ORDER
+from tests.bilevel_llm.reweighting.conftest import data, model_directory, problem  # noqa: F401
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("name", [name for name in FIRST_ORDER if name not in ("f2sa-p, p=1", "f2sa-p, p=3", "f2sa-p, p=4")])
+def test_first_order_solvers_train_some_blocks_in_bfloat16(name: str, problem: Make) -> None:  # noqa: F811
+    case = CASES[name]
+    solver = dataclasses.replace(case.solver, lr_x=0.01, lr_z=1e-3, optimizer_z=AdamW())
+    if name.startswith("f2sa-p"):  # what its arithmetic resolves depends on the precision of x, which is float32 here
+        solver = dataclasses.replace(solver, penalty=5.0)
+    backend = TorchBackend(device="cpu", dtype="bfloat16", micro_batch_size=3)
+    result = fit(problem(), solver, backend, steps=2, active=LISA(blocks=1, period=1))
+    first, last = (list(record["upper"].values()) for record in result.history)
+    assert first != last
+
+
+def test_second_order_products_of_a_language_model_are_those_of_finite_differences(problem: Make) -> None:  # noqa: F811
+    """The loss rounds to float32: over 1e-3, central differences are good to about 1e-4 of the product (measured 2e-5)."""
+    backend = TorchBackend(device="cpu", dtype="float64")
+    with Session(problem(), CASES["aid"].solver, backend) as session:
+        z, x, batch = session.variable("z"), session.state.x, session.problem.lower_batch(0, backend.shard)
+
+        def loss(b: Any) -> Any:
+            return session.problem.lower_loss(x, z, b)
+
+        def gradient(at: Vector) -> Vector:
+            backend.write(z, at)
+            backend.backward(loss, batch, wrt={z: 1.0})
+            return backend.take_gradient(z)
+
+        here = backend.read(z)
+        backend.backward(loss, batch, wrt={z: 1.0})
+        v = backend.take_gradient(z)
+        backend.backward_along(loss, batch, z, v, wrt={z: 1.0})
+        product = backend.take_gradient(z)
+        differences = (1 / 2e-3) * (gradient(here + 1e-3 * v) - gradient(here - 1e-3 * v))
+        off = product - differences
+        assert (backend.dot(off, off) / backend.dot(product, product)) ** 0.5 < 1e-3
+
+
+def test_aid_says_that_an_untrained_language_model_is_not_convex(problem: Make) -> None:  # noqa: F811
+    with pytest.raises(RunError, match="not strongly convex"):
+        fit(problem(), CASES["aid"].solver, TorchBackend(device="cpu", dtype="float64"), steps=1)
+
+
+def test_frozen_blocks_and_second_derivatives_do_not_go_together(problem: Make) -> None:  # noqa: F811
+    with pytest.raises(InputError, match="frozen"):
+        fit(problem(), CASES["aid"].solver, TorchBackend(device="cpu"), steps=1, active=LISA(blocks=1))

@@ -1,0 +1,116 @@
+"""Runs under a launcher: worker.py CASE DIRECTORY. What it finds out goes into DIRECTORY; the tests look there."""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bilevel import LISA, Backend
+from bilevel_backends.deepspeed_backend import DeepSpeedBackend
+from bilevel_backends.fsdp_backend import FSDPBackend
+from tests.bilevel_backends.distributed.cases import SOLVER, Sentences, run
+
+
+def backend_of(kind: str, **settings: Any) -> Backend:
+    fields: dict[str, Any] = {"dtype": "float32", **settings}
+    return FSDPBackend(**fields) if kind == "fsdp" else DeepSpeedBackend(zero_stage=int(kind[-1]), **fields)  # type: ignore[arg-type]
+
+
+KINDS = ("zero0", "zero1", "zero2", "zero3", "fsdp")
+EQUAL: dict[str, dict[str, Any]] = {
+    **{f"{kind}-whole": {} for kind in KINDS},
+    **{f"{kind}-micro": {"micro_batch_size": 2} for kind in KINDS},
+    **{f"{kind}-recomputed": {"micro_batch_size": 4, "activation_checkpointing": True} for kind in KINDS},
+    "zero1-offload": {"offload_optimizer": True},
+    "zero3-offload": {"offload_optimizer": True, "offload_parameters": True},
+    "zero3-persistent": {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 20}}},
+    "zero3-nothing-persistent": {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
+    "fsdp-offload": {"offload_parameters": True},
+}
+
+
+def equal(where: Path) -> None:
+    """The same run in every way; and bfloat16, which only has to work and to come near."""
+    for name, settings in EQUAL.items():
+        run(backend_of(name.split("-")[0], **settings), where / name)
+    for kind in KINDS:
+        run(backend_of(kind, dtype="bfloat16"), where / f"{kind}-bfloat16")
+
+
+def resume(where: Path) -> None:
+    """Go on: from our own checkpoint, from one of another number of processes, from another backend's."""
+    for kind in ("zero1", "zero3", "fsdp"):
+        for start in ("same", "torch"):
+            output = where / f"{kind}-from-{start}"
+            source = where / kind if start == "same" else where / "torch"
+            if start == "same":
+                run(backend_of(kind), source, steps=8)
+            if os.environ["RANK"] == "0":
+                shutil.copytree(source, output)
+            torch.distributed.barrier()
+            run(backend_of(kind), output, resume=True)
+    run(backend_of("zero2"), where / "half", steps=8)  # for one process to go on with
+
+
+def switches(where: Path) -> None:
+    """Fifty switches: time, bytes, hooks and memory."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        backend, problem = backend_of(kind), Sentences()
+        backend.start(0)
+        state = SOLVER.init(problem, backend)
+        z = state.replicas["z"]
+        seconds, sizes, hooks, memory = [], [], [], []
+        for t in range(50):
+            blocks = LISA(blocks=1, period=1).at(t, z.blocks, 0)
+            before = backend.weights(z)
+            started = time.perf_counter()
+            for replica in state.replicas.values():
+                backend.activate(replica, blocks)
+            seconds.append(time.perf_counter() - started)
+            SOLVER.step(t, state, problem, backend)
+            frozen = set(z.blocks.parameters(z.blocks.names - blocks))
+            after = backend.weights(z)
+            assert all(torch.equal(before[name], after[name]) for name in frozen & before.keys()), (
+                f"{kind}: a frozen block moved"
+            )
+            sizes.append(backend.optimizer_bytes(z))
+            module: Any = z.module  # type: ignore[attr-defined]
+            hooks.append(sum(len(p._post_accumulate_grad_hooks or ()) for p in module.parameters()))
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        found[kind] = {
+            "seconds": sorted(seconds)[25], "sizes": sizes, "hooks": hooks, "growth_kb": memory[-1] - memory[10],
+        }  # fmt: skip
+        backend.close()
+    (where / f"switches-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+def language_models(where: Path) -> None:
+    """Real architectures, made from stored weights; settings.json says where they and their data are."""
+    from tests.bilevel_backends.distributed.language import reweight
+
+    for family, settings in json.loads((where / "settings.json").read_text()).items():
+        for kind in ("zero2", "zero3", "fsdp"):
+            backend = backend_of(kind, micro_batch_size=2, activation_checkpointing=kind != "zero2")
+            reweight(backend, settings, where / f"{family}-{kind}")
+
+
+CASES: dict[str, Callable[[Path], None]] = {
+    "equal": equal,
+    "resume": resume,
+    "switches": switches,
+    "language_models": language_models,
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    CASES[sys.argv[1]](Path(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # without the process group's farewell, which warns where it was not destroyed

@@ -1,0 +1,316 @@
+"""LESS: its parts against truth, and planted cases."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel import InputError, Shard
+from bilevel_llm.baselines.base import Selection, Task
+from bilevel_llm.baselines.less import BETAS, EPSILON, LESS, Ranks, adam_direction
+from bilevel_llm.baselines.projection import Projection
+from bilevel_llm.baselines.row_gradients import RowGradients, row_batch, row_batches
+from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from tests.bilevel_llm.reweighting.conftest import FAMILIES, sentences, write_rows
+
+Make = Callable[..., Task]
+CPU = torch.device("cpu")
+SMALL = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2, micro_batch_size=16)
+
+
+def shaken(model: LanguageModel) -> LanguageModel:
+    """Fresh adapters have a zero half, whose partner has a zero gradient: move both away from there."""
+    torch.manual_seed(1)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(torch.randn_like(p) * 0.05)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_row_gradients_are_those_of_rows_taken_alone(task: Make, family: str, how: str) -> None:
+    """Against a backward pass through the plain model for each row, without padding. 1e-4 of the largest entry: float32."""
+    t = task(family)
+    model = shaken(SMALL.model(t.problem, 0))
+    table = t.problem.source_tables["other"]
+    rows = [3, 8, 11, 20]
+    assert len({len(table.row(row)[0]) for row in rows}) > 1
+    found = RowGradients(model, how)(row_batch(table, rows, CPU))  # type: ignore[arg-type]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    for gradient, row in zip(found, rows, strict=True):
+        ids, labels = (torch.from_numpy(part.copy()) for part in table.row(row))
+        logits = model.model(input_ids=ids[None].long()).logits[0]
+        loss = token_losses(logits[:-1], ids[1:].long())[labels[1:]].mean()
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trained.values()))])
+        assert expected.abs().max() > 1e-4
+        assert (gradient - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_gradients_of_chosen_blocks(task: Make) -> None:
+    t = task()
+    model = dataclasses.replace(SMALL, blocks=("model.model.layers.1",)).model(t.problem, 0)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(name.startswith("model.model.layers.1.") for name in trained)
+    batch = row_batch(t.problem.source_tables["clean"], [0, 1, 2], CPU)
+    by_vmap, by_loop = (RowGradients(model, how)(batch) for how in ("vmap", "loop"))
+    assert by_loop.abs().max() > 1e-4
+    torch.testing.assert_close(by_vmap, by_loop, rtol=1e-4, atol=1e-5 * float(by_loop.abs().max()))
+
+
+def test_a_model_that_cannot_be_vectorised_is_looped_over(task: Make, caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(LanguageModel):
+        def forward(self, ids, positions):  # type: ignore[no-untyped-def]
+            if ids.sum().item() < 0:
+                raise AssertionError
+            return super().forward(ids, positions)
+
+    t = task()
+    plain = shaken(SMALL.model(t.problem, 0))
+    stubborn = Stubborn(plain.model)
+    batch = row_batch(t.problem.source_tables["clean"], [0, 1], CPU)
+    rows = RowGradients(stubborn)
+    torch.testing.assert_close(rows(batch), RowGradients(plain, "loop")(batch))
+    assert rows.how == "loop"
+    assert "one by one" in caplog.text
+    with pytest.raises(InputError, match=r"weighting\.gradients=loop"):
+        RowGradients(stubborn, "vmap")(batch)
+
+
+def test_batches_of_like_length_hold_every_row_once(task: Make) -> None:
+    table = task().problem.source_tables["clean"]
+    batches = list(row_batches(table, range(1, 40, 2), 6, CPU))
+    assert sorted(row for part, _ in batches for row in part) == list(range(1, 40, 2))
+    lengths = [batch.ids.shape[1] for _, batch in batches]
+    assert lengths == sorted(lengths)
+    for part, batch in batches:
+        torch.testing.assert_close(batch.weights.sum(1), torch.ones(len(part)))
+
+
+def test_the_direction_is_the_next_step_of_adam() -> None:
+    """torch's own AdamW, after five steps, takes a sixth with each row's gradient."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([p], lr=0.1, betas=BETAS, eps=EPSILON, weight_decay=0)
+    for _ in range(5):
+        p.grad = torch.randn(6, dtype=torch.float64)
+        optimizer.step()
+    m, v = (optimizer.state[p][key].clone() for key in ("exp_avg", "exp_avg_sq"))
+    gradients = torch.randn(3, 6, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)[:, None]
+    found = adam_direction(gradients, m, v, 5)
+    before = {key: (value.clone()) for key, value in optimizer.state[p].items()}
+    place = p.detach().clone()
+    for gradient, direction in zip(gradients, found, strict=True):
+        optimizer.state[p].update({key: value.clone() for key, value in before.items()})
+        p.data.copy_(place)
+        p.grad = gradient.clone()
+        optimizer.step()
+        torch.testing.assert_close(direction, (place - p.detach()) / 0.1, rtol=1e-9, atol=1e-12)
+
+
+def test_projections_keep_inner_products() -> None:
+    """Of unit vectors the error has a variance of at most 2/d: at most 5 deviations over 190 pairs, and about none in the mean."""
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(20, 70_000) + 0.7)  # two blocks of signs, inner products about 1/3
+    d = 256
+    errors = []
+    for seed in range(4):
+        projected = Projection(70_000, d, seed)(vectors)
+        error = (projected @ projected.T - vectors @ vectors.T)[torch.triu_indices(20, 20, 1).unbind()]
+        assert error.abs().max() < 5 * (2 / d) ** 0.5
+        errors.append(error)
+    assert torch.stack(errors).std() < (2 / d) ** 0.5
+    assert torch.stack(errors).mean().abs() < 0.08  # a seed shifts all pairs together: the mean over four has s.e. < 0.045
+
+
+def test_a_projection_is_linear_and_a_function_of_its_seed() -> None:
+    torch.manual_seed(0)
+    v = torch.randn(3, 70_000)
+    project = Projection(70_000, 256, 5)
+    found = project(v)
+    torch.testing.assert_close(project(v[:1] + 2 * v[1:2]), found[:1] + 2 * found[1:2], rtol=1e-4, atol=1e-3)
+    assert torch.equal(found, Projection(70_000, 256, 5)(v))
+    assert not torch.allclose(found, Projection(70_000, 256, 6)(v), atol=0.1)
+    basis = torch.zeros(2, 70_000)
+    basis[0, 0], basis[1, 65_536] = 1, 1  # the first rows of two blocks of signs, which must differ
+    signs = project(basis) * 16
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    assert not torch.equal(signs[0], signs[1])
+
+
+def test_scores_are_the_mean_cosines_of_projected_gradients(task: Make) -> None:
+    """The whole score, recomputed: warm-up by torch's AdamW on the mean over sources, then cosine by cosine."""
+    t = task()
+    less = dataclasses.replace(SMALL, checkpoints=2)
+    found = less.weigh(t).selection
+    assert found is not None
+    model = less.model(t.problem, 0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=less.lr, weight_decay=0)
+    project = Projection(sum(p.numel() for p in trained), 256, 0)
+    rows = RowGradients(model, "loop")
+    expected = 0.0
+    for step in range(4):
+        (batch,) = t.problem.lower_batch(step, Shard(0))
+        optimizer.zero_grad()
+        (batch.weights @ token_losses(model(batch.ids, batch.positions), batch.targets)).mean().backward()
+        optimizer.step()
+        if step in (1, 3):
+            m, v = (torch.cat([optimizer.state[p][k].flatten() for p in trained]) for k in ("exp_avg", "exp_avg_sq"))
+            target = project(rows(row_batch(t.problem.validation_tables["validation"], range(30), CPU)))
+            direction = project(
+                adam_direction(rows(row_batch(t.problem.source_tables["other"], range(8), CPU)), m, v, step + 1)
+            )
+            expected = expected + torch.cosine_similarity(direction[:, None], target[None], dim=2).mean(1) / 2
+    np.testing.assert_allclose(found.scores["other"][:8], np.asarray(expected), atol=2e-4)
+
+
+def test_rows_like_the_target_are_selected(task: Make, data: dict[str, str], tmp_path: Path) -> None:
+    """`clean` comes from the target's distribution; the other sources are made of other letters."""
+    digits = write_rows(tmp_path / "digits.jsonl", sentences(5, 30, [str(n) for n in range(100, 130)]))
+    sources = [Source("digits", digits), Source("clean", data["clean"]), Source("noise", data["noise"])]
+    outcome = dataclasses.replace(SMALL, share=0.3, warmup_steps=6).weigh(task(sources=sources))
+    selection = outcome.selection
+    assert selection is not None
+    means = {name: scores.mean() for name, scores in selection.scores.items()}
+    assert means["clean"] > max(means["digits"], means["noise"]) + 0.05, means
+    assert len(selection) == 28
+    assert outcome.weights == selection.shares
+    assert outcome.weights["clean"] > 0.8
+    assert sum(outcome.weights.values()) == pytest.approx(1)
+
+
+def test_a_row_counts_for_the_set_that_it_serves_best(task: Make, data: dict[str, str], tmp_path: Path) -> None:
+    """max over validation sets: a second one, like `noise`, lifts the rows of `noise`, and lowers no row."""
+    second = write_rows(tmp_path / "second.jsonl", sentences(9, 20, [chr(c) * 3 for c in range(65, 91)]))
+    sets = [ValidationSet(data["target"]), ValidationSet(second, name="second")]
+    one, both = (SMALL.weigh(task(validation=v)).selection for v in (sets[:1], sets))
+    assert one is not None
+    assert both is not None
+    for name in ("clean", "other", "noise"):
+        assert (both.scores[name] >= one.scores[name] - 1e-4).all()
+    assert both.scores["noise"].mean() > one.scores["noise"].mean() + 0.05
+
+
+def test_the_same_task_gives_the_same_rows_and_the_cost_is_counted(task: Make) -> None:
+    outcome, again = SMALL.weigh(task(seed=4)), SMALL.weigh(task(seed=4))
+    assert outcome.selection is not None
+    assert again.selection is not None
+    assert list(outcome.selection) == list(again.selection)
+    problem = task().problem
+    sources = list(problem.source_tables.values())
+    warm = sum(len(sources[s].row(row)[0]) for step in range(4) for s, row in problem.lower_rows(step, 4))
+    everything = sum(len(table.ids) for table in [*sources, *problem.validation_tables.values()])
+    assert outcome.cost.tokens == outcome.cost.backward_tokens == warm + everything
+    assert outcome.cost.seconds > 0
+
+
+def test_the_best_rows_are_taken_over_all_sources() -> None:
+    scores = {"a": np.array([0.1, 0.9, 0.5]), "b": np.array([0.5, 0.7])}
+    selection = Selection.best(scores, 3)
+    assert list(selection) == [("a", 1, 0.9), ("b", 1, 0.7), ("a", 2, 0.5)]  # of equal ones, the earlier
+    assert selection.shares == {"a": pytest.approx(2 / 3), "b": pytest.approx(1 / 3)}
+
+
+def test_by_default_the_warm_up_is_as_long_as_in_the_paper_within_the_budget(task: Make) -> None:
+    assert LESS()._steps(task(steps=50)) == 2  # 4 epochs of 5% of 94 rows, in batches of 10
+    assert LESS()._steps(task(steps=1)) == 1
+
+
+def test_what_it_cannot_do_is_said_first(task: Make) -> None:
+    with pytest.raises(InputError, match=r"more than the budget run\.steps=3"):
+        SMALL.check(task(steps=3))
+    with pytest.raises(InputError, match="4 checkpoints need as many"):
+        LESS(checkpoints=4).check(task(steps=3))
+    with pytest.raises(InputError, match=r"weighting\.blocks: no block named 'layer9'"):
+        LESS(blocks=("layer9",)).weigh(task())
+    bad = [{"share": 0}, {"share": 1.5}, {"dimension": 100}, {"rank": 0}, {"warmup_steps": 0}, {"lr": 0}, {"checkpoints": 0}]
+    for settings in [*bad, {"blocks": ("a",), "dtype": "bfloat16"}]:
+        with pytest.raises(ValueError, match="must be"):
+            LESS(**settings)  # type: ignore[arg-type]
+
+
+def test_ranks_share_the_rows_and_agree_with_one(task: Make) -> None:
+    """Two threads as two processes. 1e-3: Adam's first steps are signs, which magnify rounding."""
+    meet, turn, sums = threading.Barrier(2), threading.Lock(), [torch.zeros(())] * 2
+
+    class InTurn(LESS):
+        def model(self, problem: LLMReweighting, seed: int) -> LanguageModel:
+            with turn:  # threads share torch's random state, processes do not
+                return super().model(problem, seed)
+
+    less = InTurn(**{**dataclasses.asdict(SMALL), "gradients": "loop"})
+
+    class Threads(Ranks):
+        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+            sums[self.rank] = tensor.clone()
+            meet.wait(60)
+            tensor.copy_(sums[0] + sums[1])
+            meet.wait(60)
+            return tensor
+
+    tasks = [task(), task()]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda rank: less.scores(tasks[rank], Threads(rank, 2, CPU)), range(2)))
+    one = less.scores(task(), Ranks(0, 1, CPU))
+    for name, scores in one.items():
+        np.testing.assert_array_equal(both[0][name], both[1][name])
+        np.testing.assert_allclose(both[0][name], scores, atol=1e-3)
+
+
+SCRIPT = """
+import json, os, sys, torch
+torch.set_num_threads(1)
+from bilevel_backends.torch_backend import TorchBackend
+from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.baselines.base import Task
+from bilevel_llm.baselines.less import LESS
+given = json.loads(sys.argv[1])
+problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], [ValidationSet(given["target"])], 64, 10)
+problem.prepare()
+less = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2, micro_batch_size=16)
+selection = less.weigh(Task(problem, TorchBackend(device="cpu"), steps=6)).selection
+print(json.dumps({name: scores.tolist() for name, scores in selection.scores.items()}), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_and_agree_with_one(
+    task: Make, model_directory: Callable[[str], Path], data: dict[str, str]
+) -> None:
+    """gloo, as torchrun would launch it. 1e-3: Adam's first steps are signs, which magnify rounding."""
+    sources = {name: data[name] for name in ("clean", "other", "noise")}
+    given = json.dumps({"model": str(model_directory("llama")), "sources": sources, "target": data["target"]})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, given],
+            env={**os.environ, **launch, "RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    assert outputs[0] == outputs[1]
+    one = SMALL.weigh(task()).selection
+    assert one is not None
+    for name, scores in one.scores.items():
+        np.testing.assert_allclose(outputs[0][name], scores, atol=1e-3)

@@ -1,0 +1,213 @@
+"""`bilevel weigh`: what it writes, third-party methods, and bad input, said before a model is loaded."""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bilevel import InputError, RunError
+from bilevel.cli import app
+from bilevel.config import load_config
+from bilevel.plugins import Plugins, load_plugins
+from bilevel_llm.baselines import run as command
+from bilevel_llm.reweighting.problem import LLMReweighting
+
+METHODS = ["uniform", "proportional", "temperature", "doremi", "odm", "less"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model_directory: Callable[[str], Path], data: dict[str, str]) -> Path:
+    tree = {
+        "problem": {
+            "name": "llm-reweighting",
+            "model": str(model_directory("llama")),
+            "sources": [{"name": name, "path": data[name]} for name in ("clean", "other", "noise")],
+            "validation": [{"path": data["target"]}],
+            "max_length": 64,
+            "batch_size": 10,
+        },
+        "solver": {"name": "scalebio", "lr_x": 0.1, "warmup": 1},
+        "backend": {"name": "torch", "device": "cpu"},
+        "run": {"steps": 3, "output": str(tmp_path / "run")},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture(autouse=True)
+def first_party(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: plugins)
+
+
+def weigh(*words: str | Path) -> None:
+    app(["weigh", *map(str, words)], standalone_mode=False)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "weights.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_directory_is_that_of_a_run(method: str, recipe: Path, tmp_path: Path, plugins: Plugins) -> None:
+    """Whoever reads the weights of `bilevel run` can read these, and the other way round."""
+    load_config(recipe, plugins, output=str(tmp_path / "learned")).fit()
+    weigh(method, recipe)
+    learned, weighed = read(tmp_path / "learned"), read(tmp_path / "run")
+    assert learned.keys() - {"targets", "flags", "weighting"} <= weighed.keys()
+    for key in ("data", "model", "versions", "seed"):
+        assert learned[key] == weighed[key]
+    assert sum(weighed["sources"].values()) == pytest.approx(1)
+    assert list(weighed["sources"]) == list(learned["sources"])
+    assert weighed["average"] == weighed["sources"]
+    assert weighed["method"]["name"] == method
+    assert set(weighed["cost"]) == {"seconds", "tokens", "backward_tokens"}
+    assert (weighed["cost"]["tokens"] > 0) == (method in ("doremi", "odm", "less"))
+    resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert resolved["weighting"]["name"] == method
+    assert "solver" not in resolved
+
+
+def test_the_recipe_that_was_kept_gives_the_same_weights(recipe: Path, tmp_path: Path) -> None:
+    weigh("temperature", recipe, "--set", "weighting.temperature=2")
+    weigh("temperature", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    assert read(tmp_path / "again")["sources"] == read(tmp_path / "run")["sources"]
+    assert read(tmp_path / "run")["method"] == {"name": "temperature", "temperature": 2.0, "by": "rows"}
+
+
+def test_a_selection_names_file_line_and_score_of_every_row(recipe: Path, tmp_path: Path, data: dict[str, str]) -> None:
+    weigh("less", recipe, "--set", "weighting.share=0.2", "--set", "weighting.dimension=64")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "selection.jsonl").read_text().splitlines()]
+    assert len(rows) == 19 == read(tmp_path / "run")["selection"]["rows"]
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len({(row["source"], row["row"]) for row in rows}) == 19
+    shares = read(tmp_path / "run")["sources"]
+    for row in rows:
+        assert row["file"] == data[row["source"]]
+        assert 1 <= row["number"] <= len(Path(row["file"]).read_text().splitlines())
+    assert shares == {name: pytest.approx(sum(row["source"] == name for row in rows) / 19) for name in shares}
+
+
+def test_doremi_is_resumed_after_an_interruption(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = ("--set", "run.steps=5", "--set", "run.checkpoint_every=2")
+    weigh("doremi", recipe, *longer, "--output", tmp_path / "whole")
+    original, calls = LLMReweighting.lower_batch, [0]
+
+    def failing(self: LLMReweighting, index: int, shard: Any) -> Any:
+        calls[0] += 1
+        if index == 4:
+            raise RunError("the machine went away")
+        return original(self, index, shard)
+
+    monkeypatch.setattr(LLMReweighting, "lower_batch", failing)
+    with pytest.raises(RunError, match="went away"):
+        weigh("doremi", recipe, *longer)
+    monkeypatch.undo()
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: load_plugins(own_points()))
+    weigh("doremi", recipe, *longer, "--resume")
+    assert read(tmp_path / "run")["sources"] == read(tmp_path / "whole")["sources"]
+    assert read(tmp_path / "run")["cost"]["tokens"] == read(tmp_path / "whole")["cost"]["tokens"]
+
+
+def own_points() -> list[EntryPoint]:
+    return [point for point in entry_points(group="bilevel") if point.name.startswith("bilevel")]
+
+
+OTHERS = """
+from dataclasses import dataclass
+from bilevel import hookimpl
+from bilevel_llm.baselines.base import Outcome, Weighting
+
+@hookimpl
+def bilevel_weightings(register):
+    register("favourite", "others_weighting:Favourite")
+
+@dataclass(frozen=True)
+class Favourite(Weighting):
+    name_of: str
+    share: float = 1.0
+    def weigh(self, task):
+        others = [name for name in task.problem.source_tables if name != self.name_of]
+        return Outcome({self.name_of: self.share, **{name: 0.0 for name in others}})
+"""
+
+
+@pytest.fixture
+def with_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "others_weighting.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("others_weighting", None)
+    loaded = load_plugins([*own_points(), EntryPoint("others", "others_weighting", "bilevel")])
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: loaded)
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_a_plugin_can_bring_a_weighting(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app(["list"], standalone_mode=False)
+    assert "favourite" in capsys.readouterr().out
+    weigh("favourite", recipe, "--set", "weighting.name_of=other")
+    assert read(tmp_path / "run")["sources"] == {"clean": 0, "other": 1, "noise": 0}
+
+
+@pytest.mark.usefixtures("with_plugin")
+@pytest.mark.parametrize(
+    ("changes", "message"), [("share=0.7", "not a distribution"), ("name_of=nobody", "the sources are")]
+)
+def test_what_a_method_gives_is_checked(recipe: Path, tmp_path: Path, changes: str, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        weigh("favourite", recipe, "--set", "weighting.name_of=other", "--set", f"weighting.{changes}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["temprature"], "no weighting is named 'temprature'; did you mean 'temperature'"),
+        (
+            ["temperature", "--set", "weighting.temperatur=3"],
+            r"unknown key weighting\.temperatur; did you mean 'temperature'",
+        ),
+        (["temperature", "--set", "weighting.temperature=0"], r"weighting: temperature must be positive"),
+        (["less", "--set", "weighting.share=2"], "share must be above 0"),
+        (["less", "--set", "weighting.gradients=jacobian"], r"weighting\.gradients is 'jacobian'"),
+        (["less", "--set", "weighting.name=doremi"], "'doremi', and 'less' was asked for"),
+        (["less", "--set", "weighting.warmup_steps=99"], r"more than the budget run\.steps=3"),
+        (["less", "--resume"], "less keeps nothing to resume from"),
+        (["doremi", "--set", "run.steps=1", "--set", "weighting.reference_steps=1"], "leaves none for the proxy"),
+        (["doremi", "--resume"], "there is no run to resume"),
+        (["uniform", "--set", "problem={name: quadratic}"], "only data of an llm-reweighting problem"),
+        (["uniform", "--set", "mystery={}"], "unknown section 'mystery'"),
+    ],
+)
+def test_bad_input_is_named_before_a_model_is_loaded(
+    recipe: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match=message):
+        weigh(words[0], recipe, *words[1:])
+
+
+def test_nothing_is_overwritten(recipe: Path, tmp_path: Path) -> None:
+    weigh("uniform", recipe)
+    before = (tmp_path / "run" / "weights.json").read_bytes()
+    with pytest.raises(InputError, match="holds another run"):
+        weigh("proportional", recipe)
+    assert (tmp_path / "run" / "weights.json").read_bytes() == before
+
+
+def test_a_run_does_not_take_the_recipe_of_a_weighting_for_its_own(recipe: Path, tmp_path: Path, plugins: Plugins) -> None:
+    weigh("uniform", recipe)
+    with pytest.raises(InputError, match="unknown section 'weighting'"):
+        load_config(tmp_path / "run" / "recipe.yaml", plugins)
+
+
+def test_only_the_first_process_writes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    weigh("uniform", recipe)
+    assert not (tmp_path / "run").exists()
+    assert command.rank() == 1

@@ -1,0 +1,250 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bilevel.errors import InputError
+from bilevel_llm.data import tokens as module
+from bilevel_llm.data.chat import NO_END
+from bilevel_llm.data.tokens import TokenTable, content_hash, default_cache, tokenise
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def word_tokenizer(*more_words: str, eos: str | None = "</s>", template: str = TEMPLATE, **special: str):
+    words = ["<unk>", "</s>", "user", "assistant", "a", "b", "c", "d", *more_words]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<unk>",
+        eos_token=eos,
+        chat_template=template,
+        **special,
+    )
+
+
+def data(path: Path, *pairs: tuple[str, str]) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"instruction": q, "output": a}) + "\n" for q, a in pairs))
+    return str(path)
+
+
+def words_of(table: TokenTable, index: int) -> list[str]:
+    """The words of a row, targets in capitals."""
+    ids, labels = table.row(index)
+    words = word_tokenizer().convert_ids_to_tokens(ids.tolist())
+    return [word.upper() if label else word for word, label in zip(words, labels, strict=True)]
+
+
+def equal(one: TokenTable, other: TokenTable) -> bool:
+    def contents(table: TokenTable) -> list[object]:
+        arrays = (table.ids, table.labels, table.starts, table.fingerprints, table.file, table.number)
+        counts = [table.rows_read, table.truncated, table.dropped, table.notes, table.content_hash]
+        return [(array.dtype, array.tolist()) for array in arrays] + counts
+
+    return contents(one) == contents(other)
+
+
+@pytest.fixture
+def no_reading(monkeypatch):
+    """Fails a test that tokenises data anew."""
+
+    def forbid():
+        monkeypatch.setattr(module, "read_file", lambda *_: pytest.fail("the data was read again"))
+
+    return forbid
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def test_rows_of_all_files_are_laid_out_flat(tmp_path):
+    files = [data(tmp_path / "1.jsonl", ("a", "b c"), ("b", "d")), data(tmp_path / "2.jsonl", ("c", "a"))]
+    table = tokenise(files, word_tokenizer(), max_length=99)
+    assert len(table) == table.rows_read == 3
+    assert words_of(table, 0) == ["user", "a", "</s>", "assistant", "B", "C", "</S>"]
+    assert words_of(table, 2) == ["user", "c", "</s>", "assistant", "A", "</S>"]
+    assert table.starts.tolist() == [0, 7, 13, 19]
+    assert table.lengths.tolist() == [7, 6, 6]
+    assert table.supervised.tolist() == [3, 2, 2]
+    assert [table.where(row) for row in range(3)] == [f"{files[0]}:1", f"{files[0]}:2", f"{files[1]}:1"]
+    assert (table.ids.dtype, table.starts.dtype, table.labels.dtype) == (np.int32, np.int64, np.bool_)
+    assert (table.truncated, table.dropped, table.notes) == (0, 0, {})
+
+
+def test_long_rows_keep_their_beginning_and_rows_without_a_target_are_left_out(tmp_path):
+    table = tokenise(
+        [data(tmp_path / "1.jsonl", ("a b c", "a"), ("a", "b"), ("a", "b c d"))], word_tokenizer(), max_length=6
+    )
+    assert [words_of(table, row) for row in range(len(table))] == [
+        ["user", "a", "</s>", "assistant", "B", "</S>"],
+        ["user", "a", "</s>", "assistant", "B", "C"],
+    ]
+    assert (table.rows_read, table.truncated, table.dropped) == (3, 1, 1)
+    assert table.where(0).endswith("1.jsonl:2")
+
+
+def test_a_source_without_any_target_is_an_error_that_names_its_first_row(tmp_path):
+    path = data(tmp_path / "1.jsonl", ("a", "b"), ("a", "c"))
+    with pytest.raises(
+        InputError, match=r"max_length=4: .*1\.jsonl:1 has its first at token 5 of 6 \(2 rows read\); raise max_length"
+    ):
+        tokenise([path], word_tokenizer(), max_length=4, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_max_length_must_leave_something_to_predict(tmp_path):
+    with pytest.raises(InputError, match="max_length is 1; it must be at least 2"):
+        tokenise([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=1)
+
+
+def test_notes_are_counted_by_row(tmp_path):
+    table = tokenise(
+        [data(tmp_path / "1.jsonl", ("a", "b"), ("a", "c"))], word_tokenizer(eos=None), template="plain", max_length=99
+    )
+    assert table.notes == {NO_END: 2}
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_the_cache_gives_the_same_table_without_reading_the_rows(tmp_path, no_reading):
+    path, cache = data(tmp_path / "1.jsonl", ("a", "b"), ("a b c d", "c"), ("a", "b c d")), tmp_path / "cache"
+    fresh = tokenise([path], word_tokenizer(), max_length=6, cache=cache)
+    no_reading()
+    cached = tokenise([path], word_tokenizer(), max_length=6, cache=cache)
+    assert equal(fresh, cached)
+    assert equal(fresh, tokenise([path], used_tokenizer(), max_length=6, cache=cache))
+    assert cached.ids.flags.writeable
+
+
+def used_tokenizer():
+    tokenizer = word_tokenizer()
+    tokenizer("a b c", truncation=True, max_length=2, padding="max_length")
+    return tokenizer
+
+
+def test_moved_files_are_found_in_the_cache_under_their_new_names(tmp_path, no_reading):
+    cache = tmp_path / "cache"
+    tokenise([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=9, cache=cache)
+    no_reading()
+    moved = data(tmp_path / "elsewhere" / "2.jsonl", ("a", "b"))
+    assert tokenise([moved], word_tokenizer(), max_length=9, cache=cache).where(0) == f"{moved}:1"
+
+
+CHANGES = {
+    "content": {"content": ("a", "c")},
+    "format": {"format": "alpaca"},
+    "template": {"template": "plain"},
+    "max_length": {"max_length": 8},
+    "vocabulary": {"tokenizer": lambda: word_tokenizer("e")},
+    "special tokens": {"tokenizer": lambda: word_tokenizer(bos_token="</s>")},
+    "chat template": {"tokenizer": lambda: word_tokenizer(template="a " + TEMPLATE)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_whatever_decides_about_the_tokens_is_part_of_the_cache_key(tmp_path, change):
+    def made_with(content=("a", "b"), tokenizer=word_tokenizer, **settings):
+        tokenise(
+            [data(tmp_path / "1.jsonl", content)],
+            tokenizer(),
+            **({"max_length": 9} | settings),
+            cache=tmp_path / "cache",
+        )
+        return len(list((tmp_path / "cache").iterdir()))
+
+    assert made_with() == 1
+    assert made_with(**change) == 2
+    assert made_with() == 2
+
+
+def flip_last_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "one bit flipped": flip_last_byte,
+    "counts changed": lambda path: path.write_bytes(path.read_bytes().replace(b'rows_read\\": 1', b'rows_read\\": 2')),
+    "another file": lambda path: save_file({"ids": np.arange(3)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_cache_file_is_made_again(tmp_path, damage, no_reading):
+    path, cache = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache"
+    fresh = tokenise([path], word_tokenizer(), max_length=9, cache=cache)
+    (file,) = cache.iterdir()
+    sound = file.read_bytes()
+    damage(file)
+    assert file.read_bytes() != sound, "the test has not damaged the file"
+    assert equal(fresh, tokenise([path], word_tokenizer(), max_length=9, cache=cache))
+    no_reading()
+    assert equal(fresh, tokenise([path], word_tokenizer(), max_length=9, cache=cache))
+
+
+def test_many_may_write_the_same_cache_file_at_once(tmp_path, monkeypatch):
+    path, cache, everyone = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache", Barrier(8)
+    build = module._build
+
+    def build_together(*arguments):
+        everyone.wait(10)
+        return build(*arguments)
+
+    monkeypatch.setattr(module, "_build", build_together)
+    with ThreadPoolExecutor(8) as pool:
+        tables = list(pool.map(lambda _: tokenise([path], word_tokenizer(), max_length=9, cache=cache), range(8)))
+    assert all(equal(tables[0], table) for table in tables)
+    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_before_the_work(tmp_path, no_reading):
+    (tmp_path / "file").write_text("")
+    no_reading()
+    path, cache = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "file" / "cache"
+    with pytest.raises(InputError, match=r"cache directory .*file/cache cannot be written: .*; set BILEVEL_CACHE"):
+        tokenise([path], word_tokenizer(), max_length=9, cache=cache)
+
+
+def test_the_cache_directory_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("BILEVEL_CACHE", raising=False)
+    assert default_cache() == Path("/home/ada/.cache/bilevel")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert default_cache() == Path("/caches/bilevel")
+    monkeypatch.setenv("BILEVEL_CACHE", "~/mine")
+    assert default_cache() == Path("/home/ada/mine")
+
+
+# --------------------------------------------------------------------------------------------------------- content hash
+
+
+def test_the_content_hash_depends_on_contents_and_their_order_alone(tmp_path):
+    one, two = data(tmp_path / "1.jsonl", ("a", "b")), data(tmp_path / "2.jsonl", ("a", "c"))
+    same = data(tmp_path / "deep" / "1.v2.jsonl", ("a", "b"))
+    assert content_hash([one, two]) == content_hash([same, two])
+    assert len({content_hash([one]), content_hash([two]), content_hash([one, two]), content_hash([two, one])}) == 4
+    assert tokenise([one], word_tokenizer(), max_length=9).content_hash == content_hash([one])
+
+
+def test_the_content_hash_of_a_saved_data_set_covers_its_files(tmp_path):
+    from datasets import Dataset
+
+    for name, answer in (("one", "b"), ("two", "c")):
+        Dataset.from_list([{"instruction": "a", "output": answer}]).save_to_disk(str(tmp_path / name))
+    assert content_hash([str(tmp_path / "one")]) != content_hash([str(tmp_path / "two")])
+    assert words_of(tokenise([str(tmp_path / "one")], word_tokenizer(), max_length=9), 0)[-2:] == ["B", "</S>"]

@@ -1,0 +1,109 @@
+"""Answers that a model writes: prompts, greedy decoding in batches, and what counts as right."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel import InputError
+from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.evaluation import generation
+from bilevel_llm.evaluation.generation import exact_matches, generate, make_questions
+from bilevel_llm.model.files import find_model
+from tests.bilevel_llm.comparison.conftest import bilevel
+from tests.bilevel_llm.reweighting.conftest import make_tokenizer, write_rows
+
+SUMS = [(i, i + 1) for i in (3, 17, 256, 4)]
+
+
+def row(question: str, answer: str) -> Row:
+    return Row((Turn("user", question), Turn("assistant", answer)), "here:1")
+
+
+@pytest.fixture
+def model(model_directory: Callable[[str], Path]) -> Any:
+    return find_model(str(model_directory("llama"))).load_model().eval()
+
+
+@pytest.mark.parametrize("template", ["model", "plain"])
+def test_a_prompt_is_what_training_saw_before_the_answer(template: str) -> None:
+    tokenizer = make_tokenizer()
+    (question,) = make_questions([row("1+1?", "It is\n#### 2")], tokenizer, template)  # type: ignore[arg-type]
+    text = tokenizer.decode(question.prompt)
+    if template == "model":
+        assert text == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+        assert question.end == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    else:
+        assert text.removeprefix("<bos>") == "### Instruction:\n1+1?\n\n### Response:\n"
+        assert question.end == tokenizer.eos_token_id
+    assert question.answer == "2"
+
+
+def test_of_several_turns_the_last_answer_is_asked_for() -> None:
+    turns = (Turn("user", "1+1?"), Turn("assistant", "#### 2"), Turn("user", "and 2+2?"), Turn("assistant", "#### 4"))
+    tokenizer = make_tokenizer()
+    (question,) = make_questions([Row(turns, "here:1")], tokenizer, "model")
+    assert tokenizer.decode(question.prompt).endswith("and 2+2?<|im_end|>\n<|im_start|>assistant\n")
+    assert question.answer == "4"
+
+
+def test_prompts_of_different_lengths_in_one_batch_get_the_greedy_answer_of_each(model: Any) -> None:
+    """Against one forward a token, without padding or cache."""
+    tokenizer = make_tokenizer()
+    questions = make_questions([row("?" * n, "#### 1") for n in (1, 9, 4)], tokenizer, "model")
+    with torch.inference_mode():
+        for question, text in zip(questions, generate(model, tokenizer, questions, 6), strict=True):
+            ids = list(question.prompt)
+            for _ in range(6):
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+                if ids[-1] in (question.end, tokenizer.eos_token_id):
+                    break
+            assert text == tokenizer.decode(ids[len(question.prompt) :], skip_special_tokens=True)
+
+
+def test_a_right_final_answer_counts_whatever_stands_before_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    questions = make_questions([row(f"{a}+1?", f"#### {b}") for a, b in SUMS], tokenizer, "model")
+    texts = ["The answer is 4.", "\\boxed{18}", "I think 256", "5"]
+    monkeypatch.setattr(generation, "generate", lambda *a: texts)
+    right, written = exact_matches(model, tokenizer, questions, 8)
+    assert right.tolist() == [True, True, False, True]
+    assert written == texts
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (Row((Turn("text", "plain"),), "f:3"), "f:3: exact_match needs a question"),
+        (row("1+1?", "who knows"), "here:1: exact_match needs a final answer"),
+    ],
+)
+def test_rows_without_an_answer_are_refused(bad: Row, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make_questions([bad], make_tokenizer(), "model")
+
+
+def test_a_comparison_measures_it(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Trained on one answer to everything, the tiny model gives it: half of the test rows are right."""
+    same = [{"instruction": f"{i}+1?", "output": "7"} for i in range(48)]
+    sums = write_rows(tmp_path / "sums.jsonl", same)
+    test = write_rows(tmp_path / "t.jsonl", [{"instruction": f"{i}?", "output": f"{7 + i % 2}"} for i in range(8)])
+    file = recipe(
+        rows=96, methods=["uniform", {"name": "sums", "weights": {"clean": 0, "other": 0, "noise": 1}}], max_new_tokens=8,
+        finetune={"lr": 2e-2, "batch_size": 8, "epochs": 3},
+        test=[{"name": "math", "path": test, "metrics": ["exact_match"]}],
+    )  # fmt: skip
+    bilevel("compare", file, "--set", f"problem.sources.2.path={sums}")
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    found = {c["method"]: c["metrics"] for c in content["cells"]}
+    answers = (tmp_path / "out" / "cells" / "sums" / "seed-0" / "answers-math.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in answers] == ["7"] * 8
+    assert found["sums"] == {"exact_match/math": 0.5}
+    assert found["base"] == {"exact_match/math": 0.0}
+    assert np.isclose(
+        content["differences"][0]["mean"], found["base"]["exact_match/math"] - found["uniform"]["exact_match/math"]
+    )

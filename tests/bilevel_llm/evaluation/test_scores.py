@@ -1,0 +1,103 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from bilevel import InputError
+from bilevel_llm.data.tokens import tokenise
+from bilevel_llm.evaluation import scores as evaluation
+from bilevel_llm.evaluation.scores import evaluate, score
+from bilevel_llm.finetuning.problem import FineTuning
+from bilevel_llm.model.files import find_model
+from tests.bilevel_llm.reweighting.conftest import sentences, write_rows
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_scores_are_what_a_row_by_row_reference_computes(
+    model_directory: Callable[[str], Path], data: dict[str, str], family: str
+) -> None:
+    """The whole model, one row at a time without padding; 1e-5 in float32."""
+    directory = str(model_directory(family))
+    (scores,) = evaluate(directory, [data["target"]], max_length=60).values()
+    table = tokenise([data["target"]], find_model(directory).load_tokenizer(), max_length=60)
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    losses, correct, targets = [], [], []
+    for i in range(len(table)):
+        ids, labels = (torch.from_numpy(part.copy()) for part in table.row(i))
+        with torch.no_grad():
+            predicted = model(input_ids=ids[None].long()).logits[0, :-1]
+        each = F.cross_entropy(predicted, ids[1:].long(), reduction="none")[labels[1:]]
+        losses.append(float(each.sum()))
+        targets.append(len(each))
+        correct.append(int((predicted.argmax(-1) == ids[1:])[labels[1:]].sum()))
+    assert scores.targets.tolist() == targets
+    assert scores.correct.tolist() == correct
+    np.testing.assert_allclose(scores.losses, losses, rtol=1e-5)
+    summary = scores.summary()
+    assert summary["rows"] == 30
+    assert summary["tokens"] == sum(targets)
+    assert summary["loss"] == pytest.approx(sum(losses) / sum(targets), rel=1e-5)
+    assert summary["row_loss"] == pytest.approx(sum(a / b for a, b in zip(losses, targets, strict=True)) / 30, rel=1e-5)
+    assert summary["perplexity"] == pytest.approx(math.exp(summary["loss"]))
+    assert summary["row_perplexity"] == pytest.approx(math.exp(summary["row_loss"]))
+    assert summary["token_accuracy"] == sum(correct) / sum(targets)
+
+
+def test_the_batches_change_nothing_and_the_same_call_gives_the_same_numbers(
+    tuning: Callable[..., FineTuning], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = tuning()
+    module, table = problem.lower(), problem._train
+    padded: list[int] = []
+    usual = evaluation._pad
+
+    def counting(*args: Any) -> Any:
+        result = usual(*args)
+        padded.append(result[0].numel())
+        return result
+
+    monkeypatch.setattr(evaluation, "_pad", counting)
+    by_budget = {budget: score(module, table, tokens_per_batch=budget) for budget in (1, 150, 300, 10_000)}
+    for scores in by_budget.values():
+        np.testing.assert_allclose(scores.losses, by_budget[1].losses, rtol=1e-5)
+    assert np.array_equal(score(module, table, tokens_per_batch=300).losses, by_budget[300].losses)
+    tokens = int(table.lengths.sum())
+    assert sum(padded[: len(table)]) == tokens  # a row at a time: no padding at all
+    padded.clear()
+    score(module, table, tokens_per_batch=300)
+    assert max(padded) <= 300
+    assert sum(padded) <= 1.1 * tokens
+
+
+def test_files_are_scored_one_by_one(model_directory: Callable[[str], Path], tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write_rows(tmp_path / f"{name}.jsonl", sentences(seed, 5 + seed))
+    scores = evaluate(str(model_directory("llama")), [f"{tmp_path}/*.jsonl"], max_length=64)
+    assert {Path(path).name: len(one.targets) for path, one in scores.items()} == {"a.jsonl": 5, "b.jsonl": 6}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": ["no-such.jsonl"]}, "no such file"),
+        ({"max_length": 3}, "no row has a token to learn"),
+        ({"template": "fancy"}, "fancy"),
+        ({"device": "quantum"}, "--device quantum: this machine cannot use it"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_the_model_is_loaded(
+    model_directory: Callable[[str], Path],
+    data: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+    message: str,
+) -> None:
+    monkeypatch.setattr("bilevel_llm.model.files.ModelFiles.load_model", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=message):
+        evaluate(str(model_directory("llama")), **{"data": [data["target"]], "max_length": 64, **settings})

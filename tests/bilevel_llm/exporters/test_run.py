@@ -1,0 +1,258 @@
+"""What is written for each trainer; whether the trainers read it is asked in test_trainers.py."""
+
+import csv
+import json
+import runpy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bilevel.errors import InputError
+from bilevel.plugins import Plugins
+from bilevel_llm.exporters.run import export, write
+from bilevel_llm.mixing.draw import make_mix
+from bilevel_llm.reweighting.saved_run import read_run
+from tests.bilevel_llm.mixing.conftest import AVERAGE, FINAL, alpaca, write_jsonl
+
+MakeRun = Callable[..., Path]
+
+
+def talks(name: str, rows: int, names: tuple[str, str] = ("user", "assistant")) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": names[0], "content": f"{name} {i}"}, {"role": names[1], "content": "a"}], "id": i}
+        for i in range(rows)
+    ]
+
+
+def sharegpt(rows: int, user: str = "human") -> list[dict[str, Any]]:
+    return [{"conversations": [{"from": user, "value": "q"}, {"from": "gpt", "value": str(i)}]} for i in range(rows)]
+
+
+def texts(rows: int) -> list[dict[str, Any]]:
+    return [{"text": f"once {i}"} for i in range(rows)]
+
+
+def pairs(rows: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"1 + {i} = ", "completion": str(i + 1)} for i in range(rows)]
+
+
+TALKS = {"web": talks("web", 40), "books": talks("books", 20), "chat": talks("chat", 10)}
+
+
+def mixed(run: Path, plugins: Plugins, file: Path, **settings: Any) -> Path:
+    weighted = read_run(run, plugins)
+    make_mix(weighted.problem, weighted.weights, rows=30, **settings).write(file)
+    return file
+
+
+# ----------------------------------------------------------------------------------------------------------- weights alone
+
+
+def test_json_is_read_back_by_mix(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    run = make_run()
+    write(export(run, "json", plugins, weights="final"), tmp_path / "w.json")
+    assert json.loads((tmp_path / "w.json").read_text()) == pytest.approx(FINAL, abs=1e-15)
+    assert read_run(run, plugins, str(tmp_path / "w.json")).weights == pytest.approx(FINAL, abs=1e-15)
+
+
+def test_csv_has_a_line_for_each_source(make_run: MakeRun, plugins: Plugins) -> None:
+    (text,) = export(make_run(), "csv", plugins).values()
+    lines = list(csv.DictReader(text.splitlines()))
+    assert {line["source"]: float(line["weight"]) for line in lines} == pytest.approx(AVERAGE, abs=1e-15)
+
+
+# ------------------------------------------------------------------------------------------------------------ interleaving
+
+
+def test_the_module_for_interleave_datasets_runs_and_keeps_the_weights(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    sources = {name: alpaca(name, rows) for name, rows in (("web", 900), ("books", 600), ("chat", 400))}
+    write(export(make_run(sources), "interleave", plugins, seed=3), tmp_path / "interleaved.py")
+    module = runpy.run_path(str(tmp_path / "interleaved.py"))
+    data = module["data"]
+    assert data.column_names == ["instruction", "input", "output"]
+    shares = {name: n / len(data) for name, n in Counter(text.split()[0] for text in data["instruction"]).items()}
+    assert shares == pytest.approx(AVERAGE, abs=0.04)  # 3 standard errors of about 1800 draws
+    assert len(set(data["instruction"])) == len(data)  # stops before a row comes twice
+
+
+def test_sources_of_other_files_can_be_interleaved(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    Dataset.from_list(alpaca("saved", 20)).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_list(alpaca("table", 20)).to_parquet(str(tmp_path / "t.parquet"))
+    run = make_run(
+        {"a": str(tmp_path / "saved"), "b": str(tmp_path / "t.parquet")},
+        average={"a": 0.5, "b": 0.5},
+        final={"a": 1, "b": 1},
+    )
+    write(export(run, "interleave", plugins, stop="all"), tmp_path / "i.py")
+    data = runpy.run_path(str(tmp_path / "i.py"))["data"]
+    assert len(set(data["instruction"])) == 40  # all rows of both came
+
+
+def test_a_source_without_weight_is_left_out(make_run: MakeRun, plugins: Plugins) -> None:
+    (text,) = export(make_run(average={"web": 0.5, "books": 0.0, "chat": 0.5}), "interleave", plugins).values()
+    assert "books" not in text
+
+
+# ---------------------------------------------------------------------------------------------------------- LLaMA-Factory
+
+
+def test_llamafactory_gets_a_description_of_every_source(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    run = make_run({"web": alpaca("web", 9), "books": TALKS["books"], "chat": sharegpt(5)})
+    files = export(run, "llamafactory", plugins, output=tmp_path / "lf")
+    arguments = yaml.safe_load(files["data.yaml"])
+    assert arguments == {
+        "dataset_dir": str(tmp_path / "lf"), "dataset": "web,books,chat", "mix_strategy": "interleave_under",
+        "interleave_probs": "0.5,0.3,0.2",
+    }  # fmt: skip
+    info = json.loads(files["dataset_info.json"])
+    assert info["web"]["file_name"] == str(tmp_path / "web.jsonl")
+    assert info["web"]["columns"] == {"prompt": "instruction", "query": "input", "response": "output"}
+    assert info["books"]["tags"] == {
+        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system",
+    }  # fmt: skip
+    assert info["chat"]["columns"] == {"messages": "conversations"}
+    assert (info["chat"]["tags"]["user_tag"], info["chat"]["tags"]["assistant_tag"]) == ("human", "gpt")
+
+
+def test_a_source_of_several_files_shares_its_weight_by_rows(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "web-a.jsonl", alpaca("a", 30))
+    write_jsonl(tmp_path / "web-b.jsonl", alpaca("b", 10))
+    run = make_run({"web": str(tmp_path / "web-?.jsonl"), "books": alpaca("c", 5), "chat": alpaca("d", 5)})
+    arguments = yaml.safe_load(export(run, "llamafactory", plugins, stop="all")["data.yaml"])
+    assert arguments["dataset"] == "web-1,web-2,books,chat"
+    assert list(map(float, arguments["interleave_probs"].split(","))) == pytest.approx([0.375, 0.125, 0.3, 0.2])
+    assert arguments["mix_strategy"] == "interleave_over"
+
+
+# ------------------------------------------------------------------------------------------------------------ TRL, axolotl
+
+
+def test_trl_gets_fractions(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    (text,) = export(make_run(TALKS), "trl", plugins).values()
+    entries = yaml.safe_load(text)["datasets"]
+    assert [entry["fraction"] for entry in entries] == pytest.approx(list(AVERAGE.values()), abs=1e-15)
+    assert entries[0]["data_files"] == [str(tmp_path / "web.jsonl")]
+    assert entries[0]["columns"] == ["messages"]
+
+
+def test_trl_before_1_8_gets_the_mix(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    run = make_run(TALKS)
+    with pytest.raises(InputError, match=r"TRL before 1\.8 has no weights; `bilevel mix"):
+        export(run, "trl", plugins, trainer_version="1.0.0")
+    file = mixed(run, plugins, tmp_path / "mix.jsonl")
+    (text,) = export(run, "trl", plugins, trainer_version="1.0.0", mix=file).values()
+    assert yaml.safe_load(text)["datasets"] == [{"path": "json", "data_files": [str(file)], "columns": ["messages"]}]
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings", "entry"),
+    [
+        (None, {}, {"type": "alpaca"}),
+        (None, {"format": "messages"}, {"type": "chat_template", "field_messages": "messages"}),
+        ({"web": texts(40), "books": texts(20), "chat": texts(10)}, {}, {"type": "completion", "field": "text"}),
+        (
+            {"web": sharegpt(40, "prompter"), "books": sharegpt(20), "chat": sharegpt(10)},
+            {},
+            {
+                "type": "chat_template", "field_messages": "conversations",
+                "message_property_mappings": {"role": "from", "content": "value"},
+                "roles": {"user": ["human", "prompter"], "assistant": ["gpt"]},
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_axolotl_gets_the_mix(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path, sources: Any, settings: Any, entry: Any
+) -> None:
+    run = make_run(sources, max_length=80)
+    file = mixed(run, plugins, tmp_path / "mix.jsonl", **settings)
+    (text,) = export(run, "axolotl", plugins, mix=file).values()
+    assert yaml.safe_load(text)["datasets"] == [{"path": str(file), "ds_type": "json", **entry}]
+
+
+# --------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("sources", "to", "settings", "says"),
+    [
+        (None, "axolotl", {}, "axolotl has no weights for data sets; `bilevel mix RUN --format messages"),
+        (None, "trl", {}, "source 'web': TRL reads messages of role and content"),
+        (None, "trl", {"trainer_version": "9.0"}, "what trl 9.0 reads is not known; known: >=1.8,<1.17 or >=0.25,<1.8"),
+        (None, "llamafactory", {"trainer_version": "0.7.1"}, "what llamafactory 0.7.1 reads is not known"),
+        (None, "axolotl", {"trainer_version": "new"}, "--trainer-version 'new' is not a version, as 0.19.0 is"),
+        (None, "axolotel", {}, "no exporter for 'axolotel'; did you mean 'axolotl'?"),
+        (None, "json", {"trainer_version": "1"}, "--to json writes the weights alone"),
+        (None, "interleave", {"weights": "none.json"}, "there is no such file"),
+        (TALKS, "trl", {"stop": "all"}, "TRL's fractions never use a row twice"),
+        ({**TALKS, "chat": alpaca("a", 5)}, "interleave", {}, "but 'chat' of alpaca; `bilevel mix"),
+        ({**TALKS, "chat": talks("c", 5, ("human", "assistant"))}, "trl", {}, "with the roles assistant, human"),
+        ({**TALKS, "chat": sharegpt(3) + sharegpt(3, "user")}, "llamafactory", {}, "calls the user by several names (human, user)"),
+        ({"web": pairs(5), "books": pairs(5), "chat": pairs(5)}, "llamafactory", {}, "there is no faithful export"),
+        ({"web": texts(5), "books": texts(5), "chat": alpaca("a", 5)}, "llamafactory", {}, "but 'chat' of alpaca"),
+        ({"web": [{"instruction": "a", "output": "b"}] * 3, "books": alpaca("b", 5), "chat": alpaca("c", 5)},
+         "interleave", {}, "only some of the sources have the field 'input'"),
+    ],
+)  # fmt: skip
+def test_what_a_trainer_cannot_be_told_is_said(
+    make_run: MakeRun, plugins: Plugins, sources: Any, to: str, settings: Any, says: str
+) -> None:
+    run = make_run(sources)
+    with pytest.raises(InputError) as caught:
+        export(run, to, plugins, **settings)
+    assert says in str(caught.value)
+
+
+def test_other_files_are_no_mix(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    run = make_run()
+    with pytest.raises(InputError, match=r"web\.jsonl is not a mix that .* there is no .*web\.jsonl\.json"):
+        export(run, "axolotl", plugins, mix=tmp_path / "web.jsonl")
+    with pytest.raises(InputError, match=r"there is no .*none\.jsonl"):
+        export(run, "axolotl", plugins, mix=tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="leave --mix out"):
+        export(run, "interleave", plugins, mix=mixed(run, plugins, tmp_path / "mix.jsonl"))
+
+
+def test_files_that_llamafactory_does_not_read_are_named(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(alpaca("a", 1)[0]).encode()))
+    run = make_run({"web": str(tmp_path / "a.jsonl.gz"), "books": alpaca("b", 5), "chat": alpaca("c", 5)})
+    with pytest.raises(InputError, match=r"LLaMA-Factory reads \.json, \.jsonl, \.parquet, not a\.jsonl\.gz"):
+        export(run, "llamafactory", plugins)
+
+
+def test_changed_data_is_refused_unless_allowed(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    run = make_run()
+    write_jsonl(tmp_path / "web.jsonl", alpaca("web", 41))
+    with pytest.raises(InputError, match="the data of 'web' changed"):
+        export(run, "interleave", plugins)
+    assert export(run, "interleave", plugins, allow_changed_data=True)
+    assert export(run, "json", plugins)  # weights alone do not ask for the data
+
+
+def test_the_command_prints_or_writes_and_overwrites_nothing(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bilevel_llm.commands.export_weights import export_weights
+
+    run = make_run()
+    export_weights(run, "json")
+    assert json.loads(capsys.readouterr().out) == pytest.approx(AVERAGE, abs=1e-15)
+    export_weights(run, "llamafactory", output=tmp_path / "lf")
+    assert {path.name for path in (tmp_path / "lf").iterdir()} == {"data.yaml", "dataset_info.json"}
+    for to in ("llamafactory", "json"):
+        with pytest.raises(InputError, match="exists, and nothing is overwritten"):
+            export_weights(run, to, output=tmp_path / "lf")

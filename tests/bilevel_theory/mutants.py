@@ -1,0 +1,279 @@
+"""Wrong implementations, each with the claim that has to catch it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar, Literal
+from unittest import mock
+
+import numpy as np
+
+from bilevel import F2SA, F3SA, LISA, Backend, F2SAp, Metrics, Power, Problem, ScaleBiO, State
+from bilevel.errors import BilevelError
+from bilevel.schedule import at
+from bilevel.solvers import f2sa, f2sa_p, f3sa
+from bilevel.verify.claims import Check, Reading
+from bilevel_problems.quadratic_forms import QuadraticForms
+from bilevel_theory import finite_horizon, sfo_exponent
+from bilevel_theory.block_sampling import BlockSampling
+from bilevel_theory.closed_forms import ClosedForms
+from bilevel_theory.condition_number import ConditionNumber
+from bilevel_theory.f2sa_rate import F2SARate
+from bilevel_theory.f3sa_rate import F3SARate
+from bilevel_theory.finite_horizon import FiniteHorizon
+from bilevel_theory.fixed_penalty import FixedPenalty
+from bilevel_theory.higher_order import HigherOrder
+from bilevel_theory.implicit_agreement import ImplicitAgreement
+from bilevel_theory.linear_rate import LinearRate
+from bilevel_theory.lower_distance import LowerDistance
+from bilevel_theory.nonconvex_rate import NonconvexRate
+from bilevel_theory.optimal_weights import OptimalWeights
+from bilevel_theory.penalty_bias import PenaltyBias
+from bilevel_theory.sfo_exponent import SFOExponent
+from bilevel_theory.shared_minibatch import SharedMinibatch
+from bilevel_theory.stable_step import OwnMasks, StableStep
+
+Weight = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Wrong(ScaleBiO):
+    """ScaleBiO's single loop with its weights open to error. As they stand here, they are right."""
+
+    x_gy: ClassVar[Weight] = staticmethod(lambda α: α)
+    x_gz: ClassVar[Weight] = staticmethod(lambda α: -α)
+    x_f: ClassVar[Weight] = staticmethod(lambda α: 1.0)
+    y_f: ClassVar[Weight] = staticmethod(lambda α: 1 / α)
+    f_at: ClassVar[Literal["y", "z"]] = "y"
+    x_moves: ClassVar[Literal["together", "last"]] = "together"
+    other_batch: ClassVar[int] = 0
+    y_step: ClassVar[float] = 1.0
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        x, y, z = state.x, state.replicas["y"], state.replicas["z"]
+        f, g, α = problem.upper_loss, problem.lower_loss, at(self.penalty, t)
+        lr_z = at(self.lr_z, t)
+        lr_y = self.y_step * (lr_z if self.lr_y is None else at(self.lr_y, t))
+        for k in range(self.lower_steps * t, self.lower_steps * (t + 1)):
+            ζ, ξ = problem.lower_batch(k, backend.shard), problem.upper_batch(k, backend.shard)
+            η = problem.lower_batch(k + self.other_batch, backend.shard)
+
+            def move_lower(ζ: Any = ζ, ξ: Any = ξ, η: Any = η) -> None:
+                backend.backward(lambda b: g(x, z, b), η, wrt={z: 1})
+                backend.backward(lambda b: g(x, y, b), ζ, wrt={y: 1})
+                backend.backward(lambda b: f(x, y, b), ξ, wrt={y: type(self).y_f(α)})
+                backend.step(z, lr=lr_z)
+                backend.step(y, lr=lr_y)
+
+            T = self.lower_steps
+            if self.x_moves == "last":
+                move_lower()
+            g_z = backend.backward(lambda b: g(x, z, b), η, wrt={x: type(self).x_gz(α) / T})
+            g_y = backend.backward(lambda b: g(x, y, b), ζ, wrt={x: type(self).x_gy(α) / T})
+            at_ = y if self.f_at == "y" else z
+            f_y = backend.backward(lambda b, at_=at_: f(x, at_, b), ξ, wrt={x: type(self).x_f(α) / T})
+            if self.x_moves == "together":
+                move_lower()
+        backend.step(x, lr=at(self.lr_x, t))
+        return {"upper_loss": f_y.value, "lower_loss": g_z.value, "gap": (g_y - g_z).value, "penalty": α}
+
+
+def wrong(**weights: Any) -> type[Wrong]:
+    """A subclass of `Wrong` with these weights."""
+    values = {name: staticmethod(value) if callable(value) else value for name, value in weights.items()}
+    return dataclasses.dataclass(frozen=True)(type("Wrong", (Wrong,), values))
+
+
+DROPPED = wrong(x_gz=lambda α: 0.0)
+FREE = wrong(x_gz=lambda α: 0.0, x_gy=lambda α: 0.0)
+NEGATED = wrong(x_gz=lambda α: α, x_gy=lambda α: -α)
+
+
+@dataclass(frozen=True)
+class Aliased(ScaleBiO):
+    """y is z."""
+
+    def init(self, problem: Problem[Any], backend: Backend) -> State:
+        state = super().init(problem, backend)
+        return State(state.x, {"y": state.replicas["z"], "z": state.replicas["z"]}, state.memory)
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        x, z, α = state.x, state.replicas["z"], at(self.penalty, t)
+        ζ, ξ = problem.lower_batch(t, backend.shard), problem.upper_batch(t, backend.shard)
+        g_z = backend.backward(lambda b: problem.lower_loss(x, z, b), ζ, wrt={z: 1})
+        f_z = backend.backward(lambda b: problem.upper_loss(x, z, b), ξ, wrt={x: 1, z: 1 / α})
+        backend.step(z, lr=at(self.lr_z, t))
+        backend.step(x, lr=at(self.lr_x, t))
+        return {"upper_loss": f_z.value, "lower_loss": g_z.value, "gap": 0.0}
+
+
+@dataclass(frozen=True)
+class ColdStart(ScaleBiO):
+    """y and z start from 0 at every step of x."""
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        for variable in state.replicas.values():
+            backend.write(variable, 0.0 * backend.read(variable))
+        return super().step(t, state, problem, backend)
+
+
+@dataclass(frozen=True)
+class OneSided(F2SAp):
+    """∇_x f at y_1 alone, instead of the combination of all nodes."""
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        λ, x, shard = at(self.penalty, t), state.x, backend.shard
+        batches = problem.lower_batch(t, shard), problem.upper_batch(t, shard)
+        for j, c in RIGHT_DIFFERENCE(self.p).items():
+            y = state.replicas[f"y{j:+d}"]
+            for _ in range(self.lower_steps):
+                backend.backward(lambda b, y=y: problem.lower_loss(x, y, b), batches[0], wrt={y: 1})
+                backend.backward(lambda b, y=y: problem.upper_loss(x, y, b), batches[1], wrt={y: j / λ})
+                backend.step(y, lr=at(self.lr_z, t))
+            backend.backward(lambda b, y=y: problem.lower_loss(x, y, b), batches[0], wrt={x: float(c) * λ})
+            if j == 1:
+                backend.backward(lambda b, y=y: problem.upper_loss(x, y, b), batches[1], wrt={x: 1})
+        backend.step(x, lr=at(self.lr_x, t))
+        return {}
+
+
+def scheduled(base: type[Any], a: float, c: float, momentum: float | None = None) -> type[Any]:
+    """A solver whose schedules have other exponents: a for x, c for z, a - c for the penalty."""
+
+    class Scheduled(base):  # type: ignore[misc]
+        @classmethod
+        def for_noise(cls, noise: str, *, penalty: float, lr_z: float, xi: float, scale: float) -> Any:
+            extra = {} if base is F2SA else {"momentum": Power(1.0, -2 * c if momentum is None else momentum, scale)}
+            return base(
+                penalty=Power(penalty, a - c, scale),
+                lr_z=Power(lr_z, -c, scale),
+                lr_x=Power(xi * lr_z / (2 * penalty), -a, scale),
+                **extra,
+            )
+
+    return Scheduled
+
+
+def own_minibatches(step: Any) -> Any:
+    """F2SA whose z trains on another minibatch than y."""
+
+    def lower_step(problem: Any, backend: Any, x: Any, y: Any, index: int, **settings: Any) -> Any:
+        return step(problem, backend, x, y, index + (10**6 if y.name == "z" else 0), **settings)
+
+    return lower_step
+
+
+def stale_minibatch(gradients: Any) -> Any:
+    """F3SA that evaluates the old point on the old minibatch."""
+
+    def wrong_gradients(t: int, x: Any, y: Any, z: Any, problem: Any, backend: Any) -> Any:
+        return gradients(t - (x.name == "x_before"), x, y, z, problem, backend)
+
+    return wrong_gradients
+
+
+def without_half(p: int) -> dict[int, Fraction]:
+    return {-1: Fraction(-1), 1: Fraction(1)} if p == 2 else RIGHT_DIFFERENCE(p)
+
+
+def first_order(p: int) -> dict[int, Fraction]:
+    return RIGHT_DIFFERENCE(1)
+
+
+RIGHT_DIFFERENCE = f2sa_p.difference
+
+
+def constant_penalty(K: int) -> Any:
+    return dataclasses.replace(finite_horizon_settings(K), penalty=6.0)
+
+
+def fast_penalty(K: int) -> Any:
+    return dataclasses.replace(finite_horizon_settings(K), penalty=2.0 * K ** (2 / 7) / 2)
+
+
+finite_horizon_settings = finite_horizon.settings
+
+
+def frozen_draw(self: LISA, t: int, blocks: Any, seed: int) -> frozenset[str]:
+    return frozenset(blocks.repeated[: self.blocks])
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is wrong, the claim that must notice, and how to bring it about: a solver, or patches."""
+
+    name: str
+    check: type[Check]
+    solver: type[Any] | None = None
+    patches: tuple[tuple[Any, str, Any], ...] = ()
+
+    def caught_by(self) -> str | None:
+        """The first reading that does not hold, or the error that ends the measurement; None if it passes for right."""
+        with ExitStack() as stack:
+            for target, name, value in self.patches:
+                stack.enter_context(mock.patch.object(target, name, value))
+            stack.enter_context(np.errstate(all="ignore"))
+            try:
+                wrong = (r for r in self.check(quick=True, solver=self.solver).readings() if not r.holds)
+                return next((_describe(reading) for reading in wrong), None)
+            except (BilevelError, ValueError) as error:
+                return f"{type(error).__name__}: {error}"
+
+
+def _describe(reading: Reading) -> str:
+    measured, accepted = reading.measured, reading.accepted
+    if measured is not None and accepted is not None and not accepted[0] <= measured <= accepted[1]:
+        return f"{reading.quantity}: {measured:.3g}, accepted {accepted[0]:.3g} … {accepted[1]:.3g}"
+    return f"{reading.quantity}: deviation {reading.deviation:.1e}, allowed {reading.allowed:.0e}"
+
+
+MUTANTS = [
+    Mutant("g(z) dropped from x's gradient", PenaltyBias, DROPPED),
+    Mutant("+ g(z) instead of - g(z)", PenaltyBias, wrong(x_gz=lambda α: α)),
+    Mutant("penalty difference negated", PenaltyBias, NEGATED),
+    Mutant("α missing where y is trained (g + f)", PenaltyBias, wrong(y_f=lambda α: 1.0)),
+    Mutant("α missing in x's gradient", PenaltyBias, wrong(x_gy=lambda α: 1.0, x_gz=lambda α: -1.0)),
+    Mutant("α² where y is trained", PenaltyBias, wrong(y_f=lambda α: 1 / α**2)),
+    Mutant("α/2 in x's gradient", PenaltyBias, wrong(x_gy=lambda α: α / 2, x_gz=lambda α: -α / 2)),
+    Mutant("y minimises g - f/α", PenaltyBias, wrong(y_f=lambda α: -1 / α)),
+    Mutant("y never sees f", PenaltyBias, wrong(y_f=lambda α: 0.0)),
+    Mutant("y aliased to z", PenaltyBias, Aliased),
+    Mutant("∇_x f missing", PenaltyBias, wrong(x_f=lambda α: 0.0)),
+    Mutant("∇_x f at z instead of y", PenaltyBias, wrong(f_at="z")),
+    Mutant("value function dropped (∇_x f alone)", PenaltyBias, FREE),
+    Mutant("α missing where y is trained", LowerDistance, wrong(y_f=lambda α: 1.0)),
+    Mutant("α² where y is trained", LowerDistance, wrong(y_f=lambda α: 1 / α**2)),
+    Mutant("y aliased to z", LowerDistance, Aliased),
+    Mutant("p = 2 without the ½", HigherOrder, patches=((f2sa_p, "difference", without_half),)),
+    Mutant("p silently 1", HigherOrder, patches=((f2sa_p, "difference", first_order),)),
+    Mutant("∇_x f at one node only", HigherOrder, OneSided),
+    Mutant("g(z) dropped from x's gradient", ImplicitAgreement, DROPPED),
+    Mutant("value function dropped", ImplicitAgreement, FREE),
+    Mutant("α/2 in x's gradient", ConditionNumber, wrong(x_gy=lambda α: α / 2, x_gz=lambda α: -α / 2)),
+    Mutant("value function dropped", FixedPenalty, FREE),
+    Mutant("g(z) dropped from x's gradient", FixedPenalty, DROPPED),
+    Mutant("lower variables not warm-started", FixedPenalty, ColdStart),
+    Mutant("x moves after y and z, not with them", LinearRate, wrong(x_moves="last")),
+    Mutant("value function dropped", NonconvexRate, FREE),
+    Mutant("penalty does not grow", F2SARate, scheduled(F2SA, 4 / 7, 4 / 7)),
+    Mutant("penalty grows as k^(6/7)", F2SARate, scheduled(F2SA, 10 / 7, 4 / 7)),
+    Mutant("penalty grows as k^(2/7)", F2SARate, scheduled(F2SA, 6 / 7, 4 / 7)),
+    Mutant("noise-free schedule under noise", F2SARate, scheduled(F2SA, 1 / 3, 0.0)),
+    Mutant("y and z on different minibatches", F2SARate, patches=((f2sa, "lower_step", own_minibatches(f2sa.lower_step)),)),
+    Mutant("no momentum", F3SARate, scheduled(F3SA, 3 / 5, 2 / 5, momentum=0.0)),
+    Mutant("old point on the old minibatch", F3SARate, patches=((f3sa, "_gradients", stale_minibatch(f3sa._gradients)),)),
+    Mutant("penalty independent of the horizon", FiniteHorizon, patches=((finite_horizon, "settings", constant_penalty),)),
+    Mutant("penalty grows as K^(2/7)", FiniteHorizon, patches=((finite_horizon, "settings", fast_penalty),)),
+    Mutant("p = 2 without the ½", SFOExponent, patches=((sfo_exponent, "difference", without_half),)),
+    Mutant("y and z on different minibatches", SharedMinibatch, wrong(other_batch=1000)),
+    Mutant("y and z with different block masks", StableStep, OwnMasks),
+    Mutant("y steps half as far as z", StableStep, wrong(y_step=0.5)),
+    Mutant("blocks never drawn again", BlockSampling, patches=((LISA, "at", frozen_draw),)),
+    Mutant("penalty difference negated", OptimalWeights, NEGATED),
+    Mutant("value function dropped", OptimalWeights, FREE),
+    Mutant("bias forgotten in the closed form", ClosedForms, patches=((QuadraticForms, "bias", lambda self, x, α: 0 * x),)),
+]
