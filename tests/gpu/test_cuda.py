@@ -11,7 +11,7 @@ import torch
 from bilevel import LISA, SGD, AdamW, ScaleBiO, fit
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.reweighting.problem import LLMReweighting
-from tests.bilevel_llm.reweighting.conftest import data, model_directory, problem  # noqa: F401  (fixtures)
+from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.gpu
 Make = Callable[..., LLMReweighting]

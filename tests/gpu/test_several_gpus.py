@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("gpus")
     processes = min(2, torch.cuda.device_count())
-    worker = str(ROOT / "tests" / "distributed" / "worker.py")
+    worker = str(ROOT / "tests" / "bilevel_backends" / "distributed" / "worker.py")
     ended = launch(worker, "equal", str(where), cwd=where, processes=processes, gpus=True)
     assert ended.returncode == 0, ended.stderr[-6000:]
     run(TorchBackend(dtype="float32", device="cpu"), where / "one")

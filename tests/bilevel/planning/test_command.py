@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from bilevel.cli import app, main
 from bilevel.plugins import Plugins
 from tests.bilevel.planning.conftest import PLANS, ROOT
-from tests.bilevel_llm.reweighting.conftest import FAMILIES
+from tests.bilevel_llm.tiny import FAMILIES
 
 RECIPE = """
 problem:

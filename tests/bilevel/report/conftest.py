@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.bilevel_llm.reweighting.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
+from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
 
 Make = Callable[..., Path]
 STEPS, WARMUP = 40, 8

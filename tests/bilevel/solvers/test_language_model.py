@@ -11,7 +11,7 @@ from bilevel.backend import Vector
 from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel.solvers.conftest import CASES, FIRST_ORDER
-from tests.bilevel_llm.reweighting.conftest import data, model_directory, problem  # noqa: F401
+from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
 
 Make = Callable[..., Any]
 

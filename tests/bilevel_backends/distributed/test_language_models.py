@@ -10,7 +10,7 @@ import torch
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel_backends.distributed.cases import tensors
 from tests.bilevel_backends.distributed.language import reweight
-from tests.bilevel_llm.reweighting.conftest import data, model_directory  # noqa: F401 - fixtures
+from tests.bilevel_llm.conftest import data, model_directory  # noqa: F401 (fixtures)
 
 Work = Callable[..., Path]
 

@@ -8,9 +8,6 @@ import pytest
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.reweighting.problem import LLMReweighting
-from tests.bilevel_llm.reweighting.conftest import data, model_directory, problem
-
-__all__ = ["data", "model_directory", "problem", "task"]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import RowGradients, row_batch, row_batches
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
-from tests.bilevel_llm.reweighting.conftest import FAMILIES, sentences, write_rows
+from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
 Make = Callable[..., Task]
 CPU = torch.device("cpu")

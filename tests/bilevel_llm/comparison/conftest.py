@@ -9,9 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bilevel.cli import app
-from tests.bilevel_llm.reweighting.conftest import data, model_directory, sentences, write_rows
-
-__all__ = ["data", "model_directory", "recipe"]
+from tests.bilevel_llm.tiny import sentences, write_rows
 
 
 @pytest.fixture(autouse=True)

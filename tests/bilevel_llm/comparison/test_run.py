@@ -17,7 +17,7 @@ from bilevel_llm.comparison import cell as cells
 from bilevel_llm.evaluation.scores import evaluate
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.comparison.conftest import bilevel
-from tests.bilevel_llm.reweighting.conftest import write_rows
+from tests.bilevel_llm.tiny import write_rows
 
 Make = Callable[..., Path]
 
@@ -259,3 +259,25 @@ def test_a_directory_of_something_else_is_left_alone(recipe: Make, tmp_path: Pat
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(InputError, match="is not empty"):
         bilevel("compare", recipe())
+
+
+def test_exact_match_is_measured_where_it_is_asked_for(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Trained on one answer to everything, the tiny model gives it: half of the test rows are right."""
+    same = [{"instruction": f"{i}+1?", "output": "7"} for i in range(48)]
+    sums = write_rows(tmp_path / "sums.jsonl", same)
+    test = write_rows(tmp_path / "t.jsonl", [{"instruction": f"{i}?", "output": f"{7 + i % 2}"} for i in range(8)])
+    file = recipe(
+        rows=96, methods=["uniform", {"name": "sums", "weights": {"clean": 0, "other": 0, "noise": 1}}], max_new_tokens=8,
+        finetune={"lr": 2e-2, "batch_size": 8, "epochs": 3},
+        test=[{"name": "math", "path": test, "metrics": ["exact_match"]}],
+    )  # fmt: skip
+    bilevel("compare", file, "--set", f"problem.sources.2.path={sums}")
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    found = {c["method"]: c["metrics"] for c in content["cells"]}
+    answers = (tmp_path / "out" / "cells" / "sums" / "seed-0" / "answers-math.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in answers] == ["7"] * 8
+    assert found["sums"] == {"exact_match/math": 0.5}
+    assert found["base"] == {"exact_match/math": 0.0}
+    assert np.isclose(
+        content["differences"][0]["mean"], found["base"]["exact_match/math"] - found["uniform"]["exact_match/math"]
+    )

@@ -1,11 +1,9 @@
 """Answers that a model writes: prompts, greedy decoding in batches, and what counts as right."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,8 +12,7 @@ from bilevel_llm.data.rows import Row, Turn
 from bilevel_llm.evaluation import generation
 from bilevel_llm.evaluation.generation import exact_matches, generate, make_questions
 from bilevel_llm.model.files import find_model
-from tests.bilevel_llm.comparison.conftest import bilevel
-from tests.bilevel_llm.reweighting.conftest import make_tokenizer, write_rows
+from tests.bilevel_llm.tiny import make_tokenizer
 
 SUMS = [(i, i + 1) for i in (3, 17, 256, 4)]
 
@@ -85,25 +82,3 @@ def test_a_right_final_answer_counts_whatever_stands_before_it(model: Any, monke
 def test_rows_without_an_answer_are_refused(bad: Row, words: str) -> None:
     with pytest.raises(InputError, match=words):
         make_questions([bad], make_tokenizer(), "model")
-
-
-def test_a_comparison_measures_it(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    """Trained on one answer to everything, the tiny model gives it: half of the test rows are right."""
-    same = [{"instruction": f"{i}+1?", "output": "7"} for i in range(48)]
-    sums = write_rows(tmp_path / "sums.jsonl", same)
-    test = write_rows(tmp_path / "t.jsonl", [{"instruction": f"{i}?", "output": f"{7 + i % 2}"} for i in range(8)])
-    file = recipe(
-        rows=96, methods=["uniform", {"name": "sums", "weights": {"clean": 0, "other": 0, "noise": 1}}], max_new_tokens=8,
-        finetune={"lr": 2e-2, "batch_size": 8, "epochs": 3},
-        test=[{"name": "math", "path": test, "metrics": ["exact_match"]}],
-    )  # fmt: skip
-    bilevel("compare", file, "--set", f"problem.sources.2.path={sums}")
-    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    found = {c["method"]: c["metrics"] for c in content["cells"]}
-    answers = (tmp_path / "out" / "cells" / "sums" / "seed-0" / "answers-math.jsonl").read_text().splitlines()
-    assert [json.loads(line)["answer"] for line in answers] == ["7"] * 8
-    assert found["sums"] == {"exact_match/math": 0.5}
-    assert found["base"] == {"exact_match/math": 0.0}
-    assert np.isclose(
-        content["differences"][0]["mean"], found["base"]["exact_match/math"] - found["uniform"]["exact_match/math"]
-    )

@@ -15,7 +15,7 @@ from bilevel_llm.evaluation import scores as evaluation
 from bilevel_llm.evaluation.scores import evaluate, score
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.files import find_model
-from tests.bilevel_llm.reweighting.conftest import sentences, write_rows
+from tests.bilevel_llm.tiny import sentences, write_rows
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -16,7 +16,7 @@ from bilevel.plugins import Plugins
 from bilevel_llm.exporters.run import export, write
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.reweighting.saved_run import read_run
-from tests.bilevel_llm.mixing.conftest import AVERAGE, FINAL, alpaca, write_jsonl
+from tests.bilevel_llm.tiny import AVERAGE, FINAL, alpaca, write_jsonl
 
 MakeRun = Callable[..., Path]
 

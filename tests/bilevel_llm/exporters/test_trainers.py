@@ -17,7 +17,7 @@ from bilevel.plugins import Plugins
 from bilevel_llm.exporters.run import export, write
 from bilevel_llm.exporters.trainers import find_exporter
 from tests.bilevel_llm.exporters.test_run import mixed, sharegpt, talks
-from tests.bilevel_llm.mixing.conftest import AVERAGE, alpaca
+from tests.bilevel_llm.tiny import AVERAGE, alpaca
 
 MakeRun = Callable[..., Path]
 

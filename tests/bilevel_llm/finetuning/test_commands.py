@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from bilevel import InputError
 from bilevel.cli import app
 from bilevel_llm.finetuning.problem import FineTuning
-from tests.bilevel_llm.reweighting.conftest import sentences, write_rows
+from tests.bilevel_llm.tiny import sentences, write_rows
 
 
 def bilevel(*words: Any) -> str:

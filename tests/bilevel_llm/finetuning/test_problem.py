@@ -18,8 +18,7 @@ from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.lora import LoRA
 from bilevel_llm.reweighting.problem import ValidationSet
-from tests.bilevel_llm.finetuning.conftest import Keeping, train
-from tests.bilevel_llm.reweighting.conftest import sentences, write_rows
+from tests.bilevel_llm.tiny import Keeping, sentences, train, write_rows
 
 Make = Callable[..., FineTuning]
 

@@ -13,8 +13,7 @@ from bilevel_llm.data.rows import read_rows
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.mixing.mix import Mix, card_file
 from bilevel_llm.reweighting.problem import LLMReweighting
-from tests.bilevel_llm.mixing.conftest import AVERAGE, alpaca, write_jsonl
-from tests.bilevel_llm.reweighting.conftest import make_tokenizer
+from tests.bilevel_llm.tiny import AVERAGE, alpaca, make_tokenizer, write_jsonl
 
 Make = Callable[..., LLMReweighting]
 Row = dict[str, Any]

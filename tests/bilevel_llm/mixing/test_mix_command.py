@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bilevel.cli import main
-from tests.bilevel_llm.mixing.conftest import alpaca, write_jsonl
+from tests.bilevel_llm.tiny import alpaca, write_jsonl
 
 MakeRun = Callable[..., Path]
 

@@ -18,8 +18,7 @@ from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.export import export_model
 from bilevel_llm.model.lora import LoRA
 from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
-from tests.bilevel_llm.finetuning.conftest import Keeping, train
-from tests.bilevel_llm.reweighting.conftest import CHATML, make_tokenizer
+from tests.bilevel_llm.tiny import CHATML, Keeping, make_tokenizer, train
 
 Make = Callable[..., FineTuning]
 IDS = torch.arange(40).view(2, 20)

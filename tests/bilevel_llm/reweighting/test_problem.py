@@ -14,7 +14,7 @@ from bilevel import LISA, SGD, AdamW, InputError, ScaleBiO, fit
 from bilevel.data import generator
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
-from tests.bilevel_llm.reweighting.conftest import FAMILIES, sentences, write_rows
+from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]
 

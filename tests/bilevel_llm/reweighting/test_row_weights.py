@@ -22,7 +22,7 @@ from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.features import SourceRows
 from bilevel_llm.reweighting.granularity import PerSample, PerScorer, PerSource, WeightCarrier
 from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
-from tests.bilevel_llm.reweighting.conftest import WORDS, sentences, write_rows
+from tests.bilevel_llm.tiny import WORDS, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]
 NOISE = [chr(c) * 3 for c in range(65, 91)]

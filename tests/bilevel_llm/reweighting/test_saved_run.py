@@ -9,7 +9,7 @@ import yaml
 from bilevel.errors import InputError
 from bilevel.plugins import Plugins
 from bilevel_llm.reweighting.saved_run import read_run
-from tests.bilevel_llm.mixing.conftest import AVERAGE, FINAL, alpaca, write_jsonl
+from tests.bilevel_llm.tiny import AVERAGE, FINAL, alpaca, write_jsonl
 
 MakeRun = Callable[..., Path]
 

@@ -1,16 +1,14 @@
-"""Tiny random models of the families people use, with a tokenizer made on the spot; and small data to go with them."""
+"""Tiny random models of the families people use, with a tokenizer made on the spot; small data and short runs to go with them."""
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
@@ -20,7 +18,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel import Descent, fit
+from bilevel.active import Active
+from bilevel_backends.torch_backend import TorchBackend
+from bilevel_llm.finetuning.problem import FineTuning
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -56,22 +57,6 @@ def make_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     return tokenizer
 
 
-@pytest.fixture(scope="session")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name of a family -> a saved model of it."""
-    made: dict[str, Path] = {}
-
-    def directory(family: str = "llama") -> Path:
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp("models") / family
-            torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(made[family])
-            make_tokenizer().save_pretrained(made[family])
-        return made[family]
-
-    return directory
-
-
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "hat", "red", "blue", "and", "then", "saw"]
 
 
@@ -86,27 +71,50 @@ def write_rows(file: Path, rows: Sequence[Any]) -> str:
     return str(file)
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    where = tmp_path_factory.mktemp("data")
-    return {
-        "clean": write_rows(where / "clean.jsonl", sentences(1, 40)),
-        "other": write_rows(where / "other.jsonl", sentences(2, 30, [word[::-1] for word in WORDS])),
-        "noise": write_rows(where / "noise.jsonl", sentences(3, 24, [chr(c) * 3 for c in range(65, 91)])),
-        "target": write_rows(where / "target.jsonl", sentences(4, 30)),
-    }
+AVERAGE = {"web": 0.5, "books": 0.3, "chat": 0.2}
+FINAL = {"web": 0.25, "books": 0.25, "chat": 0.5}
 
 
-@pytest.fixture
-def problem(model_directory: Callable[[str], Path], data: dict[str, str]) -> Callable[..., LLMReweighting]:
-    def make(family: str = "llama", **settings: Any) -> LLMReweighting:
-        fields: dict[str, Any] = {
-            "model": str(model_directory(family)),
-            "sources": [Source(name, data[name]) for name in ("clean", "other", "noise")],
-            "validation": [ValidationSet(data["target"])],
-            "max_length": 64,
-            "batch_size": 10,
+def alpaca(name: str, rows: int) -> list[dict[str, Any]]:
+    """Rows of different lengths, each with fields that nobody reads."""
+    return [
+        {
+            "instruction": f"{name} {i}",
+            "input": "",
+            "output": "é" * (i % 7 + 1),
+            "id": i,
+            "meta": {"n": [i, None], "x": 0.1 * i},
         }
-        return LLMReweighting(**{**fields, **settings})
+        for i in range(rows)
+    ]
 
-    return make
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+class Keeping(TorchBackend):
+    """Remembers the modules it was given, so that a test can look at them after the run."""
+
+    def place(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        variable = super().place(name, *args, **kwargs)
+        self.__dict__.setdefault("modules", {})[name] = variable.module
+        return variable
+
+
+def train(
+    problem: FineTuning,
+    output: Path | None = None,
+    *,
+    steps: int = 3,
+    lr: float = 1e-2,
+    active: Active | None = None,
+    resume: bool = False,
+    **backend: Any,
+) -> nn.Module:
+    """Train, and return the tuned module."""
+    keeping = Keeping(device="cpu", **backend)
+    fit(problem, Descent(lr=lr, evaluate_every=2), keeping, steps=steps, active=active, output=output, resume=resume)
+    module: nn.Module = keeping.modules["z"]  # type: ignore[attr-defined]
+    return module
