@@ -17,13 +17,13 @@ from torch import nn
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
-from bilevel_backends.layout import Layout, copy_parts
-from bilevel_backends.materialise import fill, move_buffers, skeleton, weight_source
+from bilevel_backends.deferred_init import fill, move_buffers, skeleton, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import join_processes, own_device
+from bilevel_backends.sharding.partitioned import Partitioned, Replicated
+from bilevel_backends.sharding.strategy import Layout, copy_parts
+from bilevel_backends.sharding.zero3 import partition
 from bilevel_backends.variable import ModuleVariable
-from bilevel_backends.zero import Partitioned, Replicated
-from bilevel_backends.zero3 import partition
 
 REFUSED = {
     "optimizer": "the solver says how variables step (solver.optimizer_z)",

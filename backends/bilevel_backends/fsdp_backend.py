@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
-from bilevel_backends.layout import Layout, copy_parts
-from bilevel_backends.materialise import fill, move_buffers, skeleton, weight_source
+from bilevel_backends.deferred_init import fill, move_buffers, skeleton, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Processes, join_processes, own_device
+from bilevel_backends.sharding.strategy import Layout, copy_parts
 from bilevel_backends.variable import ModuleVariable
 
 

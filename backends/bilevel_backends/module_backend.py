@@ -22,12 +22,12 @@ from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, memoryless
 from bilevel_backends import checkpoint as checkpoints
-from bilevel_backends.layout import Layout
-from bilevel_backends.materialise import skeleton
+from bilevel_backends.deferred_init import skeleton
 from bilevel_backends.processes import Processes
 from bilevel_backends.rounding import round_stochastically
+from bilevel_backends.sharding.partitioned import Replicated
+from bilevel_backends.sharding.strategy import Layout
 from bilevel_backends.variable import ModuleVariable
-from bilevel_backends.zero import Replicated
 
 B = TypeVar("B")
 T = TypeVar("T")

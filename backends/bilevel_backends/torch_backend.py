@@ -16,10 +16,10 @@ from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.problem import Loss
-from bilevel_backends.layout import Layout, Whole
-from bilevel_backends.materialise import fill, move_buffers, stored_weights, weight_source
+from bilevel_backends.deferred_init import fill, move_buffers, stored_weights, weight_source
 from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.strategy import Layout, Whole
 from bilevel_backends.variable import ModuleVariable
 
 B = TypeVar("B")

@@ -13,8 +13,8 @@ from bilevel.backend import Variable
 from bilevel.blocks import Blocks
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
-from bilevel_backends.layout import Layout, copy_parts
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.strategy import Layout, copy_parts
 
 
 class ModuleVariable(Variable):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bilevel_backends.layout import Layout
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.strategy import Layout
 
 
 def stretch(flat: Tensor, size: int, rank: int) -> Tensor:

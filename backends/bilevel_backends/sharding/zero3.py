@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
-from bilevel_backends.layout import Layout
-from bilevel_backends.materialise import fill
+from bilevel_backends.deferred_init import fill
 from bilevel_backends.processes import Processes
-from bilevel_backends.zero import padded, stretch
+from bilevel_backends.sharding.partitioned import padded, stretch
+from bilevel_backends.sharding.strategy import Layout
 
 
 class Zero3(Layout):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from bilevel_backends.layout import Layout
+from bilevel_backends.sharding.strategy import Layout
 
 
 def skeleton(module: nn.Module) -> nn.Module:
