@@ -157,8 +157,8 @@ class Backend(ABC):
     ) -> Variable:
         """Build a module where it is to live.
 
-        build: makes the module; called with torch's random state seeded, and for a sharded variable within `memoryless`,
-            if the backend takes such modules.
+        build: makes the module; called with torch's random state seeded, and for a sharded variable within
+            `deferred_initialization`, if the backend takes modules whose parameters are on the meta device.
         sharded: a large variable, which the backend may cast, split and train in part: nothing of it is active until
             `activate` says so. Otherwise it keeps its precision, is whole in every process and trains entirely.
         blocks: groups the module's parameters; None makes it a single block.

@@ -24,22 +24,22 @@ Record = Mapping[str, Any]
 """What is kept of one step: `step`, the solver's metrics, `upper` summary values, `seconds`."""
 
 
-_memoryless: ContextVar[bool] = ContextVar("memoryless", default=False)
+_deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
 
 @contextmanager
-def memoryless() -> Iterator[None]:
-    """Within, `Problem.lower` may return a module without memory for its weights; see there. For backends."""
-    token = _memoryless.set(True)
+def deferred_initialization() -> Iterator[None]:
+    """Within this context `Problem.lower` may defer the initialization of its module; see there. Backends enter it."""
+    token = _deferred.set(True)
     try:
         yield
     finally:
-        _memoryless.reset(token)
+        _deferred.reset(token)
 
 
-def may_be_memoryless() -> bool:
-    """Whether `Problem.lower` is called by a backend that takes a module without memory."""
-    return _memoryless.get()
+def initialization_may_be_deferred() -> bool:
+    """Whether the backend that calls `Problem.lower` takes a module whose parameters are on the meta device."""
+    return _deferred.get()
 
 
 class Forward(Protocol):
@@ -121,9 +121,9 @@ class Problem(ABC, Generic[B]):
     def lower(self) -> nn.Module:
         """A module that holds y, at its initial value. Random initialisation is seeded by the backend.
 
-        Where `may_be_memoryless()` says so, a large module may leave its parameters on the meta device, if it has a method
-        `stored_weight(name) -> Tensor`: the backend then makes them where they are to live, one after the other, so that
-        no process holds them all.
+        Where `initialization_may_be_deferred()` is true, a large module may leave its parameters on the meta device, if it
+        has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices, one after the
+        other, so that no process holds them all.
         """
 
     @abstractmethod

@@ -16,10 +16,11 @@ from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.problem import Loss
-from bilevel_backends.deferred_init import fill, move_buffers, stored_weights, weight_source
+from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
 from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
 from bilevel_backends.processes import Processes
-from bilevel_backends.sharding.strategy import Layout, Whole
+from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
 
 B = TypeVar("B")
@@ -47,7 +48,7 @@ class TorchBackend(ModuleBackend):
     deterministic: bool = True
 
     def start(self, seed: int) -> None:
-        """Choose the device. Raises `InputError` if it is not there, or if a launcher started several processes."""
+        """Choose the device. Raises `InputError` if it is not available or if a launcher started several processes."""
         if world_size() > 1:
             raise InputError(
                 f"the torch backend is one process, and a launcher started {world_size()}; "
@@ -58,7 +59,7 @@ class TorchBackend(ModuleBackend):
             self.be_deterministic()
 
     def placement(self, world_size: int) -> Placement:
-        """All on one device. Raises `InputError` for more than one process."""
+        """Everything on one device. Raises `InputError` for more than one process."""
         if world_size != 1:
             raise InputError(f"the torch backend uses one device, not {world_size}; set backend.name=deepspeed for several")
         return Placement(
@@ -68,28 +69,28 @@ class TorchBackend(ModuleBackend):
             activation_checkpointing=self.activation_checkpointing,
         )
 
-    def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
-        """On the device, in the backend's precision."""
+    def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
+        """Put the whole module on the device, in the backend's precision."""
         if stored_weights(module) is not None:
-            fill(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
+            materialize(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
         if self._device.type == "mps":
-            module.float()  # it has no float64
+            module.float()  # MPS has no float64
         for parameter in module.parameters():
             kind = getattr(torch, self.dtype) if self.dtype is not None else parameter.dtype
             parameter.data = parameter.data.to(self._device, kind)
         move_buffers(module, self._device)
         if self.compile:
             module.compile()
-        return Whole(module)
+        return Unsharded(module)
 
-    def lay_out_whole(self, module: nn.Module) -> Layout:
-        """On the device."""
+    def replicate_module(self, module: nn.Module) -> ShardingStrategy:
+        """Put the module on the device."""
         if self._device.type == "mps":
             module.float()
-        return Whole(module.to(self._device))
+        return Unsharded(module.to(self._device))
 
     def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """With its weights."""
+        """A copy of the module with its weights."""
         return copy.deepcopy(source.module)
 
     @property
@@ -130,7 +131,7 @@ class TorchBackend(ModuleBackend):
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradients outside the variables' hooks; zero for what the value does not depend on."""
+    """Gradients that bypass the variables' hooks; zero for inputs that the value does not depend on."""
     return torch.autograd.grad(value, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 

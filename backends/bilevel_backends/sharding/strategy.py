@@ -1,4 +1,4 @@
-"""Where the parameters of one module live, as one process sees them."""
+"""How the parameters of one module are sharded over processes, as one process sees it."""
 
 from __future__ import annotations
 
@@ -8,83 +8,60 @@ import torch
 from torch import Tensor, nn
 
 
-class Layout(ABC):
-    """What this process keeps of each parameter of a module: its part.
+class ShardingStrategy(ABC):
+    """What this process keeps of each parameter of a module: its shard.
 
     Methods that communicate are called by all processes, for the same parameters in the same order.
     """
 
     whole: bool = True
-    """The part is the parameter, the same in every process."""
+    """Each shard is the whole parameter, the same in every process."""
 
-    deferred: bool = False
-    """Gradients wait for the step, whole, before they are summed over processes; otherwise each is summed as it comes."""
+    reduces_at_step: bool = False
+    """Gradients are accumulated unreduced and whole, and summed over processes at the step. Otherwise each gradient is
+    reduced as soon as it arrives."""
 
     hooked: bool = True
-    """Autograd gives gradients of whole parameters, to be taken by a hook as they come. Otherwise they lie in the
+    """Autograd produces gradients of whole parameters, which a hook takes as they arrive. Otherwise they are found in the
     parameters' `grad` after the backward pass."""
 
-    skeleton: nn.Module | None = None
-    """The module as it was, without its weights, for layouts whose module cannot be copied."""
+    meta_module: nn.Module | None = None
+    """The module as it was before sharding, on the meta device, for strategies whose module cannot be copied."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.parameters = dict(module.named_parameters())
 
     @abstractmethod
-    def part(self, name: str) -> Tensor:
-        """What this process updates of a parameter; shares its memory."""
+    def local(self, name: str) -> Tensor:
+        """This process's shard of a parameter, which it updates; it shares the parameter's memory."""
 
     @abstractmethod
     def reduce(self, name: str, gradient: Tensor) -> Tensor:
-        """This process's part of the sum of everybody's gradient. `gradient` may be overwritten."""
+        """This process's shard of the sum of all processes' gradients. `gradient` may be overwritten."""
 
     @abstractmethod
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        """This process's part of a tensor that has the parameter's whole shape."""
+    def shard(self, name: str, tensor: Tensor) -> Tensor:
+        """This process's shard of a tensor that has the parameter's whole shape."""
 
     @abstractmethod
-    def join(self, name: str, part: Tensor, rank: int) -> Tensor | None:
-        """The whole tensor of everybody's parts, for one process; None for the others."""
+    def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
+        """The whole tensor, from the shards of all processes, in the process of that rank; None in the others."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the whole parameter."""
+        """The shape of the whole parameter."""
 
-    def publish(self, name: str) -> None:  # noqa: B027 - most layouts need not
-        """The part was written: let the other processes' copies follow, where they have any."""
+    def all_gather(self, name: str) -> None:  # noqa: B027 - most strategies need not
+        """Called when the shard was written: update the other processes' copies of it, where they have any."""
 
-    def settle(self) -> None:  # noqa: B027
-        """A pass is over: give back what was gathered for it."""
+    def reshard(self) -> None:  # noqa: B027
+        """Called when a pass is over: free what was gathered for it."""
 
 
-def copy_parts(target: Layout, source: Layout) -> None:
-    """Give `target` the weights of `source`, a layout of the same kind, part by part."""
+def copy_shards(target: ShardingStrategy, source: ShardingStrategy) -> None:
+    """Give `target` the weights of `source`, which is sharded in the same way, shard by shard."""
     with torch.no_grad():
         for name in target.parameters:
-            target.part(name).copy_(source.part(name))
-            target.publish(name)
-
-
-class Whole(Layout):
-    """One process has everything."""
-
-    def part(self, name: str) -> Tensor:
-        """The parameter."""
-        return self.parameters[name].detach()
-
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
-        """Nothing to add."""
-        return gradient
-
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        """All of it."""
-        return whole
-
-    def join(self, name: str, part: Tensor, rank: int) -> Tensor | None:
-        """It is whole."""
-        return part
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """As it is."""
-        return tuple(self.parameters[name].shape)
+            target.local(name).copy_(source.local(name))
+            target.all_gather(name)

@@ -29,7 +29,7 @@ from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
 from bilevel.plain import to_plain
-from bilevel.problem import Record, may_be_memoryless
+from bilevel.problem import Record, initialization_may_be_deferred
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
@@ -188,7 +188,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def lower(self) -> nn.Module:
         """The language model."""
-        if may_be_memoryless():
+        if initialization_may_be_deferred():
             return LanguageModel(*self._files.load_skeleton(self.attention, self.trust_remote_code))
         return LanguageModel(self._files.load_model(self.attention, self.trust_remote_code))
 
