@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bilevel.statistics import t_quantile
+
 
 @dataclass(frozen=True)
 class PowerLaw:
@@ -41,14 +43,5 @@ def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
     intercept = float(v.mean() - exponent * u.mean())
     freedom = len(xs) - 2
     scatter = math.sqrt(float(((v - intercept - exponent * u) ** 2).sum()) / freedom / spread)
-    half = student_quantile(freedom) * scatter
+    half = t_quantile(freedom) * scatter
     return PowerLaw(exponent, math.exp(intercept), exponent - half, exponent + half)
-
-
-def student_quantile(freedom: int) -> float:
-    """The value that a Student t variable exceeds, in size, with probability 5 %. By integrating its density."""
-    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    grid = np.linspace(0, 13, 130_001)  # one degree of freedom needs the widest: 12.71
-    density = constant * (1 + grid**2 / freedom) ** (-(freedom + 1) / 2)
-    inside = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)]) * (grid[1] - grid[0])
-    return float(np.interp(0.475, inside, grid))
