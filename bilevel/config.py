@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bilevel.plugins import Plugins
 from bilevel.problem import Problem
 from bilevel.recipe import Recipe
 from bilevel.solver import Solver
+from bilevel.suggest import did_you_mean
 
 ABSENT = ("missing", "missing_argument", "unexpected_keyword_argument", "extra_forbidden")
 OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": Backend}
@@ -74,34 +74,30 @@ class Config:
         )
 
 
-def load_config(file: Path, plugins: Plugins, *, changes: Sequence[str] = (), output: str | None = None) -> Config:
-    """Read a recipe.
+def load_config(
+    recipe: Path | Recipe, plugins: Plugins, *, changes: Sequence[str] = (), output: str | None = None
+) -> Config:
+    """Read a recipe and build the parts that it names.
 
-    file: YAML, or a Python file that defines a mapping `recipe` of the same form, in which `problem`, `solver` and
-        `backend` may also be objects.
+    recipe: a YAML file, or a Python file that defines a mapping `recipe` of the same form, in which `problem`, `solver` and
+        `backend` may also be objects; or a recipe that has been read already.
     changes: `key.path=value`, applied in order.
     output: replaces `run.output`.
 
-    Raises `InputError` naming file, line and key, with the nearest known name for a misspelt one.
+    Raises `InputError` naming file, line and key, with the nearest known name for a misspelled one.
     """
-    built, resolved = build_parts(read_recipe(file, changes=changes, output=output), OBJECTS, plugins)
+    if isinstance(recipe, Path):
+        recipe = read_recipe(recipe)
+    _apply(recipe, changes, output)
+    built, resolved = build_parts(recipe, OBJECTS, plugins)
     return Config(recipe=resolved, **built)
 
 
 def read_recipe(file: Path, *, changes: Sequence[str] = (), output: str | None = None) -> Recipe:
     """Read a recipe and apply the changes, without building anything; see `load_config`."""
     recipe = _read_python(file) if file.suffix == ".py" else Recipe.read(file)
-    for change in changes:
-        recipe.set(change)
-    if output is not None:
-        recipe.set(f"run.output={output}")
+    _apply(recipe, changes, output)
     return recipe
-
-
-def build_config(recipe: Recipe, plugins: Plugins) -> Config:
-    """Build the parts that a recipe names. Raises `InputError` as `load_config` does."""
-    built, resolved = build_parts(recipe, OBJECTS, plugins)
-    return Config(recipe=resolved, **built)
 
 
 def build_parts(
@@ -125,6 +121,13 @@ def build_parts(
         "run": to_plain(run),
     }
     return {**built, "active": active, "run": run}, resolved
+
+
+def _apply(recipe: Recipe, changes: Sequence[str], output: str | None) -> None:
+    for change in changes:
+        recipe.set(change)
+    if output is not None:
+        recipe.set(f"run.output={output}")
 
 
 def _read_python(file: Path) -> Recipe:
@@ -157,7 +160,7 @@ def _check_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequen
     sections = [*objects, "active", "run"]
     for key in recipe.tree:
         if key not in sections and key not in ignored:
-            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{_nearest(key, sections)}")
+            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{did_you_mean(key, sections)}")
     for section in sections:
         value = recipe.tree.get(section, {})
         if not isinstance(value, dict | objects.get(section, dict)):
@@ -190,7 +193,7 @@ def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tu
         for key in values:
             if key not in names:
                 dotted = ".".join(map(str, (*path, key)))
-                raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{_nearest(key, names)}")
+                raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{did_you_mean(key, names)}")
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
@@ -231,8 +234,3 @@ def _keys(loc: Sequence[str | int], recipe: Recipe, path: Sequence[str | int], *
         elif absent and position == len(loc) - 1:
             keys.append(step)
     return keys
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

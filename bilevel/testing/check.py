@@ -10,6 +10,7 @@ from typing import Any
 from bilevel.config import load_config
 from bilevel.errors import InputError
 from bilevel.plugins import load_plugins
+from bilevel.suggest import did_you_mean
 from bilevel.testing.contract import check_backend, check_problem, check_solver
 from bilevel.testing.session import configure
 
@@ -37,7 +38,7 @@ def check(what: str, changes: Sequence[str] = ()) -> str:
         if kinds:
             raise InputError(f"{what!r} is one of the {kinds[0]}; only {', '.join(CHECKED)} have a contract to check")
         known = sorted(name for kind in CHECKED for name in plugins.parts[kind])
-        raise InputError(f"nothing is named {what!r}; give a recipe file, or one of {', '.join(known)}")
+        raise InputError(f"neither a recipe file nor an installed part is named {what!r}{did_you_mean(what, known)}")
     kind = kinds[0]
     cls = plugins.find(kind, what).load()
     if kind == "backends":

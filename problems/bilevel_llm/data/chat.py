@@ -7,7 +7,6 @@ before it.
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from bilevel.errors import InputError
+from bilevel.suggest import did_you_mean
 from bilevel_llm.data.rows import Row, Turn
 
 if TYPE_CHECKING:
@@ -254,9 +254,7 @@ class _Written:
 def _chat_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> str | None:
     known = get_args(Template)
     if template not in known:
-        nearest = difflib.get_close_matches(template, known, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"unknown template {template!r}{hint}; known: {', '.join(known)}")
+        raise InputError(f"unknown template {template!r}{did_you_mean(template, known)}")
     if template == "plain" or (template == "auto" and not tokenizer.chat_template):
         return None
     try:

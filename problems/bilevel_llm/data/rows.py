@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.errors import InputError
+from bilevel.suggest import did_you_mean, nearest
 
 ROLES: Mapping[str, str] = {
     "system": "system",
@@ -127,7 +128,7 @@ def read_file(path: Path, format: str | None = None) -> list[Row]:
 def read_records(path: Path, format: str | None = None) -> Iterator[Record]:
     """The rows of one file or saved data set, unchanged. Raises `InputError` as `read_rows`, but for what turns hold."""
     if format is not None and format not in _FORMATS:
-        raise InputError(f"unknown format {format!r}{_nearest(format, FORMATS)}; known formats: {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {format!r}{did_you_mean(format, FORMATS)}")
     empty = True
     for number, fields in _records(path):
         where = f"{path}:{number}"
@@ -180,7 +181,9 @@ def _matches(pattern: str) -> list[Path]:
         return [path]
     if not glob.has_magic(pattern):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"no such file: {pattern} (seen from {Path.cwd()}){_nearest(path.name, siblings)}")
+        near = nearest(path.name, siblings)
+        guess = f"; did you mean {near!r}?" if near else ""
+        raise InputError(f"no such file: {pattern} (seen from {Path.cwd()}){guess}")
     found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     found = [path for path in found if path.is_file() or _is_saved_dataset(path)]
     if not found:
@@ -420,9 +423,7 @@ def _turn(entry: Any, path: str, where: str) -> Turn:
         )
     role, text = (_string(entry, name, where, f"{path}.") for name in names)
     if role not in ROLES:
-        raise InputError(
-            f"{where}: unknown role {role!r} in {path}.{names[0]}{_nearest(role, ROLES)}; known: {', '.join(ROLES)}"
-        )
+        raise InputError(f"{where}: unknown role {role!r} in {path}.{names[0]}{did_you_mean(role, ROLES)}")
     return Turn(ROLES[role], text)
 
 
@@ -474,11 +475,6 @@ def _kind(value: Any) -> str:
 
 def _fields_of(record: Mapping[str, Any]) -> str:
     return ", ".join(record) or "no fields"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from bilevel.errors import InputError
+from bilevel.suggest import did_you_mean
 from bilevel_llm.exporters import axolotl, interleave, llamafactory, trl
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def find_exporter(trainer: str, version: str | None = None) -> Exporter:
     Raises `InputError` for a trainer or version that is not known.
     """
     if trainer not in TRAINERS:
-        near = difflib.get_close_matches(trainer, TRAINERS, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"no exporter for {trainer!r}{guess} Known: {', '.join(TRAINERS)}, json, csv")
+        raise InputError(f"no exporter for {trainer!r}{did_you_mean(trainer, [*TRAINERS, 'json', 'csv'])}")
     known = TRAINERS[trainer]
     wanted = version or known.checked
     try:

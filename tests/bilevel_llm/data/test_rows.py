@@ -217,7 +217,7 @@ ROW_ERRORS = [
     ),
     (ALPACA, "messages", ["a.jsonl:1: the row has no 'messages', which format 'messages' needs", "format: alpaca"]),
     ({"prompt": "a"}, "prompt_completion", ["has no 'completion'", "it has prompt"]),
-    (ALPACA, "sharegtp", ["unknown format 'sharegtp'; did you mean 'sharegpt'?", "alpaca"]),
+    (ALPACA, "sharegtp", ["unknown format 'sharegtp'; did you mean 'sharegpt'?"]),
     ({**ALPACA, "output": 3}, None, ["a.jsonl:1: field 'output' is a number, but must be a string"]),
     ({**ALPACA, "output": None}, None, ["field 'output' is null"]),
     ({**ALPACA, "input": ["x"]}, None, ["field 'input' is a list"]),
