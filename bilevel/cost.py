@@ -1,4 +1,4 @@
-"""What a problem tells a planner: its lower module without values, and a pass of it."""
+"""What a problem tells a planner: its lower module on the meta device, and a forward pass of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Find plugins, let them register their parts, and load a part by name."""
+"""Find plugins, let them register their parts, and load parts by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user writes: the two losses of a bilevel problem, its variables and its data."""
+"""A bilevel problem as its author writes it: two losses, two variables and their data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,13 +43,13 @@ def initialization_may_be_deferred() -> bool:
 
 
 class Forward(Protocol):
-    """A variable as a loss sees it: something to call. Calling it runs the module's forward and returns new tensors.
+    """A variable as a loss sees it: a callable. Calling it runs the module's forward pass and returns new tensors.
 
-    Losses must not reach for the parameters behind it: on a sharded backend no process holds them all.
+    Losses must not use the parameters behind it: on a sharded backend no process holds them all.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward."""
+        """Run the module's forward pass."""
 
 
 Loss = Tensor | tuple[Tensor, Mapping[str, Tensor]]
@@ -59,11 +59,11 @@ batch is the sum of the losses of its micro-batches, so each micro-batch must ca
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of a global batch one process takes, and in which pieces.
+    """The part of a global batch that one process takes, and the micro-batches into which it is divided.
 
     seed: seed of the run; a batch is a pure function of (index, seed), so that a resumed run sees the same data.
-    rank, world_size: this process among all processes.
-    micro_batch_size: samples of one forward; None takes the process's whole share at once.
+    rank, world_size: the number of this process, and of all processes.
+    micro_batch_size: samples of one forward pass; None takes the process's whole share at once.
     """
 
     seed: int = 0
@@ -72,9 +72,9 @@ class Shard:
     micro_batch_size: int | None = None
 
     def split(self, samples: Sequence[T]) -> list[Sequence[T]]:
-        """This process's samples (every world_size-th, from rank on), cut into micro-batches.
+        """This process's samples (every world_size-th, from rank on), divided into micro-batches.
 
-        Raises `InputError` if the processes would not get equally many: they wait for each other in every forward pass.
+        Raises `InputError` if the processes would not get equally many samples: they wait for each other in every pass.
         """
         if len(samples) % self.world_size:
             raise InputError(
@@ -96,9 +96,9 @@ class Problem(ABC, Generic[B]):
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     smooth: ClassVar[bool | None] = None
-    """Whether the losses have the second derivatives that some solvers need. None: not said; False: those solvers refuse."""
+    """Whether the losses have the second derivatives that some solvers need. None: unknown; False: those solvers refuse."""
     strongly_convex: ClassVar[bool | None] = None
-    """Whether g is strongly convex in y. None: not said; False: solvers that cannot do without refuse."""
+    """Whether g is strongly convex in y. None: unknown; False: solvers that need it refuse the problem."""
 
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
@@ -107,15 +107,15 @@ class Problem(ABC, Generic[B]):
         """
 
     def fingerprint(self) -> str:
-        """A hash of what `prepare` read (data, model): processes that differ in it, or a resumed run, are refused.
+        """A hash of what `prepare` has read (data, model). Processes must agree on it, and so must a resumed run.
 
-        "" by default: nothing to compare.
+        "" by default: there is nothing to compare.
         """
         return ""
 
     @abstractmethod
     def upper(self) -> nn.Module:
-        """A module that holds x. It is small, kept in full precision and present whole in every process."""
+        """A module that holds x. It is small, is kept in full precision, and every process has all of it."""
 
     @abstractmethod
     def lower(self) -> nn.Module:
@@ -144,7 +144,7 @@ class Problem(ABC, Generic[B]):
 
     @abstractmethod
     def lower_batch(self, index: int, shard: Shard) -> Sequence[B]:
-        """The same for the lower level."""
+        """The micro-batches that this process takes of lower batch number `index`; otherwise as `upper_batch`."""
 
     def blocks(self, module: nn.Module) -> Blocks:
         """How the lower module's parameters group into blocks, of which a subset may train at a time."""
@@ -153,7 +153,7 @@ class Problem(ABC, Generic[B]):
     def cost(self, labelled_share: float = 1.0) -> Cost:
         """What a planner has to know: the lower module on the meta device, and a forward pass of it. Reads no data.
 
-        labelled_share: part of a batch's units (tokens) that carry a loss, above 0 and at most 1.
+        labelled_share: the share of a batch's units (tokens) that carry a loss, above 0 and at most 1.
         """
         raise InputError(f"the problem {type(self).__name__} has no cost model, so it cannot be planned")
 

@@ -12,7 +12,7 @@ from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 
 Metrics = Mapping[str, float | Mapping[str, float]]
-"""Numbers of one step. `gap` is the penalty gap g(y) - g(z) where a solver has one."""
+"""The numbers that a solver reports for one step. `gap` is the penalty gap g(y) - g(z), where a solver has one."""
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Solver(ABC, Generic[S]):
 
     @abstractmethod
     def init(self, problem: Problem[Any], backend: Backend) -> S:
-        """Place the variables."""
+        """Place the variables on the backend."""
 
     @abstractmethod
     def step(self, t: int, state: S, problem: Problem[Any], backend: Backend) -> Metrics:
-        """Do step t (from 0) in place. May use nothing but its arguments: a resumed run must go on bit for bit."""
+        """Do step t (from 0) in place, using nothing but the arguments: a resumed run must equal an uninterrupted one."""
 
     def workload(self) -> Workload:
         """What one step asks of a backend. Raises `InputError` if the solver does not say, so that it cannot be planned."""

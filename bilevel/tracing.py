@@ -30,11 +30,11 @@ _FUSED_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_f
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward and backward pass takes, beside parameters, their accumulated gradients and optimizer state.
+    """The memory and operations of one pass, beside parameters, their accumulated gradients and optimizer state.
 
-    kept: bytes that the repeated blocks leave for the backward pass: what is alive when the last of them has run.
-    peak: most bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or the working
-        memory of the backward pass, whichever is more.
+    kept: bytes that the repeated blocks keep for the backward pass, which are those alive when the last block has run.
+    peak: the largest number of bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or
+        the working memory of the backward pass, whichever is more.
     flops: floating-point operations of matrix products, convolutions and attention; a multiplication and an addition
         are two. What is computed once more under checkpointing counts.
     """
@@ -54,12 +54,12 @@ def trace_pass(
 ) -> Pass:
     """Run `loss` forward and backward.
 
-    module: on the meta device; its parameters count for nothing.
-    loss: calls the module with inputs on the meta device.
-    trained: names of the parameters that get gradients. As on a backend, such a gradient is handed over as soon as it is
-        complete, so that it counts for a moment only.
+    module: a module on the meta device; its own parameters are not counted.
+    loss: a function that calls the module with inputs on the meta device.
+    trained: names of the parameters that get gradients. As on a backend, each gradient is taken as soon as it is complete,
+        so that it counts for a moment only.
     repeated: paths of the repeated blocks.
-    recompute: recompute these in the backward pass (activation checkpointing).
+    recompute: whether these are recomputed in the backward pass (activation checkpointing).
 
     Where the module asks a yes-or-no question of its data ("are the positions in order?"), the answer is yes.
     Raises `InputError` if it needs any other value: what it would do cannot be known without one.
@@ -92,14 +92,14 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen = {_storage_key(t) for t in [*module.parameters(), *module.buffers()]}
 
     def note(self, *_: Any) -> None:
-        """Remember what is alive now."""
+        """Record how many bytes are alive now."""
         self.noted = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             if args[0].dtype == torch.bool:
                 return True
-            raise InputError("the lower module decides by the values of its data, so it cannot be planned without them")
+            raise InputError("the lower module's computation depends on the values of its data, so it cannot be planned")
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -151,13 +151,13 @@ def _fused_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # what the real function makes of it
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # as the real function does
     out: Tensor = _FUSED_ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return out
 
 
 def _attention_flops(query: torch.Size, key: torch.Size) -> int:
-    """Scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
+    """The scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
     return 4 * prod(query) * key[-2]
 
 
@@ -171,7 +171,7 @@ _FLOPS = {_FUSED_ATTENTION: _attention_flops, _FUSED_ATTENTION_BACKWARD: _attent
 
 @contextmanager
 def _training(module: nn.Module, trained: frozenset[str]) -> Iterator[None]:
-    """Within: these parameters alone get gradients, and none keeps its own."""
+    """Within this context only these parameters get gradients, and none keeps its gradient."""
     hooks = []
     wanted = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     try:
@@ -193,10 +193,10 @@ def _drop(parameter: Tensor) -> None:
 
 @contextmanager
 def _recomputed(block: nn.Module) -> Iterator[None]:
-    """Within: the block keeps its input alone and runs once more in the backward pass."""
+    """Within this context the block keeps only its input and runs once more in the backward pass."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _FusedAttention():  # Tensor.backward, which is to run this again, suspends the outer one
+        with _FusedAttention():  # Tensor.backward, which will run this again, suspends the outer mode
             return type(block).forward(block, *args, **kwargs)
 
     block.forward = partial(checkpoint, forward, use_reentrant=False)

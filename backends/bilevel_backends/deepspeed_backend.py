@@ -62,18 +62,18 @@ class DeepSpeedBackend(ModuleBackend):
     """Several processes, one GPU each (or CPU processes, for a trial), started by torchrun or the deepspeed launcher.
 
     zero_stage: what is sharded over processes. 0: nothing; 1: masters and moments; 2: gradients too; 3: parameters too.
-        3 by default, as the point of several GPUs is that two replicas of a large model fit.
-    dtype: of the lower variables; as for the torch backend. bfloat16 by default.
-    micro_batch_size: samples of one forward and backward in each process. None: its whole share of the batch.
+        It is 3 by default, since several GPUs are mostly used to make two replicas of a large model fit.
+    dtype: the precision of the lower variables, as for the torch backend; bfloat16 by default.
+    micro_batch_size: samples of one forward and backward pass in each process. None: its whole share of the batch.
     activation_checkpointing: recompute each repeated block in the backward pass.
     offload_optimizer: keep masters, moments and gradients of the active blocks in CPU memory, and update there.
     offload_parameters: keep the sharded parameters in CPU memory (stage 3 only).
     config: a DeepSpeed configuration (a JSON file, or the same as a mapping), merged into ours. Keys that would change
-        the result are refused; the others (bucket sizes, communication, logging) are yours.
+        the result are refused; all others (bucket sizes, communication, logging) may be set.
     timeout: seconds that a process waits for the others before it gives up.
     deterministic: as for the torch backend.
 
-    Every process takes an equal part of each batch; its result is that of one process with the whole batch.
+    Every process takes an equal share of each batch; the result is that of one process with the whole batch.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 3

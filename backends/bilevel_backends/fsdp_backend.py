@@ -28,8 +28,9 @@ from bilevel_backends.variable import ModuleVariable
 class FSDPBackend(ModuleBackend):
     """Several processes, one GPU each (or CPU processes, for a trial), started by torchrun.
 
-    dtype: of the lower variables; as for the torch backend. bfloat16 by default. Gradients are reduced in float32.
-    micro_batch_size: samples of one forward and backward in each process. None: its whole share of the batch.
+    dtype: the precision of the lower variables, as for the torch backend; bfloat16 by default. Gradients are reduced in
+        float32.
+    micro_batch_size: samples of one forward and backward pass in each process. None: its whole share of the batch.
     activation_checkpointing: recompute each repeated block in the backward pass.
     offload_parameters: keep the shards, and with them masters and moments, in CPU memory.
     timeout: seconds that a process waits for the others before it gives up.

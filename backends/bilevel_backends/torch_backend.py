@@ -28,16 +28,17 @@ B = TypeVar("B")
 
 @dataclass
 class TorchBackend(ModuleBackend):
-    """One process, one device.
+    """One process on one device.
 
-    dtype: of the lower variables. In bfloat16 the active parameters have float32 masters, and are written back with
-        stochastic rounding, so that small steps are not lost. None keeps what the problem builds. Upper variables keep
+    dtype: the precision of the lower variables. In bfloat16 the active parameters have float32 masters, and are written back
+        with stochastic rounding, so that small steps are not lost. None keeps what the problem builds. Upper variables keep
         their own precision.
     device: "auto" takes CUDA, else MPS, else the CPU.
-    micro_batch_size: samples of one forward and backward; the result does not depend on it. None: the whole batch.
-    activation_checkpointing: recompute each repeated block in the backward pass: less memory, one more forward pass.
-    compile: torch.compile the lower modules. Not covered by the tests yet.
-    deterministic: use deterministic kernels only, where torch has a choice.
+    micro_batch_size: samples of one forward and backward pass, on which the result does not depend. None: the whole batch.
+    activation_checkpointing: recompute each repeated block in the backward pass, which takes less memory and one more
+        forward pass.
+    compile: whether to torch.compile the lower modules. The tests do not cover this yet.
+    deterministic: whether to use deterministic kernels only, where torch has a choice.
     """
 
     dtype: Literal["float32", "bfloat16", "float64"] | None = None
@@ -51,7 +52,7 @@ class TorchBackend(ModuleBackend):
         """Choose the device. Raises `InputError` if it is not available or if a launcher started several processes."""
         if world_size() > 1:
             raise InputError(
-                f"the torch backend is one process, and a launcher started {world_size()}; "
+                f"the torch backend runs in one process, and a launcher started {world_size()}; "
                 "set backend.name=deepspeed or backend.name=fsdp, or run without the launcher"
             )
         self.begin(seed, _pick_device(self.device), Processes())
@@ -107,7 +108,7 @@ class TorchBackend(ModuleBackend):
         *,
         wrt: Mapping[Variable, float],
     ) -> float:
-        """Differentiate twice, micro-batch by micro-batch. Fused attention cannot be: it is computed the plain way."""
+        """Differentiate twice, micro-batch by micro-batch. Fused attention has no second derivative, so it is not used."""
         along, variables = own(variable), [own(v) for v in wrt]
         directions = {name: vector.parts[name].to(along.parameter(name).dtype) for name in along.masters}
         total = 0.0

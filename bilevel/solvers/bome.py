@@ -5,8 +5,8 @@
     λ = max{η - <∇f, ∇q> / ‖∇q‖², 0}
     (x, y) <- (x, y) - ξ (∇f + λ ∇q)
 
-λ is the smallest that makes the step descend on q at the rate η ‖∇q‖² at least: there is no penalty to choose. What biases x
-is that z is not the lower optimum; the bias falls exponentially with T.
+λ is the smallest multiplier for which q descends at least at the rate η ‖∇q‖², so that there is no penalty to choose. x is
+biased because z is not the lower optimum; the bias falls exponentially with T.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from bilevel.solvers.shared import lower_step, place, report, require_positive
 
 @dataclass(frozen=True)
 class BOME(Solver[State]):
-    """A penalty that adapts: descend on f, but on the value gap first.
+    """A penalty that adapts itself: the step descends on the value gap first, and on f besides.
 
     eta: η. Larger keeps y closer to the lower optimum; smaller follows f longer.
     lr_x: ξ for x.

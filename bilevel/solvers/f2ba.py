@@ -28,7 +28,7 @@ class F2BA(Solver[State]):
     lr_z: 1/L, where L bounds the curvature of g in y.
     lr_y: step of y on g + f/λ; None takes lr_z / 2, which is the step 1/(2 λ L) on λ g + f.
     lr_x: η, of the order 1/κ³ in the worst case.
-    lower_steps: K, of the order κ log(λ κ). λ multiplies what is left of the errors of y and z: too few steps bias x.
+    lower_steps: K, of the order κ log(λ κ). λ multiplies the remaining errors of y and z: too few steps bias x.
     """
 
     penalty: Schedule = 20.0

@@ -59,8 +59,8 @@ class F2SA(Solver[State]):
         """The schedule for noise in both levels, in f alone, or in none.
 
         penalty, lr_z: λ and γ at step 0.
-        xi: step of x over α_k.
-        scale: steps after which the powers set in.
+        xi: ξ, the ratio of the step of x to α_k.
+        scale: the number of steps after which the powers set in.
         """
         a, c = EXPONENTS[noise]
         return cls(

@@ -45,9 +45,10 @@ def difference(p: int) -> dict[int, Fraction]:
 class F2SAp(Solver[State]):
     """A p-th order finite difference of the penalty path; p = 1 is F2SA with another step of x.
 
-    p: order. An odd p needs p + 1 lower variables, an even one p: p = 2 costs what F2SA costs and has bias O(1/penalty²).
+    p: the order. An odd p needs p + 1 lower variables, an even one p: p = 2 costs what F2SA costs and has bias
+        O(1/penalty²).
     penalty: 1/ν. For p > 1 some nodes are negative: g - f * floor(p/2) / penalty must still be convex in y, which takes a
-        penalty above floor(p/2) * (curvature of f) / (curvature of g). Below that the lower variables run away.
+        penalty above floor(p/2) * (curvature of f) / (curvature of g). Below that the lower variables diverge.
     lr_z: step η_y of every lower variable y_j, on g + (j/penalty) f.
     lr_x: η_x.
     lower_steps: K, each on a minibatch of its own that all y_j share.
@@ -69,8 +70,8 @@ class F2SAp(Solver[State]):
             require_positive(name, getattr(self, name))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
-        """Place x and the y_j. Raises `InputError` if rounding drowns the order p, or the problem has no use for it."""
-        if self.p > 1:  # nodes with j < 0 subtract f from g, and the order is that of the derivatives there are
+        """Place x and the y_j. Raises `InputError` if rounding drowns the order p or the problem lacks what it needs."""
+        if self.p > 1:  # nodes with j < 0 subtract f from g, and the order p needs as many derivatives
             require_traits(f"f2sa-p with p = {self.p}", problem, smooth=True, strongly_convex=True)
         state = place(problem, backend, [_name(j) for j in difference(self.p)], self.optimizer_x, self.optimizer_z)
         self._check_precision(max(torch.finfo(part.dtype).eps for part in backend.read(state.x).parts.values()))

@@ -21,10 +21,11 @@ from bilevel.solvers.shared import place, report, require_positive
 
 @dataclass(frozen=True)
 class MEHA(Solver[State]):
-    """Single loop, first order, for lower levels that need not be convex: only g + ‖· - y‖²/(2γ) must be.
+    """A single-loop first-order method for lower levels that need not be convex: only g + ‖· - y‖²/(2γ) must be.
 
     penalty: c_k, of the form c (k + 1)^p with p in [0, 1/2): a larger p ends closer to the lower level and takes longer.
-    gamma: γ. Small for a nonconvex g; large gives the value gap, small something like the squared gradient norm.
+    gamma: γ, which must be small for a nonconvex g. In the limit a large γ gives the value gap, and a small one a multiple
+        of the squared gradient norm.
     lr_x: α, on f/c_k + g - v as in the paper (other solvers step x on the penalty times that).
     lr_y: β; None takes lr_z.
     lr_z: η.

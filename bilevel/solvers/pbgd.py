@@ -30,8 +30,8 @@ class PBGD(Solver[State]):
     """One step of x and y together; z follows x in an inner loop.
 
     penalty: γ. For a violation δ of the lower level the value gap needs γ of the order δ^(-1/2).
-    kind: "value-gap", or "gradient-norm", which has no z but needs second derivatives (a backend that has them, all blocks
-        active), and whose bias is larger where g is badly conditioned.
+    kind: "value-gap", or "gradient-norm", which has no z but needs second derivatives (hence a backend that has them and all
+        blocks active), and whose bias is larger where g is badly conditioned.
     lr_x: step of x on f + γ p. x and y descend together, so that it must be of the order 1/γ.
     lr_y: step of y on p + f/γ, so that it need not shrink as γ grows; None takes lr_z.
     lr_z: β.
@@ -73,7 +73,7 @@ class PBGD(Solver[State]):
     def _value_gap(
         self, t: int, γ: float, state: State, problem: Problem[Any], backend: Backend
     ) -> tuple[int, Evaluation, Evaluation]:
-        """Move z; then add the gradients of γ (g(x, y) - g(x, z)) in x and of the same over γ in y."""
+        """Move z; then add the gradients of γ (g(x, y) - g(x, z)) in x, and of g(x, y) - g(x, z) in y."""
         x, y, z, g = state.x, state.replicas["y"], state.replicas["z"], problem.lower_loss
         last = (self.lower_steps + 1) * (t + 1) - 1
         for k in range(last - self.lower_steps, last):
@@ -86,7 +86,7 @@ class PBGD(Solver[State]):
     def _gradient_norm(
         self, t: int, γ: float, state: State, problem: Problem[Any], backend: Backend
     ) -> tuple[int, Evaluation, Evaluation]:
-        """Add the gradients of γ ‖∇_y g‖² in x and of the same over γ in y.
+        """Add the gradients of γ ‖∇_y g‖² in x, and of ‖∇_y g‖² in y.
 
         The two factors of the square come from different minibatches: with one, the variance of the gradient would be
         minimised as well.

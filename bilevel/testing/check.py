@@ -1,4 +1,4 @@
-"""`bilevel check`: the contract of an installed part, by its name, or of the problem of a recipe."""
+"""`bilevel check`: check the contract of an installed part, given by its name, or of the problem of a recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bilevel.testing.session import configure
 
 CHECKED = ("problems", "solvers", "backends")
 SUITABLE: dict[str, Any] = {"penalty": 20.0, "lr_x": 0.05, "lr_z": 0.6, "lower_steps": 3, "warmup": 5}
-"""Settings for `check_solver`'s problem; a solver takes those that it has, and its defaults for the rest."""
+"""Settings that suit `check_solver`'s problem; a solver takes those that it has and its defaults for the rest."""
 
 
 def check(what: str, changes: Sequence[str] = ()) -> str:
@@ -24,8 +24,8 @@ def check(what: str, changes: Sequence[str] = ()) -> str:
 
     changes: `key.path=value` for a recipe.
 
-    Raises `InputError` for an unknown name or a problem that has to be given settings, `ContractError` for a part that does
-    not do what the others rely on.
+    Raises `InputError` for an unknown name or a problem that needs settings, and `ContractError` for a part that does not
+    do what the others rely on.
     """
     plugins = load_plugins()
     if Path(what).suffix in (".yaml", ".yml", ".py"):

@@ -1,4 +1,4 @@
-"""Fit a power law to measured points."""
+"""Fit power laws to measured points."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bilevel.statistics import t_quantile
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """y = factor * x ** exponent, by least squares on the logarithms.
+    """y = factor * x ** exponent, fitted by least squares on the logarithms.
 
-    low, high: the 95 % confidence interval of the exponent. It measures the scatter around a straight line; that the
-        points lie on a curve (a transient, a floor) shows as a wide interval too.
+    low, high: the 95% confidence interval of the exponent. It measures the scatter around a straight line; points that lie
+        on a curve (a transient, a floor) give a wide interval, too.
     """
 
     exponent: float
@@ -26,9 +26,9 @@ class PowerLaw:
 
 
 def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
-    """Fit at least three points. Raises `ValueError` for a point that has no logarithm, naming it.
+    """Fit at least three points. Raises `ValueError`, naming the point, for one that has no logarithm.
 
-    A zero is no small number here: an error of exactly 0 means that two things that should differ are the same object.
+    Zero is not a small number here: an error of exactly 0 means that two things that should differ are the same object.
     """
     if len(xs) != len(ys) or len(xs) < 3:
         raise ValueError(f"a power law needs at least three points, each with an x and a y; got {len(xs)} and {len(ys)}")

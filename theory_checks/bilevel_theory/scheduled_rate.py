@@ -11,7 +11,7 @@ from bilevel.solvers.f3sa import F3SA
 from bilevel.testing.session import NotApplicable
 from bilevel.verify.claims import Check, Reading
 from bilevel_theory.instances import noisy_forms
-from bilevel_theory.linear_system import LinearSystem, Order, Steps
+from bilevel_theory.linear_system import LinearSystem, Order, StepSizes
 from bilevel_theory.schedules import Schedule, rate_readings, solver_readings
 
 
@@ -53,10 +53,10 @@ def schedule_of(solver: F2SA | F3SA) -> Schedule:
     assert solver.lr_x is not None
     lr_x = solver.lr_x
 
-    def steps(t: int) -> Steps:
+    def steps(t: int) -> StepSizes:
         γ = at(solver.lr_z, t)
         momentum = at(solver.momentum, t) if isinstance(solver, F3SA) else 1.0
-        return Steps(penalty=at(solver.penalty, t), lr_y=γ / 2, lr_z=γ, lr_x=at(lr_x, t), momentum=momentum)
+        return StepSizes(penalty=at(solver.penalty, t), lr_y=γ / 2, lr_z=γ, lr_x=at(lr_x, t), momentum=momentum)
 
     return steps
 
