@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from bilevel.active import Active
 from bilevel.backend import Backend, Variable
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
@@ -32,6 +33,13 @@ class State:
     def variables(self) -> list[Variable]:
         """x and the replicas."""
         return [self.x, *self.replicas.values()]
+
+    def activate(self, active: Active, t: int, seed: int, backend: Backend) -> frozenset[str]:
+        """Let the blocks that `active` chooses for step t train in every replica, and no others. Returns their names."""
+        blocks = active.at(t, next(iter(self.replicas.values())).blocks, seed)
+        for replica in self.replicas.values():
+            backend.activate(replica, blocks)
+        return blocks
 
 
 @dataclass(frozen=True)

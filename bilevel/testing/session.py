@@ -94,7 +94,7 @@ class Session:
         self.backend.start(self.seed)
         try:
             self.state = self.solver.init(self.problem, self.backend)
-            self._activate()
+            self.state.activate(self.active, self.t, self.seed, self.backend)
         except BaseException:
             self.backend.close()
             raise
@@ -107,7 +107,7 @@ class Session:
         """Do the next steps. Returns the metrics of the last one."""
         metrics: Metrics = {}
         for _ in range(count):
-            self._activate()
+            self.state.activate(self.active, self.t, self.seed, self.backend)
             metrics = self.solver.step(self.t, self.state, self.problem, self.backend)
             self.t += 1
         return metrics
@@ -130,11 +130,6 @@ class Session:
         if name != "x" and name not in self.state.replicas:
             raise NotApplicable(f"{type(self.solver).__name__} has no lower variable named {name}")
         return self.state.x if name == "x" else self.state.replicas[name]
-
-    def _activate(self) -> None:
-        blocks = self.active.at(self.t, next(iter(self.state.replicas.values())).blocks, self.seed)
-        for replica in self.state.replicas.values():
-            self.backend.activate(replica, blocks)
 
 
 @dataclass(frozen=True)
