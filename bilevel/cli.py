@@ -71,12 +71,12 @@ def run(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe; its model's config.json is read, its data is not.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe.")],
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
     gpus: Annotated[int, typer.Option(help="How many, one process each.")] = 1,
     gpu_memory: Annotated[float, typer.Option(help="GB (10^9 bytes) of each.")] = 80.0,
     cpu_memory: Annotated[float | None, typer.Option(help="GB of the machine; not checked if not given.")] = None,
-    labelled_share: Annotated[float, typer.Option(help="Part of the tokens that carry a loss.")] = 1.0,
+    labelled_share: Annotated[float, typer.Option(help="Part of a row (of its tokens, say) that carries a loss.")] = 1.0,
     mfu: Annotated[float, typer.Option(help="Part of the peak that is reached.")] = 0.4,
     peak_tflops: Annotated[float, typer.Option(help="Of one GPU; 989 is bfloat16 on an H100.")] = 989.0,
     json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
