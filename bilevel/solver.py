@@ -69,6 +69,9 @@ class Solver(ABC, Generic[S]):
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
+    takes: ClassVar[type[Problem[Any]]] = Problem
+    """The problems that it solves: a subclass of `Problem`, where a solver needs more than that says."""
+
     @abstractmethod
     def init(self, problem: Problem[Any], backend: Backend) -> S:
         """Place the variables."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bilevel.backend import Placement
 from bilevel.config import Config
+from bilevel.errors import InputError
 from bilevel.planning.changes import Advice, Change, advise
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
@@ -71,6 +72,11 @@ def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0)
 
     Raises `InputError` for a recipe that cannot be planned, or cannot run on that many GPUs.
     """
+    if not isinstance(config.problem, config.solver.takes):
+        raise InputError(
+            f"the solver {type(config.solver).__name__} solves a {config.solver.takes.__name__}, "
+            f"not a {type(config.problem).__name__}; change solver.name or problem.name"
+        )
     setup = Setup(config.backend, config.active, config.solver.workload(), config.run.seed, config.run.steps)
     placement = config.backend.placement(hardware.gpus)
     model = Footprint(config.problem.cost(labelled_share), placement.dtype)

@@ -51,6 +51,7 @@ class DoReMi(Solver[State], Weighting):
     optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
 
     resumable: ClassVar[bool] = True
+    takes: ClassVar[type[Problem[Any]]] = LLMReweighting
 
     def __post_init__(self) -> None:
         require_positive("eta", self.eta)
