@@ -1,8 +1,8 @@
 """Which blocks of the lower variable train at step t: a pure function of (seed, t), the same for every replica."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,10 @@ class Active(ABC):
         """
         return [blocks.names]
 
+    def lighter(self) -> Sequence["Active"]:
+        """Rules by which less trains at a time, the nearest first: what a planner may advise. None by default."""
+        return ()
+
 
 @dataclass(frozen=True)
 class All(Active):
@@ -36,6 +40,10 @@ class All(Active):
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
         """Return all blocks."""
         return blocks.names
+
+    def lighter(self) -> Sequence[Active]:
+        """A random few."""
+        return (LISA(),)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,10 @@ class LISA(Active):
             self._always(blocks) | draw
             for draw in dict.fromkeys((frozenset(largest), frozenset([first, *by_size[: self.blocks - 1]])))
         ]
+
+    def lighter(self) -> Sequence[Active]:
+        """Half as many repeated blocks, a quarter, and so on down to one."""
+        return [replace(self, blocks=self.blocks >> k) for k in range(1, self.blocks.bit_length())]
 
     def _always(self, blocks: Blocks) -> frozenset[str]:
         """The parts that do not repeat and train at every step."""

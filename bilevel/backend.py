@@ -145,6 +145,15 @@ class Backend(ABC):
         """
         return Placement(type(self).__name__, world_size)
 
+    def savings(self, rows: int) -> Mapping[str, Sequence[Any]]:
+        """Settings that would save memory, cost time alone and leave every result as it is: field -> values to try.
+
+        A planner tries them, alone and together. By default there are none.
+
+        rows: the most that one process has of a global batch.
+        """
+        return {}
+
     @abstractmethod
     def place(
         self,

@@ -83,7 +83,9 @@ def plan(
     cpu_memory: Annotated[
         float | None, typer.Option(help="The memory of the machine in GB. It is not checked if this is not given.")
     ] = None,
-    labelled_share: Annotated[float, typer.Option(help="The share of the tokens that carry a loss.")] = 1.0,
+    labelled_share: Annotated[
+        float, typer.Option(help="The share of each row, such as of its tokens, that carries a loss.")
+    ] = 1.0,
     mfu: Annotated[float, typer.Option(help="The share of the peak throughput that is reached.")] = 0.4,
     peak_tflops: Annotated[
         float, typer.Option(help="The peak throughput of one GPU in TFLOP/s; 989 is bfloat16 on an H100.")

@@ -1,7 +1,7 @@
 """A bilevel problem as its author writes it: two losses, two variables and their data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from bilevel.blocks import Blocks, find_blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
+from bilevel.traced_cost import Level, traced_cost
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -151,11 +152,39 @@ class Problem(ABC, Generic[B]):
         return find_blocks(module)
 
     def cost(self, labelled_share: float = 1.0) -> Cost:
-        """What a planner has to know: the lower module on the meta device, and a forward pass of it. Reads no data.
+        """What a planner has to know: the lower module without values, and the losses of a micro-batch.
 
-        labelled_share: the share of a batch's units (tokens) that carry a loss, above 0 and at most 1.
+        By default the problem is prepared, both variables are built, and the losses are traced on the first batches. A
+        problem with a large lower module overrides this, so that it can be planned without its weights and its data.
+
+        labelled_share: part of a batch's units that carry a loss, above 0 and at most 1. Only for problems with a cost of
+            their own: the default takes the first batches as they are.
+
+        Raises `InputError` for another share by default. Tracing happens later: it raises `InputError`, naming the loss, if
+        a loss decides by the values of its variables.
         """
-        raise InputError(f"the problem {type(self).__name__} has no cost model, so it cannot be planned")
+        if labelled_share != 1:
+            raise InputError(
+                f"{type(self).__name__} is planned from its first batches as they are, so that no other share of labels can "
+                "be assumed; leave out --labelled-share"
+            )
+        self.prepare()
+
+        def level(loss: Callable[..., Any], batch: Callable[[int, Shard], Sequence[Any]]) -> Level:
+            name = f"{type(self).__name__}.{loss.__name__}"
+            return Level(name, loss, lambda size: batch(0, Shard(micro_batch_size=size)))
+
+        def lower() -> nn.Module:
+            with deferred_initialization():
+                return self.lower()
+
+        return traced_cost(
+            self.upper,
+            lower,
+            self.blocks,
+            level(self.upper_loss, self.upper_batch),
+            level(self.lower_loss, self.lower_batch),
+        )
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """The upper variable in a few named numbers, recorded at every step and drawn as curves. None by default."""

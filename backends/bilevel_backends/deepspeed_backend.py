@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +94,11 @@ class DeepSpeedBackend(ModuleBackend):
             raise ValueError(f"timeout must be positive, not {self.timeout}")
         for key, reason in _refused(self._given()):
             raise ValueError(f"config: {key} cannot be set here: {reason}")
+
+    def savings(self, rows: int) -> dict[str, Sequence[Any]]:
+        """Also: split more, and use the CPU's memory."""
+        offload = {"offload_optimizer": [True], "offload_parameters": [True]}
+        return {**super().savings(rows), "zero_stage": range(self.zero_stage + 1, 4), **offload}
 
     def start(self, seed: int) -> None:
         """Join the other processes."""

@@ -66,6 +66,11 @@ class ModuleBackend(Backend):
         # the mode would also fill every new tensor with NaN, which takes time; no tensor is read here before it is written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
+    def savings(self, rows: int) -> dict[str, Sequence[Any]]:
+        """Recompute activations; take fewer rows at a time."""
+        most = min(self.micro_batch_size or rows, rows)
+        return {"activation_checkpointing": [True], "micro_batch_size": [most >> k for k in range(1, most.bit_length())]}
+
     @abstractmethod
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Shard the parameters of a lower module and put the shards on their devices.

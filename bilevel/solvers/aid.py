@@ -16,7 +16,7 @@ from bilevel.errors import NonFiniteError, RunError
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import (
     lower_step,
     place,
@@ -92,6 +92,11 @@ class AID(Solver[State]):
             "lower_parts": lower.parts,
             "upper_parts": f_z.parts,
         }
+
+    def workload(self) -> Workload:
+        """T passes for z and one for x; at most so many products, two of them for the residual and for x."""
+        replicas = {"z": self.optimizer_z}
+        return Workload(replicas, lower_passes=self.lower_steps, upper_passes=1, products=self.cg_steps + 2, vectors=4)
 
 
 def conjugate_gradients(

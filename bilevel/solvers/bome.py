@@ -16,7 +16,7 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import lower_step, place, report, require_positive
 
 
@@ -76,3 +76,8 @@ class BOME(Solver[State]):
         backend.step(y, lr=lr_x if self.lr_y is None else at(self.lr_y, t))
         norm = backend.step(x, lr=lr_x)
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """T passes for z, then three; the gradients of f and of q in y are held beside their combination."""
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        return Workload(replicas, lower_passes=self.lower_steps + 2, upper_passes=1, vectors=3)

@@ -13,7 +13,7 @@ from bilevel.backend import Backend, Evaluation
 from bilevel.optimizer import AdamW, Optimizer
 from bilevel.problem import Problem, Shard
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import place, require_positive
 
 
@@ -50,6 +50,11 @@ class Descent(Solver[State]):
         g = backend.backward(lambda b: problem.lower_loss(x, z, b), ζ, wrt={z: 1})
         norm = backend.step(z, lr=lr)
         return {**evaluated, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
+
+    def workload(self) -> Workload:
+        """One pass; and the evaluations, spread over the steps between them."""
+        share = self.evaluation_batches / self.evaluate_every
+        return Workload({"z": self.optimizer}, lower_passes=1, upper_forwards=share)
 
     def _evaluate(self, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         if not problem.upper_batch(0, Shard(backend.shard.seed)):  # the batch of all processes, which must agree on it

@@ -15,7 +15,7 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.f2sa import F2SA
 from bilevel.solvers.shared import require_positive
 
@@ -50,6 +50,10 @@ class F2BA(Solver[State]):
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         """K steps of z and y, then one of x."""
         return self._steps().step(t, state, problem, backend)
+
+    def workload(self) -> Workload:
+        """That of F2SA."""
+        return self._steps().workload()
 
     def _steps(self) -> F2SA:
         return F2SA(

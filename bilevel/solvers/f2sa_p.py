@@ -22,7 +22,7 @@ from bilevel.errors import InputError
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import lower_step, place, report, require_positive, require_traits
 
 
@@ -103,6 +103,19 @@ class F2SAp(Solver[State]):
             penalty=λ,
             grad_norm_x=norm,
             upper_batches=self.lower_steps + 1,
+        )
+
+    def workload(self) -> Workload:
+        """T passes of g for each y_j and, but for j = 0, of f; then one of each for x. One y_j at a time has a gradient."""
+        nodes = difference(self.p)
+        replicas = {_name(j): self.optimizer_z for j in nodes}
+        batches = self.lower_steps + 1
+        return Workload(
+            replicas,
+            lower_passes=batches * len(nodes),
+            upper_passes=batches * sum(j != 0 for j in nodes),
+            vectors=1,
+            savings=("a lower order (solver.p)",) if self.p > 2 else (),
         )
 
     def _check_precision(self, eps: float) -> None:

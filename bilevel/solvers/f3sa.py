@@ -16,7 +16,7 @@ from bilevel.backend import Backend, Evaluation, Variable, Vector
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Power, Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import place, report, require_positive
 
 EXPONENTS = {"both": (3 / 5, 2 / 5), "upper": (1 / 2, 1 / 4), "none": (1 / 3, 0.0)}
@@ -123,6 +123,18 @@ class F3SA(Solver[Remembered]):
         backend.step(y, lr=lr_y)
         norm = backend.step(x, lr=lr_x)
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """Three gradients at the new point and three at the old one, which are held together with the renewed estimates."""
+        replicas = {name: self.optimizer_z for name in ("y", "z", "y_before", "z_before")}
+        estimates = {name: SGD() for name in OF_LOWER}
+        return Workload(
+            replicas | estimates,
+            lower_passes=4,
+            upper_passes=2,
+            vectors=9,
+            savings=("a solver without momentum (f2sa), which holds two lower variables in place of seven",),
+        )
 
 
 def _gradients(

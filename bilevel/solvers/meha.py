@@ -15,7 +15,7 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Power, Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import place, report, require_positive
 
 
@@ -67,3 +67,8 @@ class MEHA(Solver[State]):
         backend.step(y, lr=lr_z if self.lr_y is None else at(self.lr_y, t))
         norm = backend.step(x, lr=at(self.lr_x, t))
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=c, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """One pass for z, then three; z - y is added to a gradient, and held beside it with what it was computed from."""
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        return Workload(replicas, lower_passes=3, upper_passes=1, vectors=3)

@@ -13,7 +13,7 @@ from bilevel.backend import Backend, Evaluation
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import (
     lower_step,
     place,
@@ -69,6 +69,13 @@ class PBGD(Solver[State]):
         backend.step(y, lr=at(self.lr_z if self.lr_y is None else self.lr_y, t))
         norm = backend.step(x, lr=at(self.lr_x, t))
         return report(upper=f_y, lower=lower, gap=gap, penalty=γ, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """Of the value gap: T passes for z, then three. Of the gradient norm: a pass of each level, and one product."""
+        if self.kind == "gradient-norm":
+            return Workload({"y": self.optimizer_z}, lower_passes=1, upper_passes=1, products=1, vectors=1)
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        return Workload(replicas, lower_passes=self.lower_steps + 2, upper_passes=1, vectors=1)
 
     def _value_gap(
         self, t: int, γ: float, state: State, problem: Problem[Any], backend: Backend

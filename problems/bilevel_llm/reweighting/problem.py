@@ -238,6 +238,7 @@ class LLMReweighting(Problem[TokenBatch]):
             upper_rows=self.validation_batch_size or self.batch_size,
             row_size=self.max_length,
             unit="tokens",
+            savings=("a smaller model (problem.model)", "shorter rows (problem.max_length)"),
         )
 
     def summary(self, x: Forward) -> Mapping[str, float]:
