@@ -8,7 +8,7 @@ import typer
 
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
-    to: Annotated[Literal["interleave", "llamafactory", "trl", "axolotl", "json", "csv"], typer.Option(help="Whose form.")],
+    to: Annotated[str, typer.Option(metavar="TRAINER", help="Write for this trainer; `bilevel list` shows all exporters.")],
     output: Annotated[
         Path | None, typer.Option(help="The file to write (llamafactory: a directory). Default: print.")
     ] = None,
