@@ -122,13 +122,14 @@ def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -
     columns: dict[str, None] = {}
     first: RawRow | None = None
     for file in files:
+        path = file.resolve()
         for row in read_raw_rows(file, format):
             first = first or row
             layout = common_layout((first, row))
             columns.update(dict.fromkeys(column for column in layout.columns if column in row.fields))
             if isinstance(layout, ChatLayout):
                 roles.update(_roles(row, layout))
-            rows[file.resolve()] += 1
+            rows[path] += 1
     assert first is not None  # an empty file is an error
     return WeightedSource(name, weight, rows, first.layout, frozenset(roles), tuple(columns))
 
