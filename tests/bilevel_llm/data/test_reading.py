@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from bilevel.errors import InputError
-from bilevel_llm.data.rows import Row, Turn, fingerprint, read_rows
+from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.rows import Row, Turn, fingerprint
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 TWO_TURNS = (Turn("user", "Hi"), Turn("assistant", "Hello"))
