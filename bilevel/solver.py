@@ -69,7 +69,7 @@ class Solver(ABC, Generic[S]):
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
-    takes: ClassVar[type[Problem[Any]]] = Problem
+    takes: ClassVar[type[Problem[Any]]] = Problem  # type: ignore[type-abstract]
     """The problems that it solves: a subclass of `Problem`, where a solver needs more than that says."""
 
     @abstractmethod
