@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from bilevel.data import Stratified
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
     from bilevel.hookspecs import hookimpl
-    from bilevel.loop import Interrupted, Result, Run, fit
+    from bilevel.loop import Interrupted, Result, fit
     from bilevel.optimizer import SGD, AdamW
     from bilevel.problem import Forward, Loss, Problem, Shard
+    from bilevel.run import Run
     from bilevel.schedule import Cosine, Linear, Power
     from bilevel.solver import Metrics, Solver, State
     from bilevel.solvers.aid import AID
@@ -36,9 +37,10 @@ _HOMES = {
     "data": ("Stratified",),
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
     "hookspecs": ("hookimpl",),
-    "loop": ("Interrupted", "Result", "Run", "fit"),
+    "loop": ("Interrupted", "Result", "fit"),
     "optimizer": ("SGD", "AdamW"),
     "problem": ("Forward", "Loss", "Problem", "Shard"),
+    "run": ("Run",),
     "schedule": ("Cosine", "Linear", "Power"),
     "solver": ("Metrics", "Solver", "State"),
     "solvers.aid": ("AID",),

@@ -12,8 +12,8 @@ from bilevel.hookspecs import hookimpl
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from bilevel.loop import Run
     from bilevel.problem import Record
+    from bilevel.run import Run
 
 MOST_CURVES = 20  # as many colours as matplotlib's largest qualitative map can tell apart
 

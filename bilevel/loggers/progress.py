@@ -15,8 +15,8 @@ from rich.table import Table
 from bilevel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from bilevel.loop import Run
     from bilevel.problem import Record
+    from bilevel.run import Run
 
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
 RECENT = 10  # steps whose speed tells how long the rest will take

@@ -8,8 +8,8 @@ from bilevel.hookspecs import hookimpl
 from bilevel.plain import flatten
 
 if TYPE_CHECKING:
-    from bilevel.loop import Run
     from bilevel.problem import Record
+    from bilevel.run import Run
 
 
 class TensorBoardLogger:

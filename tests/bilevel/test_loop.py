@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bilevel import SGD, AdamW, InputError, Interrupted, NonFiniteError, ScaleBiO, fit
-from bilevel.loop import Run
+from bilevel.run import Run
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 
