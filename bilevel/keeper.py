@@ -12,7 +12,7 @@ from typing import Any
 from bilevel.agreement import on_first
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
-from bilevel.problem import Record
+from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
 from bilevel.solver import State

@@ -18,7 +18,8 @@ from bilevel.backend import Backend
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.plain import name_of, to_plain
-from bilevel.problem import Problem, Record
+from bilevel.problem import Problem
+from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
 from bilevel.signals import stop_signals
@@ -162,15 +163,16 @@ def _step(t: int, run: Run, state: State) -> Record:
                 raise NonFiniteError(f"{key} of the upper variable is {value}")
     except NonFiniteError as error:
         raise NonFiniteError(f"step {t}: {error}; lower the step sizes, or clip the gradient") from error
-    return {
-        "step": t,
-        **metrics,
-        "upper": upper,
-        "active": sorted(blocks),
-        "optimizer_bytes": sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
-        "size": sum(run.backend.gather(run.backend.processed - processed)),
-        "seconds": round(time.perf_counter() - started, 4),
-    }
+    size = sum(run.backend.gather(run.backend.processed - processed))
+    return Record.of_step(
+        t,
+        metrics,
+        upper=upper,
+        active=sorted(blocks),
+        optimizer_bytes=sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
+        size=size,
+        seconds=round(time.perf_counter() - started, 4),
+    )
 
 
 def _how_to_go_on(done: int, run: Run) -> str:

@@ -13,16 +13,13 @@ from bilevel.blocks import Blocks, find_blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
+from bilevel.record import Record
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 B = TypeVar("B")
 T = TypeVar("T")
-
-Record = Mapping[str, Any]
-"""What is kept of one step: `step`, the solver's metrics, `upper` summary values, `seconds`."""
-
 
 _memoryless: ContextVar[bool] = ContextVar("memoryless", default=False)
 

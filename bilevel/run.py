@@ -9,7 +9,8 @@ from typing import Any
 
 from bilevel.active import Active
 from bilevel.backend import Backend
-from bilevel.problem import Problem, Record
+from bilevel.problem import Problem
+from bilevel.record import Record
 from bilevel.solver import Solver
 
 

@@ -91,7 +91,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
                 low, high = _band(values, clip=group.is_distribution)
                 x, low = thinned(steps, low)
                 axes.fill_between(x, low, thinned(steps, high)[1], color=colour, alpha=0.16, linewidth=0)
-            elif len(group.first.moving) > 1:
+            elif len(group.first.averaged) > 1:
                 _draw_average(axes, group, rows[name].average.mean, rows[name].average.low, rows[name].average.high, colour)
             labels.append(Label(name, float(mean[-1]), colour))
         _frame(axes, group)
@@ -105,8 +105,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
 
 def _draw_average(axes: Axes, group: Group, mean: float, low: float, high: float, colour: str) -> None:
     """Over the steps that the average is taken from: where it lies, and its interval."""
-    last = len(group.first.history)
-    first = last - len(group.first.moving) + len(group.first.moving) // 2
+    first, last = group.first.averaged[0].step + 1, group.first.averaged[-1].step + 1
     axes.plot([first, last], [mean, mean], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), alpha=0.9)
     if np.isfinite(low) and np.isfinite(high):
         axes.fill_between([first, last], [low, low], [high, high], color=colour, alpha=0.12, linewidth=0)
@@ -249,7 +248,7 @@ def _mean_over_runs(values: NDArray[np.float64], window: int, held: int) -> NDAr
 
 def _held(group: Group) -> int:
     """Steps of the warm-up."""
-    return len(group.first.history) - len(group.first.moving)
+    return group.first.warmup_steps
 
 
 def _window(group: Group) -> int:

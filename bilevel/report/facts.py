@@ -15,7 +15,7 @@ def facts(group: Group) -> dict[str, str]:
     steps = len(group.first.history)
     seconds, size = group.stacked("seconds"), group.stacked("size")
     found = {"Steps": f"{steps:,}"}
-    if held := steps - len(group.first.moving):
+    if held := group.first.warmup_steps:
         found["Warm-up steps"] = f"{held:,}"
     if np.nansum(size) > 0:
         found["Throughput"] = f"{np.nansum(size) / max(float(np.nansum(seconds)), 1e-9):,.0f}/s"

@@ -38,10 +38,9 @@ def upper_rows(group: Group) -> list[UpperRow]:
         if len(group.counted) > 1:
             average = interval(each)
         else:
-            moving = [record["upper"][name] for record in group.first.moving]
-            average = interval_of_series(moving[len(moving) // 2 :])
+            average = interval_of_series([record.upper[name] for record in group.first.averaged])
             average = Interval(each[0], average.low, average.high)
-        final = float(np.mean([run.history[-1]["upper"][name] for run in group.counted]))
+        final = float(np.mean([run.history[-1].upper[name] for run in group.counted]))
         average = average.within(0, 1) if group.is_distribution else average
         found.append(UpperRow(name, _rows_of(group.first, name), final, average, each))
     return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bilevel.errors import InputError
 from bilevel.plain import flatten
-from bilevel.problem import Record
+from bilevel.record import Record, average, averaged, read_records, warmup_steps
 from bilevel.run_directory import RunDirectory
 
 NOT_THE_RECIPE = {"run.seed", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
@@ -55,9 +55,14 @@ class ReadRun:
         return self.path.name or str(self.path)
 
     @cached_property
-    def moving(self) -> list[Record]:
-        """The steps in which the upper variable could move."""
-        return [record for record in self.history if not record.get("warmup")]
+    def averaged(self) -> list[Record]:
+        """The steps that `average` is taken over; see `bilevel.record.averaged`."""
+        return averaged(self.history)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the first one that could move the upper variable."""
+        return warmup_steps(self.history)
 
     @property
     def state(self) -> str:
@@ -69,7 +74,7 @@ class ReadRun:
             return f"complete, {done} steps"
         if done == 0:
             return f"no step of {planned} done: it has just begun, or failed before its first step"
-        pace = float(np.median([record["seconds"] for record in self.history]))
+        pace = float(np.median([record.seconds for record in self.history]))
         if self.quiet < max(RECENT, 10 * pace):
             return f"incomplete, {done} of {planned} steps: it seems to be running"
         return f"incomplete, {done} of {planned} steps: interrupted or failed (bilevel run --resume goes on)"
@@ -82,17 +87,12 @@ class ReadRun:
 
     @cached_property
     def average(self) -> dict[str, float]:
-        """Mean of the upper variable over the second half of the steps in which it could move."""
-        if not self.history:
-            return {}
-        half = self.moving[len(self.moving) // 2 :] or self.history[-1:]
-        return {name: float(np.mean([record["upper"][name] for record in half])) for name in self.history[-1]["upper"]}
+        """The upper variable that the run comes to; see `bilevel.record.average`."""
+        return average(self.history)
 
     def series(self, key: str, name: str | None = None) -> NDArray[np.float64]:
-        """One number of every step (an entry of a mapping, where `name` is given); NaN where a step lacks it."""
-        values = [record.get(key) for record in self.history]
-        if name is not None:
-            values = [entry.get(name) if isinstance(entry, Mapping) else None for entry in values]
+        """One number of every step (with `name`, that of `Record.named(key)`); NaN where a step lacks it."""
+        values = [record.number(key) if name is None else record.named(key).get(name) for record in self.history]
         return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
     @property
@@ -122,31 +122,12 @@ def read_run(path: Path) -> ReadRun:
         notes.append("recipe.yaml is missing, so settings and seed are unknown")
     history, quiet = [], 0.0
     if directory.metrics_file.exists():
-        history = _read_metrics(directory.metrics_file)
+        history = read_records(directory.metrics_file)
         quiet = time.time() - directory.metrics_file.stat().st_mtime
     learned = _read_learned(path / "weights.json")
     if learned and learned.get("steps", len(history)) != len(history):
         notes.append(f"weights.json is from step {learned['steps']}, metrics.jsonl goes to step {len(history)}")
     return ReadRun(path, recipe, history, learned, notes, quiet)
-
-
-def _read_metrics(file: Path) -> list[Record]:
-    """The records; a last line that is still being written is left out."""
-    records: list[Record] = []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline follows: the run is writing it
-                break
-            raise InputError(f"{file}:{number}: not JSON: {error}") from error
-        if not isinstance(record, dict) or not {"step", "upper", "seconds"} <= record.keys():
-            raise InputError(f"{file}:{number}: not the record of a step, which has the keys step, upper and seconds")
-        records.append(record)
-    return records
 
 
 def _read_learned(file: Path) -> Mapping[str, Any]:
@@ -190,7 +171,7 @@ class Group:
     @cached_property
     def is_distribution(self) -> bool:
         """Whether the upper variable is a set of weights: never negative, and summing to 1 at every step."""
-        rows = [list(record["upper"].values()) for run in self.counted for record in run.history]
+        rows = [list(record.upper.values()) for run in self.counted for record in run.history]
         return len(self.names) > 1 and all(min(row) >= 0 and abs(sum(row) - 1) < 1e-3 for row in rows)
 
     def stacked(self, key: str, name: str | None = None) -> NDArray[np.float64]:
@@ -204,7 +185,7 @@ class Group:
 
     def _common(self, key: str) -> list[str]:
         """Names that every counted run has, in the order of the first."""
-        each = [dict.fromkeys(name for record in run.history for name in (record.get(key) or {})) for run in self.counted]
+        each = [dict.fromkeys(name for record in run.history for name in record.named(key)) for run in self.counted]
         return [name for name in each[0] if all(name in names for names in each)] if each else []
 
 

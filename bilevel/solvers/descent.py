@@ -49,7 +49,7 @@ class Descent(Solver[State]):
         ζ = problem.lower_batch(t, backend.shard)
         g = backend.backward(lambda b: problem.lower_loss(x, z, b), ζ, wrt={z: 1})
         norm = backend.step(z, lr=lr)
-        return {**evaluated, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
+        return {**evaluated, "held": 1.0, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
 
     def _evaluate(self, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         if not problem.upper_batch(0, Shard(backend.shard.seed)):  # of all processes: they must agree on it

@@ -48,7 +48,7 @@ def test_other_outputs_get_one_plain_line_a_step() -> None:
     lines = shown(terminal=False).splitlines()
     assert lines[0] == "5 steps"
     assert [line.split()[1] for line in lines[1:6]] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
-    assert "warm-up" in lines[2]
+    assert "upper variable held" in lines[2]
     assert "penalty 5" in lines[3]
     assert "0:00:00 left" in lines[5]
 

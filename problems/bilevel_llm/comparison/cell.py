@@ -200,9 +200,9 @@ class Cell:
             file,
             {
                 "steps": len(result.history),
-                "tokens": sum(record["size"] for record in result.history),
-                "seconds": round(sum(record["seconds"] for record in result.history), 3),
-                "loss": result.history[-1]["lower_loss"],
+                "tokens": sum(record.size for record in result.history),
+                "seconds": round(sum(record.seconds for record in result.history), 3),
+                "loss": result.history[-1].metrics["lower_loss"],
             },
         )
 

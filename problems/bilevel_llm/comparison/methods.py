@@ -18,6 +18,7 @@ from bilevel.config import OBJECTS, Config, RunSettings, build_parts, build_sect
 from bilevel.plain import to_plain
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
+from bilevel.record import read_records
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.baselines import run as weigh
 from bilevel_llm.baselines.base import Task, Weighting
@@ -148,8 +149,8 @@ def _learned(label: str, parts: Parts) -> Method:
         return Found(
             learned["average"],
             "the bilevel run of this recipe",
-            round(sum(record["seconds"] for record in result.history), 3),
-            sum(record["size"] for record in result.history),
+            round(sum(record.seconds for record in result.history), 3),
+            sum(record.size for record in result.history),
             notes=tuple(learned.get("flags", {}).values()),
         )
 
@@ -253,11 +254,10 @@ def _selected(file: Path, parts: Parts) -> dict[str, list[int]]:
 
 
 def _cost(run: RunDirectory) -> dict[str, Any]:
-    lines = run.metrics_file.read_text().splitlines() if run.metrics_file.exists() else []
-    records = [json.loads(line) for line in lines]
+    records = read_records(run.metrics_file)
     return {
-        "seconds": round(sum(record.get("seconds", 0.0) for record in records), 3),
-        "tokens": sum(record.get("size", 0) for record in records),
+        "seconds": round(sum(record.seconds for record in records), 3),
+        "tokens": sum(record.size for record in records),
     }
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.data import Stream
-from bilevel.problem import Record
+from bilevel.record import Record
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.rows import fingerprint, read_rows
@@ -144,11 +144,11 @@ class FineTuning(Problem[TokenBatch]):
         """training.json."""
         content = {
             "steps": len(history),
-            "tokens": sum(record["size"] for record in history),
+            "tokens": sum(record.size for record in history),
             "validation": [
-                {"step": record["step"], "loss": record["upper_loss"], "parts": record["upper_parts"]}
+                {"step": record.step, "loss": record.metrics["upper_loss"], "parts": record.parts["upper_parts"]}
                 for record in history
-                if "upper_loss" in record
+                if "upper_loss" in record.metrics
             ],
             **facts,
             "data": {
@@ -162,11 +162,13 @@ class FineTuning(Problem[TokenBatch]):
     def report(self, history: Sequence[Record]) -> RenderableType:
         """Where the losses came from and went to."""
         part = max(1, len(history) // 4)
-        first, last = (np.mean([record["lower_loss"] for record in steps]) for steps in (history[:part], history[-part:]))
+        first, last = (
+            np.mean([record.metrics["lower_loss"] for record in steps]) for steps in (history[:part], history[-part:])
+        )
         lines = [
             f"training loss {first:.4f} -> {last:.4f} (means over the first and the last {part} of {len(history)} steps)"
         ]
-        seen = [(record["step"], record["upper_loss"]) for record in history if "upper_loss" in record]
+        seen = [(record.step, record.metrics["upper_loss"]) for record in history if "upper_loss" in record.metrics]
         if seen:
             lowest = min(seen, key=lambda point: point[1])
             words = f"validation loss {seen[0][1]:.4f} before the first step"

@@ -29,7 +29,8 @@ from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
 from bilevel.plain import to_plain
-from bilevel.problem import Record, may_be_memoryless
+from bilevel.problem import may_be_memoryless
+from bilevel.record import Record, average, moving
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
@@ -247,18 +248,18 @@ class LLMReweighting(Problem[TokenBatch]):
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """weights.json."""
         trust = self._trust(history)
-        final = history[-1]["upper"]
+        final = history[-1].upper
         logits = logits_of(torch.tensor(list(final.values()), dtype=torch.float64), self.floor)
         content = {
             "sources": final,
-            "average": trust.average,
+            "average": average(history),
             "logits": dict(zip(final, logits.tolist(), strict=True)),
             "steps": len(history),
             "trust": self._verdicts(trust, history),
             "flags": trust.flags(),
             "weighting": to_plain(self.weighting),
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
-            "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
+            "trajectory": {name: [round(record.upper[name], 6) for record in history] for name in final},
             **facts,
             **self.identity(),
         }
@@ -293,8 +294,8 @@ class LLMReweighting(Problem[TokenBatch]):
     def _row_warnings(self, history: Sequence[Record]) -> list[str]:
         if isinstance(self.weighting, PerSource):
             return []
-        moving = sum(1 for record in history if "gap" in record)
-        seldom = rarely_drawn(self._train, self._lower_sampler, moving) if isinstance(self.weighting, PerSample) else None
+        batches = len(moving(history))
+        seldom = rarely_drawn(self._train, self._lower_sampler, batches) if isinstance(self.weighting, PerSample) else None
         return ["the lines above are about what each source's rows weigh together", *([seldom] if seldom else [])]
 
     def _target_losses(self, history: Sequence[Record]) -> dict[str, TargetLoss]:

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bilevel.problem import Record
+from bilevel.record import Record, average, moving
 from bilevel.statistics import mean_and_error
 from bilevel_llm.reweighting.resampling import (
     TargetRows,
@@ -57,23 +57,19 @@ class Trust:
     def __init__(self, history: Sequence[Record], target: TargetRows | None = None) -> None:
         self.history = history
         self.target = target
-        self.names = list(history[0]["upper"])
-        self.moving = [record for record in history if "gap" in record]
+        self.names = list(history[0].upper)
+        self.moving = moving(history)
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """Weights of the steps in which they could move. Shape: (steps, sources)."""
-        rows = [[record["upper"][name] for name in self.names] for record in self.moving]
+        rows = [[record.upper[name] for name in self.names] for record in self.moving]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
 
     @cached_property
     def average(self) -> dict[str, float]:
-        """Mean weights over the second half of those steps: less noisy than the last ones. Or the solver's own average."""
-        if "average" in self.history[-1]:
-            return dict(self.history[-1]["average"])
-        half = self.weights[len(self.weights) // 2 :]
-        final = np.array([self.history[-1]["upper"][name] for name in self.names])
-        return dict(zip(self.names, (half.mean(0) if len(half) else final).tolist(), strict=True))
+        """The weights that the run comes to; see `bilevel.record.average`."""
+        return average(self.history)
 
     @cached_property
     def signal(self) -> dict[str, tuple[float, float]]:
@@ -83,7 +79,7 @@ class Trust:
     @cached_property
     def judgements(self) -> list[Judgement]:
         """What a careful reader should know before using the weights."""
-        if "average" in self.history[-1]:
+        if any("gap" not in record.metrics for record in self.moving):
             words = "from a solver without a penalty gap: nothing tells how noisy the weights are; repeat with other seeds"
             return [Judgement("no-signal", True, words)]
         if len(self.moving) < 8:
@@ -104,7 +100,7 @@ class Trust:
 
     def table(self, rows: Mapping[str, int]) -> Group:
         """The weights as a table, heaviest first, and the verdicts below."""
-        final = self.history[-1]["upper"]
+        final = self.history[-1].upper
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("source")
         for column in ("rows", "weight", "average", "signal ± s.e."):
@@ -118,7 +114,11 @@ class Trust:
     @cached_property
     def _pushes(self) -> NDArray[np.float64]:
         """What pushed each weight up at each step, over what pushed them all. Shape: (steps, sources)."""
-        rows = [[-r["penalty"] * r["gap_parts"][name] for name in self.names] for r in self.moving]
+        rows = [
+            [-r.metrics["penalty"] * r.parts["gap_parts"][name] for name in self.names]
+            for r in self.moving
+            if "gap_parts" in r.parts
+        ]
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
         return values - values.mean(1, keepdims=True) if len(values) else values
 
@@ -147,8 +147,8 @@ class Trust:
 
     def _gap(self) -> Judgement:
         last = self.moving[-max(1, len(self.moving) // 4) :]
-        gap = float(np.mean([record["gap"] for record in last]))
-        share = gap / float(np.mean([record["lower_loss"] for record in last]))
+        gap = float(np.mean([record.metrics["gap"] for record in last]))
+        share = gap / float(np.mean([record.metrics["lower_loss"] for record in last]))
         if share > OPEN_GAP:
             words = (
                 f"penalty gap open: y is {share:.1%} above z in lower loss, so the weights serve a compromise; "
@@ -172,7 +172,7 @@ class Trust:
 
     def _dominated(self) -> list[Judgement]:
         """Whether the mix is in truth a single source."""
-        final = self.history[-1]["upper"]
+        final = self.history[-1].upper
         most = max(final, key=lambda name: final[name])
         if final[most] < NEARLY_ALL:
             return []

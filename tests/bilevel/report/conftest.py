@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from bilevel.record import Record
 from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
 
 Make = Callable[..., Path]
@@ -39,10 +40,10 @@ def make_run(tmp_path: Path) -> Make:
         }
         (where / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         records = history(final, steps=steps, seed=seed, penalty=penalty)
-        (where / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (where / "metrics.jsonl").write_text("".join(record.to_json() + "\n" for record in records))
         if trust is not None and records:
             learned: dict[str, Any] = {
-                "sources": records[-1]["upper"],
+                "sources": records[-1].upper,
                 "steps": steps,
                 "trust": list(trust),
                 "flags": flags or {},
@@ -57,7 +58,7 @@ def make_run(tmp_path: Path) -> Make:
     return make
 
 
-def history(final: dict[str, float], *, steps: int = STEPS, seed: int = 0, penalty: float = 10.0) -> list[dict[str, Any]]:
+def history(final: dict[str, float], *, steps: int = STEPS, seed: int = 0, penalty: float = 10.0) -> list[Record]:
     """Weights held for the warm-up, then in a straight line to `final`, with a noise that leaves their sum at 1."""
     draw = np.random.default_rng(seed)
     names, records = list(final), []
@@ -67,17 +68,20 @@ def history(final: dict[str, float], *, steps: int = STEPS, seed: int = 0, penal
         noise = 0.0 if warm else 0.004 * draw.normal(size=len(names))
         values = (1 - share) / len(names) + share * np.array(list(final.values())) + (noise - np.mean(noise))
         parts = {name: 3.0 + 0.1 * i + 0.05 * draw.normal() for i, name in enumerate(names)}
-        record: dict[str, Any] = {"step": t, "lower_loss": 3.1, "lower_parts": parts}
-        if warm:
-            record["warmup"] = 1.0
-        else:
-            gaps = {name: 0.01 * draw.normal() for name in names}
-            record |= {"upper_loss": 2.5, "upper_parts": {"target": 2.5 + 0.1 * draw.normal()}, "gap": 0.01 * draw.normal(),
-                       "gap_parts": gaps, "penalty": penalty, "grad_norm_x": abs(draw.normal())}  # fmt: skip
-        records.append({
-            **record, "upper": dict(zip(names, values.tolist(), strict=True)), "active": ["model"],
-            "optimizer_bytes": 1_000_000 if warm else 3_000_000, "size": 500, "seconds": 0.5 + 0.01 * abs(draw.normal()),
-        })  # fmt: skip
+        metrics, named = {"lower_loss": 3.1}, {"lower_parts": parts}
+        if not warm:
+            metrics |= {
+                "upper_loss": 2.5,
+                "gap": 0.01 * draw.normal(),
+                "penalty": penalty,
+                "grad_norm_x": abs(draw.normal()),
+            }
+            named |= {"upper_parts": {"target": 2.5 + 0.1 * draw.normal()},
+                      "gap_parts": {name: 0.01 * draw.normal() for name in names}}  # fmt: skip
+        records.append(Record(
+            t, 0.5 + 0.01 * abs(draw.normal()), dict(zip(names, values.tolist(), strict=True)), not warm, metrics, named,
+            active=["model"], optimizer_bytes=1_000_000 if warm else 3_000_000, size=500,
+        ))  # fmt: skip
     return records
 
 

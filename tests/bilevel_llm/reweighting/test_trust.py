@@ -1,8 +1,11 @@
 """Verdicts on histories made to deserve them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from bilevel.record import Record
 from bilevel_llm.reweighting.resampling import TargetRows
 from bilevel_llm.reweighting.trust import Trust
 
@@ -12,13 +15,14 @@ NAMES = ("good", "fair", "bad")
 def history(weights, *, gap: float = 0.01, push=(0.05, 0.0, -0.05), noise: float = 0.02, warmup: int = 5):  # type: ignore[no-untyped-def]
     """weights: step -> weights; push: what moves each weight up; noise: its standard deviation at a step."""
     draw = np.random.default_rng(0)
-    records = [{"step": t, "upper": dict(zip(NAMES, weights(0), strict=True)), "lower_loss": 2.0} for t in range(warmup)]
+    losses = {"lower_loss": 2.0}
+    records = [Record(t, 0.1, dict(zip(NAMES, weights(0), strict=True)), moved=False, metrics=losses) for t in range(warmup)]
     for t in range(60):
         pushes = np.array(push) + noise * draw.normal(size=3)
-        records.append({
-            "step": warmup + t, "upper": dict(zip(NAMES, weights(t), strict=True)), "lower_loss": 2.0, "gap": gap,
-            "penalty": 10.0, "gap_parts": dict(zip(NAMES, (-pushes / 10).tolist(), strict=True)),
-        })  # fmt: skip
+        records.append(Record(
+            warmup + t, 0.1, dict(zip(NAMES, weights(t), strict=True)), metrics={**losses, "gap": gap, "penalty": 10.0},
+            parts={"gap_parts": dict(zip(NAMES, (-pushes / 10).tolist(), strict=True))},
+        ))  # fmt: skip
     return records
 
 
@@ -55,7 +59,7 @@ def test_an_order_within_the_noise_is_not_read_out() -> None:
 
 
 def test_of_a_single_source_no_order_is_said() -> None:
-    records = [{**record, "upper": {"good": 1.0}} for record in history(still)]
+    records = [replace(record, upper={"good": 1.0}) for record in history(still)]
     assert [verdict.split(":")[0] for verdict in Trust(records).verdicts()] == ["penalty gap closed"]
 
 
@@ -79,9 +83,12 @@ def test_short_runs_get_no_verdict() -> None:
 def judged(weights=still, *, rows: int = 2000, **settings):  # type: ignore[no-untyped-def]
     """name -> judgement, with a target set whose losses are 2.5 ± 0.1 a minibatch of 8."""
     records, draw = history(weights, **settings), np.random.default_rng(1)
-    for record in records:
-        if "gap" in record:
-            record["upper_parts"] = {"target": 2.5 + 0.1 * draw.normal()}
+    records = [
+        replace(record, parts={**record.parts, "upper_parts": {"target": 2.5 + 0.1 * draw.normal()}})
+        if record.moved
+        else record
+        for record in records
+    ]
     trust = Trust(records, TargetRows({"target": rows}, {"target": 8.0}, {"target": 1.0}))
     return {judgement.name: judgement for judgement in trust.judgements}
 
