@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bilevel.account import FILE, Account
 from bilevel.agreement import on_first
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
+from bilevel.plain import to_plain
 from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
@@ -87,10 +89,20 @@ class Keeper:
         self.write_artifacts()
 
     def write_artifacts(self) -> None:
-        """Let the problem's files say what the history says."""
+        """Let account.json and the problem's files say what the history says."""
         if self.run.history and self.first:
-            facts = {"seed": self.run.seed, "versions": {name: version(name) for name in ("bilevel", "torch")}}
-            self.directory.write(self.run.problem.artifacts(self.run.history, facts))
+            problem, history = self.run.problem, self.run.history
+            account = Account(
+                steps=len(history),
+                seed=self.run.seed,
+                versions={name: version(name) for name in ("bilevel", "torch")},
+                labels=problem.labels,
+                findings=list(problem.findings(history)),
+                tables=list(problem.tables(history)),
+                identity=problem.identity(),
+            )
+            facts = {"seed": account.seed, "versions": account.versions, "findings": to_plain(account.findings)}
+            self.directory.write({**problem.artifacts(history, facts), FILE: account.to_json()})
         self.written = time.monotonic()
 
     def _check_disk(self, state: State) -> None:

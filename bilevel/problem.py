@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from bilevel.account import Finding, Labels, Table
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError
@@ -97,6 +98,9 @@ class Problem(ABC, Generic[B]):
     strongly_convex: ClassVar[bool | None] = None
     """Whether g is strongly convex in y. None: not said; False: solvers that cannot do without refuse."""
 
+    labels: ClassVar[Labels] = Labels()
+    """What the numbers of its runs are called, on the terminal and in reports."""
+
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
 
@@ -161,7 +165,8 @@ class Problem(ABC, Generic[B]):
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """Files (name: text) that the run directory should hold after the last step of `history`. None by default.
 
-        facts: what the run knows about itself: seed, steps, versions.
+        facts: what the run knows about itself, as plain data: `seed`, `versions`, and `findings` (those of `findings`, each
+            as {name, flagged, sentence}).
         """
         return {}
 
@@ -171,6 +176,24 @@ class Problem(ABC, Generic[B]):
         For what does not fit into the records of steps.
 
         x: the upper variable's parameters by name, as `Result.x` has them.
+        """
+        return {}
+
+    def findings(self, history: Sequence[Record]) -> Sequence[Finding]:
+        """What a person should know before using the result: reasons not to trust it, and what was tested and holds.
+
+        Kept in account.json, and shown by `bilevel report`. None by default.
+        """
+        return ()
+
+    def tables(self, history: Sequence[Record]) -> Sequence[Table]:
+        """Tables that `bilevel report` shows below the charts. None by default."""
+        return ()
+
+    def identity(self) -> Mapping[str, Any]:
+        """What a run is about, as plain data: hashes of data and model. Runs that differ in it are not seeds of one recipe.
+
+        Kept in account.json. Nothing by default, beyond the recipe.
         """
         return {}
 

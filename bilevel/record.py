@@ -142,6 +142,16 @@ def read_records(file: Path, steps: int | None = None) -> list[Record]:
     return records
 
 
+def total_seconds(history: Sequence[Record]) -> float:
+    """Wall-clock time of all steps, to the millisecond."""
+    return round(sum(record.seconds for record in history), 3)
+
+
+def total_size(history: Sequence[Record]) -> int:
+    """Units that went through forward and backward in all steps."""
+    return sum(record.size for record in history)
+
+
 def moving(history: Sequence[Record]) -> list[Record]:
     """The steps in which the upper variable could move."""
     return [record for record in history if record.moved]

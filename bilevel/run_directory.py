@@ -2,6 +2,7 @@
 
 recipe.yaml       the resolved recipe
 metrics.jsonl     the record of every step, one a line
+account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
 + the problem's artifacts (weights.json), plots and TensorBoard events
 """

@@ -13,6 +13,7 @@ from bilevel.record import warmup_steps
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from bilevel.account import Labels
     from bilevel.record import Record
     from bilevel.run import Run
 
@@ -27,10 +28,10 @@ class PlotLogger:
         """Draw and write the picture."""
         if run.output is not None and run.history:
             name = "weights.png" if run.history[0].upper else "losses.png"
-            write_atomic(run.output / name, draw(run.history))
+            write_atomic(run.output / name, draw(run.history, run.problem.labels))
 
 
-def draw(history: Sequence[Record]) -> bytes:
+def draw(history: Sequence[Record], labels: Labels) -> bytes:
     """The picture of a history, as PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def draw(history: Sequence[Record]) -> bytes:
         upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
         if held:
             upper.set_title(f"upper variable held during the first {held} steps (grey)", fontsize="small", loc="left")
-    for key, label in (("upper_loss", "upper (validation)"), ("lower_loss", "lower (training)")):
+    for key, label in (("upper_loss", labels.upper_loss), ("lower_loss", labels.lower_loss)):
         _curve(panels["losses"], history, key, label)
     panels["losses"].set_ylabel("loss")
     panels["losses"].legend(frameon=False, fontsize="small")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bilevel import Active, All, Backend, Result, Solver, fit
 from bilevel.loop import Observer
 from bilevel.plain import RECIPE_RULES
-from bilevel.record import average
+from bilevel.record import average, total_seconds
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
@@ -151,7 +151,7 @@ def outcome_of_training(result: Result, notes: Sequence[str]) -> Outcome:
     """The outcome of a solver whose steps report `average`, `tokens` and `backward_tokens`; its average is the result."""
     history = result.history
     cost = Cost(
-        round(sum(record.seconds for record in history), 3),
+        total_seconds(history),
         sum(int(record.metrics["tokens"]) for record in history),
         sum(int(record.metrics["backward_tokens"]) for record in history),
     )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilevel import LISA, SGD, InputError, fit
+from bilevel.run_reader import read_run
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.baselines.doremi import DoReMi
@@ -114,7 +115,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(task: Make, tmp_path: Path) -> None:
     assert torch.equal(whole.x["logits"], parts.x["logits"])
     weights = json.loads((tmp_path / "parts" / "weights.json").read_text())
     assert weights["average"] == whole.history[-1].average
-    assert "without a penalty gap" in weights["trust"][0]
+    assert weights["findings"][0]["name"] == "no-signal"
+    assert read_run(tmp_path / "parts").average == weights["average"], "the report and weights.json differ"
 
 
 def test_the_weights_never_leave_the_smoothed_simplex() -> None:

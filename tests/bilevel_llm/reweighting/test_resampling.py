@@ -83,4 +83,4 @@ def test_effective_rows_of_weighted_sets_are_kishs() -> None:
 def test_rows_count_only_as_far_as_they_were_seen_in_all_minibatches_of_a_step() -> None:
     assert rows_seen([Record(0, 0.1, {}, metrics={"upper_batches": 1})] * 10, one_set(400)) == 80
     assert rows_seen([Record(0, 0.1, {}, metrics={"upper_batches": 3})] * 10, one_set(400)) == 240
-    assert rows_seen([{}] * 100, one_set(400)) == 400
+    assert rows_seen([Record(0, 0.1, {})] * 100, one_set(400)) == 400

@@ -351,8 +351,10 @@ def test_rows_that_were_drawn_too_seldom_are_said_to(small: Make) -> None:
     parts = {"upper_parts": {"validation": 1.0}, "gap_parts": dict.fromkeys(SIZES, 0.0)}
     metrics = {"lower_loss": 1.0, "gap": 0.0, "penalty": 1.0}
     history = [Record(t, 0.1, dict.fromkeys(SIZES, 1 / 3), metrics=metrics, parts=parts) for t in range(39)]
-    assert any("a row of 'three' was drawn 4.9 times" in verdict for verdict in p._verdicts(p._trust(history), history))
-    assert not any("seldom" in verdict for verdict in p._verdicts(p._trust(history), [*history, history[-1]]))
+    found = {finding.name: finding for finding in p.findings(history)}
+    assert found["rows-seldom"].flagged
+    assert "a row of 'three' was drawn 4.9 times" in found["rows-seldom"].sentence
+    assert "rows-seldom" not in {finding.name for finding in p.findings([*history, history[-1]])}
 
 
 def test_hashed_words_see_words_and_not_their_number_or_case(tmp_path: Path, problem: Make) -> None:

@@ -26,6 +26,14 @@ def history(weights, *, gap: float = 0.01, push=(0.05, 0.0, -0.05), noise: float
     return records
 
 
+def sentences(records):  # type: ignore[no-untyped-def]
+    return [finding.sentence for finding in Trust(records).findings]
+
+
+def flagged(records):  # type: ignore[no-untyped-def]
+    return [finding.name for finding in Trust(records).findings if finding.flagged]
+
+
 def still(t: int) -> tuple[float, float, float]:
     return (0.6, 0.3, 0.1)
 
@@ -35,7 +43,7 @@ def moving(t: int) -> tuple[float, float, float]:
 
 
 def test_a_settled_run_with_a_clear_order_is_said_to_be_one() -> None:
-    moving_, gap, order = Trust(history(still)).verdicts()
+    moving_, gap, order = sentences(history(still))
     assert moving_.startswith("settled")
     assert gap.startswith("penalty gap closed")
     assert order.startswith("every neighbouring pair")
@@ -43,16 +51,16 @@ def test_a_settled_run_with_a_clear_order_is_said_to_be_one() -> None:
 
 def test_a_run_that_still_moves_is_said_to_and_by_how_much() -> None:
     """0.005 a step, and the centres of the last two quarters are 15 steps apart."""
-    assert "still moving: the weight of 'good' changed by +0.075" in Trust(history(moving)).verdicts()[0]
+    assert "still moving: the weight of 'good' changed by +0.075" in sentences(history(moving))[0]
 
 
 @pytest.mark.parametrize(("gap", "words"), [(0.2, "penalty gap open: y is 10.0% above z"), (-0.2, "z is behind y")])
 def test_an_open_gap_is_said_to_either_side(gap: float, words: str) -> None:
-    assert words in Trust(history(still, gap=gap)).verdicts()[1]
+    assert words in sentences(history(still, gap=gap))[1]
 
 
 def test_an_order_within_the_noise_is_not_read_out() -> None:
-    verdict = Trust(history(still, push=(0.05, 0.0, 0.001), noise=0.05)).verdicts()[2]
+    verdict = sentences(history(still, push=(0.05, 0.0, 0.001), noise=0.05))[2]
     assert "within the noise" in verdict
     assert "fair and bad" in verdict
     assert "good" not in verdict
@@ -60,7 +68,7 @@ def test_an_order_within_the_noise_is_not_read_out() -> None:
 
 def test_of_a_single_source_no_order_is_said() -> None:
     records = [replace(record, upper={"good": 1.0}) for record in history(still)]
-    assert [verdict.split(":")[0] for verdict in Trust(records).verdicts()] == ["penalty gap closed"]
+    assert [verdict.split(":")[0] for verdict in sentences(records)] == ["penalty gap closed"]
 
 
 def test_signal_is_the_mean_push_with_a_standard_error_that_covers_it() -> None:
@@ -77,11 +85,11 @@ def test_the_average_is_over_the_second_half_of_the_steps_that_moved() -> None:
 
 
 def test_short_runs_get_no_verdict() -> None:
-    assert "too short to judge: 3 steps moved the weights (5 were warm-up)" in Trust(history(still)[:8]).verdicts()[0]
+    assert "too short to judge: 3 steps moved the weights (5 were warm-up)" in sentences(history(still)[:8])[0]
 
 
 def judged(weights=still, *, rows: int = 2000, **settings):  # type: ignore[no-untyped-def]
-    """name -> judgement, with a target set whose losses are 2.5 ± 0.1 a minibatch of 8."""
+    """name -> finding, with a target set whose losses are 2.5 ± 0.1 a minibatch of 8."""
     records, draw = history(weights, **settings), np.random.default_rng(1)
     records = [
         replace(record, parts={**record.parts, "upper_parts": {"target": 2.5 + 0.1 * draw.normal()}})
@@ -90,7 +98,7 @@ def judged(weights=still, *, rows: int = 2000, **settings):  # type: ignore[no-u
         for record in records
     ]
     trust = Trust(records, TargetRows({"target": rows}, {"target": 8.0}, {"target": 1.0}))
-    return {judgement.name: judgement for judgement in trust.judgements}
+    return {finding.name: finding for finding in trust.findings}
 
 
 def test_a_target_set_whose_resampled_rows_keep_the_order_passes() -> None:
@@ -134,10 +142,14 @@ def test_one_source_with_nearly_all_the_weight_is_flagged(share: float, flagged:
         assert "'good' has 91.0%" in found["one-source"].sentence
 
 
-def test_flags_are_the_sentences_that_speak_against_the_weights() -> None:
-    trust = Trust(history(moving))
-    assert list(trust.flags()) == ["still-moving"]
-    assert trust.flags()["still-moving"] in trust.verdicts()
-    assert list(Trust(history(still, gap=0.2)).flags()) == ["gap-open"]
-    assert list(Trust(history(still)[:8]).flags()) == ["too-short"]
-    assert Trust(history(still)).flags() == {}
+def test_flags_are_what_speaks_against_the_weights() -> None:
+    assert flagged(history(moving)) == ["still-moving"]
+    assert flagged(history(still, gap=0.2)) == ["gap-open"]
+    assert flagged(history(still)[:8]) == ["too-short"]
+    assert flagged(history(still)) == []
+
+
+def test_weights_of_a_solver_without_a_gap_are_flagged_as_not_judged() -> None:
+    records = [replace(record, metrics={"lower_loss": 2.0}, parts={}) for record in history(still)]
+    assert flagged(records) == ["no-signal"]
+    assert Trust(records).signal["good"][0] == 0.0
