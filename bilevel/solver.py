@@ -13,7 +13,13 @@ from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 
 Metrics = Mapping[str, float | Mapping[str, float]]
-"""The numbers that a solver reports for one step. `gap` is the penalty gap g(y) - g(z), where a solver has one."""
+"""The numbers that a solver reports for one step, by themselves or by name. Those that others understand:
+
+upper_loss, lower_loss, gap, penalty: f, g, the penalty gap g(y) - g(z), and its multiplier, where a solver has them;
+    `upper_parts`, `lower_parts` and `gap_parts` are the same for each named part of a loss.
+held: 1.0 in a step that leaves x where it is (a warm-up); left out otherwise.
+average: by name, the x that is the solver's result, where that is a mean over its steps.
+"""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from bilevel import All, Descent, InputError, ScaleBiO
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
 from bilevel.planning.plan import Setup, make_plan
-from bilevel.problem import Forward, Problem, Shard, may_be_memoryless
+from bilevel.problem import Forward, Problem, Shard, initialization_may_be_deferred
 from bilevel_backends.torch_backend import TorchBackend
 
 WIDTH, LOWER, UPPER = 16, 12, 6
@@ -101,7 +101,7 @@ def test_planning_leaves_the_problem_and_random_numbers_as_they_were() -> None:
 def test_a_module_without_memory_is_planned_as_it_is() -> None:
     class Large(Perceptron):
         def lower(self) -> nn.Module:
-            assert may_be_memoryless()
+            assert initialization_may_be_deferred()
             with torch.device("meta"):
                 return super().lower()
 

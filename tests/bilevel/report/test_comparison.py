@@ -45,9 +45,10 @@ def test_a_higher_loss_is_worse(make_comparison: Make) -> None:
 def test_missing_cells_and_unequal_budgets_are_noted(make_comparison: Make) -> None:
     cells = copy.deepcopy(COMPARISON["cells"])[:-1]
     cells[0]["cost"]["tokens"] = 150_000
-    notes = read_comparison(make_comparison(cells=cells)).notes()
-    assert any("1 of 6 cells are missing (learned, seed 2)" in note for note in notes)
-    assert any("unequal budgets: cells trained on 100,000 to 150,000 tokens" in note for note in notes)
+    notes = read_comparison(make_comparison(cells=cells)).all_findings()
+    found = {finding.name: finding.sentence for finding in notes if finding.flagged}
+    assert "1 of 6 cells are missing (learned, seed 2)" in found["not-finished"]
+    assert "unequal budgets: cells trained on 100,000 to 150,000 tokens" in found["unequal-budgets"]
 
 
 @pytest.mark.parametrize(
