@@ -36,6 +36,7 @@ def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], 
         "methods": list(methods),
         "seeds": seeds,
         "reference": reference,
+        "unit": bench.problem.labels.unit,
         "metric_info": {
             f"{metric}/{held_out.name}": {"better": BETTER[metric], **({"unit": UNITS[metric]} if metric in UNITS else {})}
             for held_out in bench.sets
@@ -86,7 +87,7 @@ def _facts(cell: Cell) -> dict[str, Any]:
     return {
         "cost": {
             "gpu_seconds": round(found.seconds + tuned["seconds"], 3),
-            "tokens": tuned["tokens"],
+            "size": tuned["tokens"],
             "weights": {"seconds": found.seconds, "tokens": found.tokens},
             "finetuning": {"seconds": tuned["seconds"], "tokens": tuned["tokens"], "steps": tuned["steps"]},
         },
@@ -164,7 +165,7 @@ def _scores(comparison: Comparison, cells: Sequence[Mapping[str, Any]]) -> Table
 def _costs(costs: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     if not costs:
         return ["", "", ""]
-    parts = zip(*((c["weights"]["seconds"], c["finetuning"]["seconds"], c["tokens"]) for c in costs), strict=True)
+    parts = zip(*((c["weights"]["seconds"], c["finetuning"]["seconds"], c["size"]) for c in costs), strict=True)
     return [f"{sum(part) / len(part):,.{digits}f}" for part, digits in zip(parts, (1, 1, 0), strict=True)]
 
 

@@ -12,13 +12,14 @@ from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F
 COMPARISON: dict[str, Any] = {
     "methods": ["uniform", "learned"],
     "seeds": [0, 1, 2],
+    "unit": "tokens",
     "metric_info": {"loss/target": {"better": "lower", "unit": "nats"}, "exact match": {"better": "higher"}},
     "cells": [
         {
             "method": method,
             "seed": seed,
             "metrics": {"loss/target": loss + 0.01 * seed, "exact match": 0.2 if seed else None},
-            "cost": {"gpu_seconds": 60.0 + seed, "tokens": 100_000},
+            "cost": {"gpu_seconds": 60.0 + seed, "size": 100_000},
         }
         for method, loss in (("uniform", 2.40), ("learned", 2.31))
         for seed in (0, 1, 2)

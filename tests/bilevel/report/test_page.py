@@ -1,7 +1,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bilevel import Finding, ScaleBiO, fit
+from bilevel import Finding, Labels, Record, ScaleBiO, Table, fit
 from bilevel.cli import app
 from bilevel.errors import InputError
 from bilevel.report.findings import upper_rows
@@ -181,6 +181,25 @@ def test_any_problem_can_be_reported(tmp_path: Path) -> None:
     assert "x2" in parsed.text
     for word in ("token", "source", "validation", "training"):
         assert word not in parsed.text.lower().replace("training mix", ""), word
+
+
+def test_a_problem_says_what_its_numbers_are_called_and_brings_its_own_tables_and_findings(tmp_path: Path) -> None:
+    class Told(Distance):
+        labels = Labels(upper="coordinate", lower_loss="distance from home")
+
+        def findings(self, history: Sequence[Record]) -> list[Finding]:
+            return [Finding("lost", True, "lost: more than a mile from home")]
+
+        def tables(self, history: Sequence[Record]) -> list[Table]:
+            return [Table("Landmarks <here>", ("landmark", "miles"), [("oak", 1234), ("well", 0.5), ("gate", None)])]
+
+    solver = ScaleBiO(penalty=5.0, lr_x=0.04, lr_z=0.3, warmup=0)
+    for seed in (0, 1):
+        fit(Told(noise=0.1), solver, TorchBackend(device="cpu"), steps=10, seed=seed, output=tmp_path / f"s{seed}")
+    text, parsed = page(tmp_path / "s0", tmp_path / "s1")
+    for words in ("coordinate", "Distance from home", "Landmarks <here>", "1,234", "0.500", "flagged in 2 of 2 runs"):
+        assert words in parsed.text, words
+    assert text.count("Landmarks &lt;here&gt;</h3>") == 1  # the same in both runs
 
 
 def test_a_real_reweighting_run_can_be_reported(problem: Callable[..., LLMReweighting], tmp_path: Path) -> None:
