@@ -73,7 +73,7 @@ def test_each_level_has_passes_of_its_own() -> None:
     assert plan(Perceptron(), micro_batch_size=4).flops == 5 * MATRIX * (2 * LOWER + UPPER)
     evaluated = plan(Perceptron(), Descent(evaluate_every=2, evaluation_batches=4))
     assert evaluated.flops == 5 * MATRIX * LOWER + 2 * 2 * MATRIX * UPPER
-    assert evaluated.units == LOWER
+    assert evaluated.units == LOWER + 2 * UPPER
 
 
 def test_memory_is_that_of_the_largest_micro_batch() -> None:
