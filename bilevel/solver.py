@@ -56,9 +56,8 @@ class Workload:
     the data.
 
     replicas: the lower variables, and the optimizer of each.
-    lower_passes, upper_passes: forward and backward passes of one lower variable over a lower batch, over an upper batch. A
-        pass of which x alone gets the gradient counts as a whole one: how much cheaper it is depends on the problem.
-    lower_forwards, upper_forwards: forward passes without gradients.
+    lower_passes, upper_passes: forward and backward passes of one lower variable over a lower batch, over an upper batch.
+    lower_forwards, upper_forwards: passes in which no lower variable gets a gradient: x alone does, or nothing.
     products: calls of `Backend.backward_along`; planned as over lower batches.
     vectors: gradients that wait for a step and `Vector`s of a lower variable, as many as exist beside a pass at the same
         time. None: a gradient of each replica.
