@@ -72,7 +72,7 @@ def path(p: int) -> Case:
 
 
 GAP = penalised(lambda forms: forms.A)
-COMMON = {"penalty": PENALTY, "lr_x": LR_X, "lr_z": LR_Z}
+COMMON: dict[str, Any] = {"penalty": PENALTY, "lr_x": LR_X, "lr_z": LR_Z}
 CASES = {
     "scalebio": Case(ScaleBiO(**COMMON, warmup=0, optimizer_x=SGD(), optimizer_z=SGD()), value_gap, GAP),
     "f2sa": Case(F2SA(**COMMON, lower_steps=2), value_gap, GAP),
