@@ -1,7 +1,9 @@
-"""The hooks a plugin may implement.
+"""The hooks that a plugin may implement.
 
-A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. The first six hooks
-register parts by name and by import path, so that nothing is imported before it is used; the others follow a run.
+A plugin is a module, named under the entry-point group `bilevel`, with functions marked `@hookimpl`. Hooks that take
+`register` each stand for a kind of parts: `bilevel_solvers` registers solvers. A part is registered by its name and its
+import path, so that nothing is imported before it is used. The hooks named `bilevel_run_*` and `bilevel_step_end` follow a
+run. A plugin may bring hooks, and with them kinds of parts, of its own: see `bilevel_kinds`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,15 @@ Register = Callable[[str, str], None]
 
 
 @hookspec
+def bilevel_kinds() -> str:  # type: ignore[empty-body]
+    """Return the name of a module with hooks of your own, marked `@hookspec`.
+
+    Each `bilevel_<kind>(register)` in it adds a kind of parts, which every plugin can then register. `<kind>` is a plural
+    that ends in s. The module is imported whenever plugins are loaded, so it must be light.
+    """
+
+
+@hookspec
 def bilevel_problems(register: Register) -> None:
     """Register subclasses of `bilevel.Problem`."""
 
@@ -39,18 +50,8 @@ def bilevel_backends(register: Register) -> None:
 
 
 @hookspec
-def bilevel_weightings(register: Register) -> None:
-    """Register ways to weigh or select training data: subclasses of `bilevel_llm.baselines.base.Weighting`."""
-
-
-@hookspec
 def bilevel_checks(register: Register) -> None:
-    """Register theory checks."""
-
-
-@hookspec
-def bilevel_features(register: Register) -> None:
-    """Register functions that describe rows of text by numbers, for a scorer of rows (see `llm-reweighting`)."""
+    """Register theory checks: subclasses of `bilevel.verify.claims.Check`."""
 
 
 @hookspec

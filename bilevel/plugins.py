@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -15,7 +16,6 @@ import pluggy
 from bilevel import hookspecs
 from bilevel.errors import InputError
 
-KINDS = ("problems", "solvers", "backends", "weightings", "features", "checks", "commands")
 BLOCK_VARIABLE = "BILEVEL_BLOCK_PLUGINS"
 
 
@@ -45,13 +45,13 @@ class Part:
 class Plugins:
     """Everything that is registered.
 
-    parts: kind (one of KINDS) -> name -> part.
+    parts: kind -> name -> part. A kind is the plural in the name of a hook: "solvers" for `bilevel_solvers`.
     broken: plugin -> why it could not be used.
     hooks: calls the hooks of all working plugins.
     """
 
     manager: pluggy.PluginManager
-    parts: dict[str, dict[str, Part]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -61,13 +61,13 @@ class Plugins:
 
     def find(self, kind: str, name: str) -> Part:
         """The part of that name. Raises `InputError` naming the nearest known one."""
-        known = self.parts[kind]
+        known = self.parts.get(kind, {})
         if name in known:
             return known[name]
         near = difflib.get_close_matches(name, known, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        guess = f"did you mean {near[0]!r}? " if near else ""
         broken = f" (broken plugins: {', '.join(self.broken)}; see `bilevel list`)" if self.broken else ""
-        raise InputError(f"no {kind[:-1]} is named {name!r}{guess} Known: {', '.join(sorted(known))}{broken}")
+        raise InputError(f"no {kind[:-1]} is named {name!r}; {guess}Known: {', '.join(sorted(known))}{broken}")
 
 
 def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
@@ -85,18 +85,20 @@ def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
     blocked = {name.strip() for name in os.environ.get(BLOCK_VARIABLE, "").split(",")}
     points = entry_points(group=hookspecs.PROJECT) if found is None else found
     for point in sorted({p.name: p for p in points}.values(), key=lambda p: p.name):
-        if point.name in blocked:
-            continue
-        try:
-            module = point.load()
-            manager.register(module, name=point.name)
-            manager.check_pending()
-            registered = _registered_by(manager, module, point.name)
-        except Exception as error:
-            if manager.has_plugin(point.name):
-                manager.unregister(name=point.name)
-            plugins.broken[point.name] = f"{type(error).__name__}: {error}"
-            continue
+        if point.name not in blocked:
+            with _broken_if_it_fails(plugins, point.name):
+                module = point.load()
+                manager.register(module, name=point.name)
+                for name in _only(manager, module).bilevel_kinds():
+                    manager.add_hookspecs(importlib.import_module(name))
+    # Only now are all kinds known, whichever plugin brought them.
+    kinds = _kinds(manager)
+    plugins.parts.update({kind: {} for kind in kinds})
+    for name, module in list(manager.list_name_plugin()):
+        registered: list[tuple[str, Part]] = []
+        with _broken_if_it_fails(plugins, name):
+            _require_known_hooks(manager, module)
+            registered = _registered_by(manager, module, name, kinds)
         for kind, part in registered:
             other = plugins.parts[kind].setdefault(part.name, part)
             if other is not part:
@@ -107,7 +109,42 @@ def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
     return plugins
 
 
-def _registered_by(manager: pluggy.PluginManager, module: Any, plugin: str) -> list[tuple[str, Part]]:
+@contextmanager
+def _broken_if_it_fails(plugins: Plugins, name: str) -> Iterator[None]:
+    """Whatever one plugin raises is kept as the reason why it is left out."""
+    try:
+        yield
+    except Exception as error:
+        if plugins.manager.has_plugin(name):
+            plugins.manager.unregister(name=name)
+        plugins.broken[name] = f"{type(error).__name__}: {error}"
+
+
+def _only(manager: pluggy.PluginManager, module: Any) -> pluggy.HookRelay:
+    """The hooks of one plugin."""
+    others = [other for other in manager.get_plugins() if other is not module]
+    relay = pluggy.HookRelay()
+    for name in vars(manager.hook):
+        setattr(relay, name, manager.subset_hook_caller(name, others))
+    return relay
+
+
+def _kinds(manager: pluggy.PluginManager) -> list[str]:
+    """The kinds of parts: those of the core first, in the order of their hooks."""
+    specified = [hook for hook in vars(manager.hook).values() if hook.spec is not None]
+    return [hook.name.removeprefix("bilevel_") for hook in specified if "register" in hook.spec.argnames]
+
+
+def _require_known_hooks(manager: pluggy.PluginManager, module: Any) -> None:
+    """Raise `ValueError` for a hook that neither the core nor any plugin specifies: it would never be called."""
+    for hook in manager.get_hookcallers(module) or []:
+        if hook.spec is None:
+            known = [hook.name for hook in vars(manager.hook).values() if hook.spec is not None]
+            near = difflib.get_close_matches(hook.name, known, n=1)
+            raise ValueError(f"unknown hook {hook.name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _registered_by(manager: pluggy.PluginManager, module: Any, plugin: str, kinds: Iterable[str]) -> list[tuple[str, Part]]:
     """What one plugin registers."""
     registered: list[tuple[str, Part]] = []
 
@@ -119,7 +156,7 @@ def _registered_by(manager: pluggy.PluginManager, module: Any, plugin: str) -> l
 
         return register
 
-    others = [other for other in manager.get_plugins() if other is not module]
-    for kind in KINDS:
-        manager.subset_hook_caller(f"bilevel_{kind}", others)(register=register_as(kind))
+    hooks = _only(manager, module)
+    for kind in kinds:
+        getattr(hooks, f"bilevel_{kind}")(register=register_as(kind))
     return registered

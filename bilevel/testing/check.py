@@ -9,7 +9,7 @@ from typing import Any
 
 from bilevel.config import load_config
 from bilevel.errors import InputError
-from bilevel.plugins import KINDS, load_plugins
+from bilevel.plugins import load_plugins
 from bilevel.testing.contract import check_backend, check_problem, check_solver
 from bilevel.testing.session import configure
 
@@ -33,9 +33,9 @@ def check(what: str, changes: Sequence[str] = ()) -> str:
         return f"the problem of {what}"
     kinds = [kind for kind in CHECKED if what in plugins.parts[kind]]
     if not kinds:
-        kinds = [kind for kind in KINDS if what in plugins.parts[kind]]
+        kinds = [kind for kind, parts in plugins.parts.items() if what in parts]
         if kinds:
-            raise InputError(f"{what!r} is one of the {kinds[0]}; a contract have {', '.join(CHECKED)}")
+            raise InputError(f"{what!r} is one of the {kinds[0]}; only {', '.join(CHECKED)} have a contract to check")
         known = sorted(name for kind in CHECKED for name in plugins.parts[kind])
         raise InputError(f"nothing is named {what!r}; give a recipe file, or one of {', '.join(known)}")
     kind = kinds[0]

@@ -4,6 +4,12 @@ from bilevel.hookspecs import Register, hookimpl
 
 
 @hookimpl
+def bilevel_kinds() -> str:
+    """Baselines, formats of data, exporters and features are kinds of parts that this package adds."""
+    return "bilevel_llm.hookspecs"
+
+
+@hookimpl
 def bilevel_problems(register: Register) -> None:
     """The problems of this package."""
     register("llm-reweighting", "bilevel_llm.reweighting.problem:LLMReweighting")

@@ -6,6 +6,7 @@ import pytest
 
 from bilevel import InputError, hookimpl
 from bilevel.cli import app
+from bilevel.hookspecs import hookspec
 from bilevel.plugins import Plugins, load_plugins
 
 
@@ -52,7 +53,7 @@ def test_a_misspelt_hook_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPat
         register("toy", "tests.conftest:Distance")
 
     plugins = load_plugins([point("typo", monkeypatch, bilevel_problem=bilevel_problem)])
-    assert "bilevel_problem" in plugins.broken["typo"]
+    assert "unknown hook 'bilevel_problem'; did you mean 'bilevel_problems'?" in plugins.broken["typo"]
     assert "toy" not in plugins.parts["problems"]
 
 
@@ -63,6 +64,44 @@ def test_two_plugins_with_the_same_name_are_both_named(monkeypatch: pytest.Monke
         load_plugins([one, two])
     monkeypatch.setenv("BILEVEL_BLOCK_PLUGINS", "two")
     assert load_plugins([one, two]).parts["problems"]["toy"].plugin == "one"
+
+
+def test_a_plugin_can_bring_a_kind_of_parts_that_others_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    @hookspec
+    def bilevel_schedules(register):  # type: ignore[no-untyped-def]
+        """A kind."""
+
+    @hookimpl
+    def bilevel_kinds():  # type: ignore[no-untyped-def]
+        return "plugin_kinds"
+
+    @hookimpl(specname="bilevel_schedules")
+    def register_one(register):  # type: ignore[no-untyped-def]
+        register("cosine", "tests.conftest:Distance")
+
+    kinds = point("kinds", monkeypatch, bilevel_schedules=bilevel_schedules)
+    owner = point("owner", monkeypatch, bilevel_kinds=bilevel_kinds)
+    user = point("another", monkeypatch, register_one=register_one)  # sorted, and so loaded, before the owner
+    plugins = load_plugins([kinds, owner, user])
+    assert plugins.broken == {}
+    assert plugins.find("schedules", "cosine").plugin == "another"
+    without = load_plugins([user])
+    assert "bilevel_schedules" in without.broken["another"]
+    assert "schedules" not in without.parts
+
+
+def test_a_plugin_whose_kind_exists_already_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    @hookspec
+    def bilevel_solvers(register):  # type: ignore[no-untyped-def]
+        """The core's."""
+
+    @hookimpl
+    def bilevel_kinds():  # type: ignore[no-untyped-def]
+        return "plugin_double"
+
+    point("double", monkeypatch, bilevel_solvers=bilevel_solvers)
+    plugins = load_plugins([point("thief", monkeypatch, bilevel_kinds=bilevel_kinds)])
+    assert "bilevel_solvers" in plugins.broken["thief"]
 
 
 def test_a_target_without_a_class_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,23 @@
+"""The kinds of parts that this package adds; any plugin can register parts of them."""
+
+from bilevel.hookspecs import Register, hookspec
+
+
+@hookspec
+def bilevel_weightings(register: Register) -> None:
+    """Register ways to weigh or select training data: subclasses of `bilevel_llm.baselines.base.Weighting`."""
+
+
+@hookspec
+def bilevel_formats(register: Register) -> None:
+    """Register formats of data files: how a record is recognised, read, learned from and written."""
+
+
+@hookspec
+def bilevel_exporters(register: Register) -> None:
+    """Register exporters: how learned weights are written for another trainer."""
+
+
+@hookspec
+def bilevel_features(register: Register) -> None:
+    """Register functions that describe rows of text by numbers, for a scorer of rows (see `llm-reweighting`)."""
