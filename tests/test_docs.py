@@ -1,17 +1,25 @@
 """The documentation says what is: its recipes build, its Python runs, its commands and links exist."""
 
+import importlib.util
 import re
+import sys
+from importlib.metadata import EntryPoint
+from inspect import signature
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
 from bilevel.cli import app
 from bilevel.config import load_config
-from bilevel.plugins import Plugins
+from bilevel.plugins import Plugins, load_plugins
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+
+
+HOOKS = ROOT / "docs" / "reference-hooks.md"
 
 
 def code(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
@@ -75,3 +83,31 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def specified_hooks() -> list[str]:
+    """Every hook that a first-party package specifies, as it is called: `bilevel_problems(register)`."""
+    hooks = []
+    for file in sorted([*ROOT.glob("bilevel/hookspecs.py"), *ROOT.glob("*/*/hookspecs.py")]):
+        spec = importlib.util.spec_from_file_location("specified", file)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        functions = {name: value for name, value in vars(module).items() if hasattr(value, "bilevel_spec")}
+        hooks += [f"{name}({', '.join(signature(hook).parameters)})" for name, hook in functions.items()]
+    return hooks
+
+
+def test_every_hook_is_documented() -> None:
+    assert sorted(re.findall(r"^### `(.*)`$", HOOKS.read_text(), re.MULTILINE)) == sorted(specified_hooks())
+
+
+@pytest.mark.parametrize("block", [block for _, block in code("python", [HOOKS]) if "hookimpl" in block])
+def test_the_plugins_on_the_page_of_hooks_can_be_registered(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = ModuleType("my_plugin")
+    exec(compile(block, HOOKS.name, "exec"), vars(plugin))
+    monkeypatch.setitem(sys.modules, "my_plugin", plugin)
+    loaded = load_plugins([EntryPoint("mine", "my_plugin", "bilevel")])
+    assert not loaded.broken
+    assert loaded.manager.get_hookcallers(plugin)
