@@ -3,10 +3,11 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from inspect import signature
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
@@ -85,16 +86,21 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def module_at(file: Path) -> ModuleType:
+    """A module by its file, imported under no name."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def specified_hooks() -> list[str]:
     """Every hook that a first-party package specifies, as it is called: `bilevel_problems(register)`."""
     hooks = []
     for file in sorted([*ROOT.glob("bilevel/hookspecs.py"), *ROOT.glob("*/*/hookspecs.py")]):
-        spec = importlib.util.spec_from_file_location("specified", file)
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        functions = {name: value for name, value in vars(module).items() if hasattr(value, "bilevel_spec")}
+        functions = {name: value for name, value in vars(module_at(file)).items() if hasattr(value, "bilevel_spec")}
         hooks += [f"{name}({', '.join(signature(hook).parameters)})" for name, hook in functions.items()]
     return hooks
 
@@ -111,3 +117,22 @@ def test_the_plugins_on_the_page_of_hooks_can_be_registered(block: str, monkeypa
     loaded = load_plugins([EntryPoint("mine", "my_plugin", "bilevel")])
     assert not loaded.broken
     assert loaded.manager.get_hookcallers(plugin)
+
+
+@pytest.fixture
+def as_markdown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """What the site makes of a docstring; its environment has griffe, and this one need not."""
+    monkeypatch.setitem(sys.modules, "griffe", SimpleNamespace(Extension=object, Object=object))
+    convert: Callable[[str], str] = module_at(ROOT / "docs" / "generator" / "docstrings.py").as_markdown
+    return convert
+
+
+def test_fields_in_docstrings_become_a_list(as_markdown: Callable[[str], str]) -> None:
+    text = "Settings.\nlr_x, lr_z: step sizes,\n    one each.\np: order.\nThey all matter."
+    assert (
+        as_markdown(text) == "Settings.\n\n- `lr_x`, `lr_z`: step sizes,\n    one each.\n- `p`: order.\n\nThey all matter."
+    )
+
+
+def test_stars_in_docstrings_are_not_emphasis(as_markdown: Callable[[str], str]) -> None:
+    assert as_markdown("y*(x) or `a * b`:\n\n    x * y") == "y\\*(x) or `a * b`:\n\n    x * y"

@@ -39,7 +39,7 @@ def escape(line: str) -> str:
     return "".join(part if i % 2 else part.replace("*", r"\*") for i, part in enumerate(re.split(r"(`[^`]*`)", line)))
 
 
-class Docstrings(griffe.Extension):
+class Docstrings(griffe.Extension):  # type: ignore[misc]  # not installed where types are checked
     """Rewrites every docstring as it is collected."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
