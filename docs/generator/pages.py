@@ -81,6 +81,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(r"(?<!!)\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)", on_the_site, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Raise `PluginError` for a list that is one on GitHub, and not here: Markdown wants a blank line before it."""
+    if lost := re.search(r"<p>(?:(?!</p>).)*?\n([-*] [^\n<]*)", html, re.DOTALL):
+        raise PluginError(f"{page.file.src_uri}: put a blank line before the list that begins with {lost[1]!r}")
+    return html
+
+
 class Fetched(HTMLParser):
     """Collects what a browser fetches from elsewhere to show a page."""
 
