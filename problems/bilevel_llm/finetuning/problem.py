@@ -26,12 +26,14 @@ from bilevel.data import Stream
 from bilevel.problem import Record
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.overlap import without_rows
-from bilevel_llm.data.rows import fingerprint, read_rows
+from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.registered_formats import FormatName
+from bilevel_llm.data.rows import fingerprint
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
 from bilevel_llm.model.files import ModelFiles, find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.model.lora import LoRA, require_peft
-from bilevel_llm.reweighting.problem import Format, ValidationSet, check_set_weights
+from bilevel_llm.reweighting.problem import ValidationSet, check_set_weights
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +76,7 @@ class FineTuning(Problem[TokenBatch]):
     mean_over: Literal["rows", "tokens"] = "rows"
     max_length: int = 1024
     batch_size: int = 16
-    format: Format | None = None
+    format: FormatName | None = None
     template: Literal["auto", "model", "plain"] = "auto"
     attention: str | None = None
     trust_remote_code: bool = False

@@ -29,10 +29,11 @@ from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
 from bilevel.plain import to_plain
-from bilevel.problem import Record, may_be_memoryless
+from bilevel.problem import Record, initialization_may_be_deferred
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
+from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, find_model
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bilevel.llm")
 
-Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
 Start = Literal["uniform", "size"] | dict[str, float]
 
 
@@ -61,12 +61,12 @@ class Source:
 
     name: what its weight is called.
     path: a file, a directory, a glob, or a list of them.
-    format: how a row is written; None detects it from the first row.
+    format: how a row is written: the name of a registered format; None detects it from the first row of each file.
     """
 
     name: str
     path: str | list[str]
-    format: Format | None = None
+    format: FormatName | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ValidationSet:
 
     path: str | list[str]
     name: str = "validation"
-    format: Format | None = None
+    format: FormatName | None = None
     weight: float = 1.0
 
 
@@ -188,7 +188,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def lower(self) -> nn.Module:
         """The language model."""
-        if may_be_memoryless():
+        if initialization_may_be_deferred():
             return LanguageModel(*self._files.load_skeleton(self.attention, self.trust_remote_code))
         return LanguageModel(self._files.load_model(self.attention, self.trust_remote_code))
 
@@ -238,6 +238,7 @@ class LLMReweighting(Problem[TokenBatch]):
             upper_rows=self.validation_batch_size or self.batch_size,
             row_size=self.max_length,
             unit="tokens",
+            savings=("a smaller model (problem.model)", "shorter rows (problem.max_length)"),
         )
 
     def summary(self, x: Forward) -> Mapping[str, float]:
