@@ -98,7 +98,7 @@ def _memory(title: str, parts: Mapping[str, int]) -> Table:
     table = Table(title, "GB", box=None, header_style="bold", pad_edge=False, show_footer=True)
     table.columns[1].justify = "right"
     for part, size in parts.items():
-        table.add_row(part, f"{size / GB:.2f}" if size == 0 or size >= LEAST else "<0.01")
+        table.add_row(part, _number(size))
     table.columns[0].footer, table.columns[1].footer = "in all", f"{sum(parts.values()) / GB:.2f}"
     return table
 
@@ -168,8 +168,12 @@ def _plain(plan: Plan) -> dict[str, object]:
     }
 
 
+def _number(size: int) -> str:
+    return f"{size / GB:.2f}" if size == 0 or size >= LEAST else "<0.01"
+
+
 def _gb(size: int) -> str:
-    return f"{size / GB:.2f} GB"
+    return f"{_number(size)} GB"
 
 
 def _billions(count: int) -> str:

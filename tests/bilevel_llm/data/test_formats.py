@@ -140,7 +140,7 @@ def test_given_formats_are_the_ones_that_are_known(tmp_path: Path) -> None:
     file = str(write_jsonl(tmp_path / "a.jsonl", [{"lines": ["x", "y"]}]))
     (row,) = read_rows([file], formats=Formats([Lines(), Text()]))
     assert row.turns == (Turn("text", "x\ny"),)
-    with pytest.raises(InputError, match="unknown format 'messages'; known formats: lines, text"):
+    with pytest.raises(InputError, match="unknown format 'messages'; known: lines, text"):
         read_rows([file], format="messages", formats=Formats([Lines(), Text()]))
 
 
