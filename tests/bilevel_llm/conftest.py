@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from bilevel.plain import to_plain
 from bilevel.run_directory import RunDirectory
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import (
     AVERAGE,
     FAMILIES,

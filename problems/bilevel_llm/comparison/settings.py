@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, get_args
 
 from bilevel.active import LISA
 from bilevel.plain import RECIPE_RULES
+from bilevel_llm.data.settings import Format
 from bilevel_llm.mixing.draw import MAX_REPEATS
 from bilevel_llm.mixing.mix import MixFormat
 from bilevel_llm.model.lora import LoRA
-from bilevel_llm.reweighting.problem import Format
 
 Metric = Literal["loss", "row_loss", "perplexity", "token_accuracy", "exact_match"]
 LEARNED, BASE = "learned", "base"

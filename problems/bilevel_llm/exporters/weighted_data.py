@@ -12,7 +12,7 @@ from bilevel.errors import InputError
 from bilevel_llm.data.layout import Layout, common_layout, layout_of
 from bilevel_llm.data.rows import ROLES, Record, file_type, find_files, read_records
 from bilevel_llm.mixing.mix import card_file
-from bilevel_llm.reweighting.saved_run import WeightedRun, patterns_of, read_json
+from bilevel_llm.reweighting.saved_run import WeightedRun, read_json
 
 Stop = Literal["first", "all"]
 """When a trainer that interleaves stops: when the first source is used up (no row twice), or when all are (rows repeat)."""
@@ -88,7 +88,7 @@ _TEXTS: Mapping[str, tuple[str, ...]] = {
 def data_of_run(run: WeightedRun, directory: Path, *, stop: Stop = "first", seed: int = 0) -> WeightedData:
     """The sources of a run, each row looked at. Raises `InputError` for a source whose rows are not all laid out alike."""
     sources = [
-        _read(source.name, run.weights[source.name], find_files(patterns_of(source)), source.format)
+        _read(source.name, run.weights[source.name], find_files(source.patterns), source.format)
         for source in run.problem.sources
         if run.weights[source.name]
     ]

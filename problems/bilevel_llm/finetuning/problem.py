@@ -27,11 +27,11 @@ from bilevel.problem import Record
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.rows import fingerprint, read_rows
+from bilevel_llm.data.settings import Format, ValidationSet, check_set_weights, patterns_of, unique_names
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
 from bilevel_llm.model.files import ModelFiles, find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.model.lora import LoRA, require_peft
-from bilevel_llm.reweighting.problem import Format, ValidationSet, check_set_weights
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -196,7 +196,7 @@ class FineTuning(Problem[TokenBatch]):
         elsewhere = {
             fingerprint(row): row.where
             for path, format in (*((v.path, v.format) for v in self.validation), *((path, None) for path in self.held_out))
-            for row in read_rows(_paths(path), format=format)
+            for row in read_rows(patterns_of(path), format=format)
         }
         kept = without_rows(table, elsewhere)
         dropped = len(table) - len(kept)
@@ -215,11 +215,10 @@ class FineTuning(Problem[TokenBatch]):
 
     @cached_property
     def _targets(self) -> dict[str, TokenTable]:
-        named: dict[str, TokenTable] = {}
-        for position, target in enumerate(self.validation):
-            name = target.name if target.name not in named else f"{target.name}-{position + 1}"
-            named[name] = self._tokenise(target.path, target.format)
-        return named
+        return {
+            name: self._tokenise(v.path, v.format)
+            for name, v in zip(unique_names(self.validation), self.validation, strict=True)
+        }
 
     @cached_property
     def _lower_sampler(self) -> Stratified:
@@ -242,7 +241,7 @@ class FineTuning(Problem[TokenBatch]):
 
     def _tokenise(self, path: str | list[str], format: str | None) -> TokenTable:
         return tokenise(
-            _paths(path),
+            patterns_of(path),
             self._tokenizer,
             format=format,
             template=self.template,
@@ -255,10 +254,6 @@ def _means(y: Forward, batch: TokenBatch) -> Tensor:
     """This micro-batch's part of the mean loss of every table. Shape: (tables,)."""
     losses = token_losses(y(batch.ids, batch.positions), batch.targets)
     return batch.weights.to(losses) @ losses
-
-
-def _paths(path: str | list[str]) -> list[str]:
-    return [path] if isinstance(path, str) else path
 
 
 def _identity(table: TokenTable) -> dict[str, Any]:

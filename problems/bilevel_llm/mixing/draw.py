@@ -17,7 +17,7 @@ from bilevel_llm.data.layout import MESSAGES, as_messages, common_layout, first_
 from bilevel_llm.mixing.mix import Mix, MixFormat, OnShortfall
 from bilevel_llm.mixing.pool import Pool, make_pools
 from bilevel_llm.mixing.quotas import Counts, Weights, largest_remainder, largest_total, redistribute
-from bilevel_llm.reweighting.saved_run import fit_weights, patterns_of
+from bilevel_llm.reweighting.saved_run import fit_weights
 
 if TYPE_CHECKING:
     from bilevel_llm.reweighting.problem import LLMReweighting
@@ -59,7 +59,7 @@ def make_mix(
         record
         for source in problem.sources
         if given[source.name]
-        for record in first_records(patterns_of(source), source.format)
+        for record in first_records(source.patterns, source.format)
     ]
     if format == "messages":
         for record in first:

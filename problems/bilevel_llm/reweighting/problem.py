@@ -17,7 +17,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,6 +32,7 @@ from bilevel.problem import Record, may_be_memoryless
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
+from bilevel_llm.data.settings import Source, ValidationSet, check_set_weights, check_sources, unique_names
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, find_model
@@ -51,38 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bilevel.llm")
 
-Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
 Start = Literal["uniform", "size"] | dict[str, float]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source of training data.
-
-    name: what its weight is called.
-    path: a file, a directory, a glob, or a list of them.
-    format: how a row is written; None detects it from the first row.
-    """
-
-    name: str
-    path: str | list[str]
-    format: Format | None = None
-
-
-@dataclass(frozen=True)
-class ValidationSet:
-    """What the weights should serve. `weight` is its part of the upper loss, relative to the other sets."""
-
-    path: str | list[str]
-    name: str = "validation"
-    format: Format | None = None
-    weight: float = 1.0
-
-
-def check_set_weights(sets: Sequence[ValidationSet]) -> None:
-    """Raise `ValueError` for a weight that makes no sense."""
-    if not all(v.weight > 0 and isfinite(v.weight) for v in sets):
-        raise ValueError("validation: every weight must be positive and finite")
 
 
 @dataclass
@@ -130,16 +99,12 @@ class LLMReweighting(Problem[TokenBatch]):
         """Check what needs no file."""
         self._is_prepared = False
         names = [source.name for source in self.sources]
-        if not names:
-            raise ValueError("sources: at least one is needed")
+        check_sources(self.sources)
         if len(names) < 2 and isinstance(self.weighting, PerSource):
             raise ValueError(
                 "sources: at least two are needed; a single source always has all the weight (its rows can differ with "
                 "weighting: {per: sample})"
             )
-        for position, name in enumerate(names):
-            if name in names[:position]:
-                raise ValueError(f"sources: the name {name!r} is used twice; give every source a name of its own")
         if not self.validation:
             raise ValueError("validation: at least one set is needed; it says what the weights should serve")
         if self.max_length < 2:
@@ -331,14 +296,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     @cached_property
     def _targets(self) -> dict[str, TokenTable]:
-        named: dict[str, TokenTable] = {}
-        for target in self.validation:
-            name, number = target.name, 1
-            while name in named:
-                number += 1
-                name = f"{target.name}-{number}"
-            named[name] = self._tokenise(target)
-        return named
+        return {name: self._tokenise(s) for name, s in zip(unique_names(self.validation), self.validation, strict=True)}
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -416,7 +374,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def _tokenise(self, data: Source | ValidationSet) -> TokenTable:
         return tokenise(
-            [data.path] if isinstance(data.path, str) else data.path,
+            data.patterns,
             self._tokenizer,
             format=data.format,
             template=self.template,

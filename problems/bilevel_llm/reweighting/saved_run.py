@@ -18,7 +18,7 @@ from bilevel.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
-    from bilevel_llm.reweighting.problem import LLMReweighting, Source
+    from bilevel_llm.reweighting.problem import LLMReweighting
 
 KINDS: Mapping[str, str] = {"average": "average", "final": "sources"}
 """What the weights of a run are called -> their key in weights.json."""
@@ -51,7 +51,7 @@ class WeightedRun:
         changed = [
             source.name
             for source in self.problem.sources
-            if source.name in self.hashes and content_hash(patterns_of(source)) != self.hashes[source.name]
+            if source.name in self.hashes and content_hash(source.patterns) != self.hashes[source.name]
         ]
         if changed:
             raise InputError(
@@ -109,11 +109,6 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
     if total <= 0:
         raise InputError(f"{origin}: all weights are 0")
     return {name: values[name] / total for name in names}
-
-
-def patterns_of(source: Source) -> list[str]:
-    """The paths and globs of a source."""
-    return [source.path] if isinstance(source.path, str) else source.path
 
 
 def _read_problem(file: Path, plugins: Plugins) -> LLMReweighting:

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from bilevel import LISA, SGD, AdamW, Descent, InputError, fit
 from bilevel.checkpoint import SavedVariable
+from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.lora import LoRA
-from bilevel_llm.reweighting.problem import ValidationSet
 from tests.bilevel_llm.tiny import Keeping, sentences, train, write_rows
 
 Make = Callable[..., FineTuning]

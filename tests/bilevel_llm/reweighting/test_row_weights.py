@@ -20,8 +20,9 @@ from torch import Tensor
 from bilevel import AdamW, InputError, ScaleBiO, fit, hookimpl
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.features import SourceRows
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.reweighting.granularity import PerSample, PerScorer, PerSource, WeightCarrier
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import WORDS, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]
