@@ -5,7 +5,7 @@
 L2_i is the loss on source i, L1 the loss on the validation sets, p(λ) the source weights, y a language model (Pan et al.,
 "ScaleBiO", ACL 2025, arXiv 2406.19976). Both are means over rows of a row's mean over its labelled tokens.
 
-Rows of a source may also differ in weight (see `weight_carriers`): the lower loss is then Σ_r p_r · L2_r over the rows of
+Rows of a source may also differ in weight (see `granularity`): the lower loss is then Σ_r p_r · L2_r over the rows of
 all sources.
 """
 
@@ -37,7 +37,7 @@ from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tok
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
-from bilevel_llm.reweighting.granularity import PerSample, PerScorer, PerSource, WeightCarrier
+from bilevel_llm.reweighting.granularity import Granularity, PerSample, PerScorer, PerSource
 from bilevel_llm.reweighting.resampling import TargetRows
 from bilevel_llm.reweighting.row_report import as_parquet, rarely_drawn
 from bilevel_llm.reweighting.row_weights import RowLogits, RowWeights
@@ -61,7 +61,8 @@ class LLMReweighting(Problem[TokenBatch]):
     model: a local directory, a GGUF file, a hub id that is already in the local cache, or "smollm2-135m".
     sources: at least two; one is enough if its rows may differ in weight.
     validation: the target; at least one set. The upper loss is the mean of their losses, weighted by their `weight`.
-    weighting: what has a weight of its own: `{per: source}`, `{per: sample}` or `{per: scorer, features: NAME, hidden: 0}`.
+    granularity: what has a weight of its own: `{per: source}`, `{per: sample}`, or `{per: scorer, features: NAME}`, where
+        the weight of a row is a function of its features.
     max_length: tokens of a row; longer rows are cut at the end.
     batch_size: rows of one training batch; every source gets an equal part of it.
     validation_batch_size: rows of one validation batch; None takes batch_size.
@@ -93,17 +94,17 @@ class LLMReweighting(Problem[TokenBatch]):
     on_overlap: Literal["report", "error"] = "report"
     attention: str | None = None
     trust_remote_code: bool = False
-    weighting: WeightCarrier = field(default_factory=PerSource)
+    granularity: Granularity = field(default_factory=PerSource)
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
         self._is_prepared = False
         names = [source.name for source in self.sources]
         check_sources(self.sources)
-        if len(names) < 2 and isinstance(self.weighting, PerSource):
+        if len(names) < 2 and isinstance(self.granularity, PerSource):
             raise ValueError(
                 "sources: at least two are needed; a single source always has all the weight (its rows can differ with "
-                "weighting: {per: sample})"
+                "granularity: {per: sample})"
             )
         if not self.validation:
             raise ValueError("validation: at least one set is needed; it says what the weights should serve")
@@ -125,7 +126,7 @@ class LLMReweighting(Problem[TokenBatch]):
                 report_table(f"{kind} {name!r}", table, self.max_length)
         _ = self._start
         self._distribution(self.prior, "problem.prior")
-        self._check_weighting()
+        self._check_granularity()
         _check_rows(self._train, self._lower_sampler)
         _check_rows(self._targets, self._upper_sampler)
         overlap = find_overlap(self._train, self._targets)
@@ -142,7 +143,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def upper(self) -> nn.Module:
         """The weights at their start."""
-        match self.weighting:
+        match self.granularity:
             case PerSource():
                 return SourceWeights(self._start, self.floor)
             case PerSample():
@@ -162,7 +163,7 @@ class LLMReweighting(Problem[TokenBatch]):
         losses = _means(_losses(y, batch), batch)
         loss = torch.dot(self._target_weights.to(losses), losses)
         if self.prior_strength:
-            weights = x() if isinstance(self.weighting, PerSource) else x(slice(None))
+            weights = x() if isinstance(self.granularity, PerSource) else x(slice(None))
             loss = loss + batch.share * self.prior_strength * divergence(weights, self._prior.to(weights))
         return loss, dict(zip(self._targets, losses.detach(), strict=True))
 
@@ -174,7 +175,7 @@ class LLMReweighting(Problem[TokenBatch]):
         """
         losses = _losses(y, batch)
         means = _means(losses, batch)
-        if isinstance(self.weighting, PerSource):
+        if isinstance(self.granularity, PerSource):
             loss = torch.dot(x().to(means), means)
         else:
             in_mean = batch.weights.to(losses)  # of a target in its source's mean: 1 / c_i / targets of the row
@@ -221,7 +222,7 @@ class LLMReweighting(Problem[TokenBatch]):
             "steps": len(history),
             "trust": self._verdicts(trust, history),
             "flags": trust.flags(),
-            "weighting": to_plain(self.weighting),
+            "granularity": to_plain(self.granularity),
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
             "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
             **facts,
@@ -231,7 +232,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     def snapshot(self, x: Mapping[str, Tensor]) -> Mapping[str, str | bytes]:
         """sample_weights.parquet, and scorer.json: nothing where weights are those of sources."""
-        if isinstance(self.weighting, PerSource):
+        if isinstance(self.granularity, PerSource):
             return {}
         module = self.upper()
         module.load_state_dict(x)
@@ -256,10 +257,10 @@ class LLMReweighting(Problem[TokenBatch]):
         return [*trust.verdicts(), *self._row_warnings(history)]
 
     def _row_warnings(self, history: Sequence[Record]) -> list[str]:
-        if isinstance(self.weighting, PerSource):
+        if isinstance(self.granularity, PerSource):
             return []
         moving = sum(1 for record in history if "gap" in record)
-        seldom = rarely_drawn(self._train, self._lower_sampler, moving) if isinstance(self.weighting, PerSample) else None
+        seldom = rarely_drawn(self._train, self._lower_sampler, moving) if isinstance(self.granularity, PerSample) else None
         return ["the lines above are about what each source's rows weigh together", *([seldom] if seldom else [])]
 
     def _target_losses(self, history: Sequence[Record]) -> dict[str, TargetLoss]:
@@ -321,7 +322,7 @@ class LLMReweighting(Problem[TokenBatch]):
     def _prior(self) -> Tensor:
         """Of sources, or of rows."""
         prior = self._distribution(self.prior, "problem.prior")
-        if isinstance(self.weighting, PerSource):
+        if isinstance(self.granularity, PerSource):
             return prior
         sizes = torch.tensor(self._sizes)
         return (prior / sizes).repeat_interleave(sizes)
@@ -350,7 +351,7 @@ class LLMReweighting(Problem[TokenBatch]):
 
     @cached_property
     def _feature_functions(self) -> dict[str, Features]:
-        return load_features(self.weighting.names) if isinstance(self.weighting, PerScorer) else {}
+        return load_features(self.granularity.names) if isinstance(self.granularity, PerScorer) else {}
 
     @cached_property
     def _target_weights(self) -> Tensor:
@@ -360,15 +361,15 @@ class LLMReweighting(Problem[TokenBatch]):
     def _distribution(self, rule: Start, key: str) -> Tensor:
         return named_distribution(rule, list(self._train), self._sizes, key)
 
-    def _check_weighting(self) -> None:
+    def _check_granularity(self) -> None:
         rows = sum(self._sizes)
-        if isinstance(self.weighting, PerSample) and rows > self.weighting.max_rows:
+        if isinstance(self.granularity, PerSample) and rows > self.granularity.max_rows:
             raise InputError(
-                f"problem.weighting: one weight for each of {rows:,} rows takes {72 * rows / 1e6:,.0f} MB, and a softmax "
-                "over all of them in every forward; take {per: scorer}, fewer rows, or raise weighting.max_rows "
-                f"({self.weighting.max_rows:,})"
+                f"problem.granularity: one weight for each of {rows:,} rows takes {72 * rows / 1e6:,.0f} MB, and a softmax "
+                "over all of them in every forward; take {per: scorer}, fewer rows, or raise problem.granularity.max_rows "
+                f"({self.granularity.max_rows:,})"
             )
-        if isinstance(self.weighting, PerScorer):
+        if isinstance(self.granularity, PerScorer):
             names, _ = self._features
             log.info("the scorer sees %d features of %d rows", len(names), rows)
 
