@@ -92,8 +92,8 @@ def make_problem(tokenizer_only: Path, tmp_path: Path) -> Callable[..., LLMRewei
         }
         target = write_jsonl(tmp_path / "target.jsonl", validation or alpaca("target", 3))
         return LLMReweighting(
-            str(tokenizer_only), [Source(*item) for item in files.items()], [ValidationSet(str(target))],
-            **{"max_length": 40, **settings},
+            str(tokenizer_only), [Source(*item) for item in files.items()],
+            **{"validation": [ValidationSet(str(target))], "max_length": 40, **settings},
         )  # fmt: skip
 
     return make

@@ -1,7 +1,7 @@
 """Rows of token tables as micro-batches whose weights are those of the global batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,10 @@ class TokenBatch:
         """Which row of the micro-batch every target stands in. Shape: (targets,)."""
         return self.positions // self.ids.shape[1]
 
+    def means(self, losses: Tensor) -> Tensor:
+        """This micro-batch's part of the mean loss of every source. Shapes: (targets,) -> (sources,)."""
+        return self.weights.to(losses) @ losses
+
 
 def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard) -> list[TokenBatch]:
     """This process's part of batch `index` of the sampler over the tables.
@@ -56,6 +60,16 @@ def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int,
     ]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
     return [_batch(part, len(tables), len(rows)) for part in shard.split(rows)]
+
+
+def per_token(
+    batches: Sequence[TokenBatch], tables: Sequence[TokenTable], rows: Sequence[tuple[int, int]]
+) -> list[TokenBatch]:
+    """The same micro-batches, weighted per token instead of per row. rows: (table, row) of the whole global batch."""
+    targets = torch.zeros(len(tables), 1)
+    for table, row in rows:
+        targets[table] += int(tables[table].row(row)[1].sum())
+    return [replace(batch, weights=(batch.weights > 0) / targets) for batch in batches]
 
 
 class _Row(NamedTuple):

@@ -282,7 +282,7 @@ from bilevel_llm.reweighting.problem import LLMReweighting
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.baselines.less import LESS
 given = json.loads(sys.argv[1])
-problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], [ValidationSet(given["target"])], 64, 10)
+problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], validation=[ValidationSet(given["target"])], max_length=64, batch_size=10)
 problem.prepare()
 less = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2, micro_batch_size=16)
 selection = less.weigh(Task(problem, TorchBackend(device="cpu"), steps=6)).selection

@@ -259,7 +259,7 @@ def test_adapters_need_a_rank_and_a_scale(settings: dict[str, Any]) -> None:
         ({"data": "no-such.jsonl"}, "no such file: no-such.jsonl"),
         ({"held_out": ["no-such.jsonl"]}, "no such file: no-such.jsonl"),
         ({"validation": [ValidationSet("no-such.jsonl")]}, "no such file: no-such.jsonl"),
-        ({"batch_size": 41}, "has 40 usable rows, and a batch has 41"),
+        ({"batch_size": 41}, "has 40 usable rows, and a batch of 41 needs 41"),
         ({"max_length": 5}, r"no row has a token to learn within max_length=5"),
     ],
 )
