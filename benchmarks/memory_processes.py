@@ -61,7 +61,7 @@ def measure(number: int, directory: Path) -> dict[str, int]:
     live = 0
     for replica in state.replicas.values():
         backend.activate(replica, rule.heaviest(model.blocks, model.sizes)[0])
-        held = [replica.layout.part(n) if split else p for n, p in replica.layout.parameters.items()]
+        held = [replica.sharding.local(n) if split else p for n, p in replica.sharding.parameters.items()]
         live += sum(tensor.nbytes for tensor in [*held, *replica.masters.values()])
 
     def two_steps() -> None:

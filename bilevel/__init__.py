@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bilevel.optimizer import SGD, AdamW
     from bilevel.problem import Forward, Loss, Problem, Shard
     from bilevel.schedule import Cosine, Linear, Power
-    from bilevel.solver import Metrics, Solver, State
+    from bilevel.solver import Metrics, Solver, State, Workload
     from bilevel.solvers.aid import AID
     from bilevel.solvers.bome import BOME
     from bilevel.solvers.descent import Descent
@@ -40,7 +40,7 @@ _HOMES = {
     "optimizer": ("SGD", "AdamW"),
     "problem": ("Forward", "Loss", "Problem", "Shard"),
     "schedule": ("Cosine", "Linear", "Power"),
-    "solver": ("Metrics", "Solver", "State"),
+    "solver": ("Metrics", "Solver", "State", "Workload"),
     "solvers.aid": ("AID",),
     "solvers.bome": ("BOME",),
     "solvers.descent": ("Descent",),
@@ -58,7 +58,7 @@ __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
     "BilevelError", "Blocks", "Cosine", "Descent", "Evaluation", "F2SAp", "Forward", "InputError", "Interrupted", "Linear",
     "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Result", "Run", "RunError", "ScaleBiO", "Shard", "Solver",
-    "State", "Stratified", "Variable", "Vector", "find_blocks", "fit", "hookimpl",
+    "State", "Stratified", "Variable", "Vector", "Workload", "find_blocks", "fit", "hookimpl",
 ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Which blocks of the lower variable train at step t: a pure function of (seed, t), the same for every replica."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,18 +13,22 @@ from bilevel.errors import InputError
 
 
 class Active(ABC):
-    """A rule that picks the blocks to train."""
+    """A rule that chooses the blocks that train at each step."""
 
     @abstractmethod
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
         """Names of the blocks that train at step t. Raises `InputError` if the rule does not fit the module."""
 
     def heaviest(self, blocks: Blocks, sizes: Mapping[str, int]) -> list[frozenset[str]]:
-        """Draws of which one takes the most memory. All blocks at once, where a rule does not know better.
+        """Sets of blocks of which one needs the most memory. By default this is all blocks at once.
 
-        sizes: parameters of each block.
+        sizes: the number of parameters of each block.
         """
         return [blocks.names]
+
+    def lighter(self) -> Sequence["Active"]:
+        """Rules by which less trains at a time, the nearest first: what a planner may advise. None by default."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,12 @@ class All(Active):
     name: Literal["all"] = "all"
 
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
-        """All blocks."""
+        """Return all blocks."""
         return blocks.names
+
+    def lighter(self) -> Sequence[Active]:
+        """A random few."""
+        return (LISA(),)
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,11 @@ class LISA(Active):
     """Layerwise importance sampling (LISA, arXiv 2403.17919): a few random repeated blocks train, the others are frozen.
 
     blocks: how many repeated blocks train at a time.
-    period: steps between two draws.
-    embedding, head, rest: whether the parts that do not repeat train ("rest" is the final norm and whatever else stands
-        outside). The LISA paper trains all of them all the time. They are frozen here by default: in a small model the
-        embedding is a large share of all parameters, a trained embedding makes every backward pass run to the bottom of
-        the model, and source weights are a comparison of two replicas, not a model to ship. Set them to "train" to
+    period: steps for which a draw is kept.
+    embedding, head, rest: whether the parts that do not repeat train ("rest" is the final norm and whatever else is outside
+        the repeated blocks). The LISA paper trains all of them all the time. They are frozen here by default: in a small
+        model the embedding is a large share of all parameters, a trained embedding makes every backward pass run to the
+        bottom of the model, and source weights are a comparison of two replicas, not a model to ship. Set them to "train" to
         follow the paper.
 
     The draw is uniform without replacement. Both replicas get the same one: with independent draws the difference of the
@@ -68,7 +76,7 @@ class LISA(Active):
             raise ValueError(f"period must be at least 1, not {self.period}")
 
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
-        """The draw of the period that step t falls in. Raises `InputError` if the module has too few repeated blocks."""
+        """The blocks drawn for the period that contains step t. Raises `InputError` if the module has too few."""
         if self.blocks > len(blocks.repeated):
             raise InputError(
                 f"active.blocks is {self.blocks}, but the lower module has {len(blocks.repeated)} repeated blocks; "
@@ -91,6 +99,10 @@ class LISA(Active):
             self._always(blocks) | draw
             for draw in dict.fromkeys((frozenset(largest), frozenset([first, *by_size[: self.blocks - 1]])))
         ]
+
+    def lighter(self) -> Sequence[Active]:
+        """Half as many repeated blocks, a quarter, and so on down to one."""
+        return [replace(self, blocks=self.blocks >> k) for k in range(1, self.blocks.bit_length())]
 
     def _always(self, blocks: Blocks) -> frozenset[str]:
         """The parts that do not repeat and train at every step."""

@@ -1,4 +1,4 @@
-"""Where variables live, and how gradients reach them. Solvers are written against this alone."""
+"""Backends hold the variables and compute their gradients. Solvers are written against this interface alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Variable(ABC):
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward."""
+        """Run the module's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """A gradient or the values of a variable's active parameters, to be computed with: v + w, v - w, 2 * v.
+    """A gradient, or the values of a variable's active parameters, with vector arithmetic: v + w, v - w, 2 * v.
 
-    parts: by parameter name, what this process holds of it, in the precision of the masters. The arithmetic is local;
-        only `Backend.dot` communicates. Vectors of a variable and of its replicas go together.
-    whole: every process holds all of it.
+    parts: parameter name -> the shard that this process holds, in the precision of the masters. The arithmetic is local;
+        only `Backend.dot` communicates. Vectors of a variable and of its replicas can be combined.
+    whole: whether every process holds all of it.
     """
 
     parts: Mapping[str, Tensor]
@@ -79,9 +79,9 @@ class Vector:
 
 @dataclass(frozen=True)
 class Placement:
-    """How a backend holds the lower variables: what a planner needs to know of it.
+    """How a backend holds the lower variables, which is what a planner has to know about it.
 
-    processes: each has a device of its own.
+    processes: the number of processes, each of which has a device of its own.
     dtype: precision of the parameters; None keeps what the problem builds. Active parameters in bfloat16 have float32
         masters, gradients and moments; in another precision they are their own masters.
     micro_batch_size: rows of one forward and backward; None takes a process's whole share of the batch.
@@ -90,9 +90,9 @@ class Placement:
         moments. Split parameters are gathered block by block when they are used.
     offload_parameters, offload_optimizer: held in the CPU's memory; with the optimizer, the gradients that are summed over
         processes already.
-    live_parameters: gathered parameters are freed only when there are more than so many.
-    fetched_parameters: so many, or a whole block, are gathered into one buffer and copied out of it; 0: without a copy.
-    whole_units: what stands outside the repeated blocks is gathered as one and stays for the pass; gradients are reduced a
+    live_parameters: gathered parameters are freed only when there are more than this many.
+    fetched_parameters: this many, or a whole block, are gathered into one buffer and copied out of it; 0: no such buffer.
+    whole_units: what is outside the repeated blocks is gathered at once and stays for the pass; gradients are reduced a
         whole block at a time and taken when the pass is over. Otherwise each parameter is gathered and reduced by itself.
     """
 
@@ -135,7 +135,7 @@ class Backend(ABC):
         """This process's part of a global batch."""
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value (anything that pickles), by rank; all processes call it. By default there is one process."""
+        """The values of all processes (anything that pickles), by rank; all processes call it. By default there is one."""
         return [value]
 
     def placement(self, world_size: int) -> Placement:
@@ -144,6 +144,15 @@ class Backend(ABC):
         Raises `InputError` for a number of processes that the backend cannot serve. Starts nothing.
         """
         return Placement(type(self).__name__, world_size)
+
+    def savings(self, rows: int) -> Mapping[str, Sequence[Any]]:
+        """Settings that would save memory, cost time alone and leave every result as it is: field -> values to try.
+
+        A planner tries them, alone and together. By default there are none.
+
+        rows: the most that one process has of a global batch.
+        """
+        return {}
 
     @abstractmethod
     def place(
@@ -155,12 +164,13 @@ class Backend(ABC):
         sharded: bool,
         blocks: Callable[[nn.Module], Blocks] | None = None,
     ) -> Variable:
-        """Build a module where it is to live.
+        """Build a module and put it on its device, or its shards on their devices.
 
-        build: makes the module; called with torch's random state seeded, and for a sharded variable within `memoryless`,
-            if the backend takes such modules.
-        sharded: a large variable, which the backend may cast, split and train in part: nothing of it is active until
-            `activate` says so. Otherwise it keeps its precision, is whole in every process and trains entirely.
+        build: makes the module; called with torch's random state seeded, and for a sharded variable within
+            `deferred_initialization`, if the backend takes modules whose parameters are on the meta device.
+        sharded: whether this is a large variable, which the backend may cast, shard and train in part: none of its blocks
+            is active before `activate` is called. Otherwise it keeps its precision, is whole in every process and all
+            of it trains.
         blocks: groups the module's parameters; None makes it a single block.
         """
 
@@ -184,8 +194,9 @@ class Backend(ABC):
     def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
         """Evaluate the loss over the micro-batches and add weight * gradient to every variable in `wrt`.
 
-        wrt: variable -> weight. Variables that are not named get nothing, nor does one that the loss ignores. At most
-            one of them is sharded: each forward is followed at once by its own backward, which sharded engines need.
+        wrt: variable -> weight. Variables that are not named get no gradient, nor does one that the loss ignores. At most
+            one of them is sharded: each forward pass is followed at once by its own backward pass, which sharded engines
+            need.
 
         Raises `NonFiniteError` if the loss is not finite, before any variable has stepped.
         """
@@ -204,14 +215,14 @@ class Backend(ABC):
 
     @abstractmethod
     def take_gradient(self, variable: Variable) -> Vector:
-        """The gradient that waits for a step, summed over processes; it is cleared. Zero where nothing was added."""
+        """Return the accumulated gradient, summed over processes, and clear it. It is zero where nothing was added."""
 
     @abstractmethod
     def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
-        """Add weight * vector to the gradient that waits for a step, as if a `backward` had given it.
+        """Add weight * vector to the accumulated gradient, as if a call of `backward` had given it.
 
-        vector: of this variable or of a replica with the same active blocks. In a sharded variable every process adds its
-            own part; in a whole one all add the same, and it counts once, not once for each process.
+        vector: a vector of this variable or of a replica with the same active blocks. In a sharded variable every process
+            adds its own shard; in a whole one all add the same, which counts once, not once for each process.
         """
 
     @abstractmethod
@@ -220,7 +231,7 @@ class Backend(ABC):
 
     @abstractmethod
     def write(self, variable: Variable, vector: Vector) -> None:
-        """Set the values of the active parameters. Optimizer state and waiting gradient stay as they are."""
+        """Set the values of the active parameters. Optimizer state and accumulated gradient stay as they are."""
 
     @abstractmethod
     def dot(self, v: Vector, w: Vector) -> float:
@@ -228,7 +239,7 @@ class Backend(ABC):
 
     @property
     def second_order(self) -> bool:
-        """Whether `backward_along` is there. Solvers that need it ask in `init`, before anything has moved."""
+        """Whether `backward_along` is implemented. Solvers that need it ask in `init`, before anything has moved."""
         return False
 
     def backward_along(
@@ -253,7 +264,7 @@ class Backend(ABC):
         """A copy of the variable's full state, by name, on the CPU (parameters and persistent buffers).
 
         All processes call it. The first one gets the state; so do the others if the variable is not sharded, else they get
-        what they can without holding it all.
+        what they can have without holding all of it.
         """
 
     @abstractmethod
@@ -277,9 +288,9 @@ class Backend(ABC):
 
         All processes call it. What is saved does not depend on the number of processes.
 
-        Raises `InputError` if the files are those of other variables or incomplete.
+        Raises `InputError` if the files are incomplete or belong to other variables.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release what `start` took."""
+        """Release what `start` acquired."""

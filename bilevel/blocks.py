@@ -1,4 +1,4 @@
-"""Group a module's parameters into blocks: the repeated layers, and what stands before and after them."""
+"""Group a module's parameters into blocks: the repeated layers, and what comes before and after them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ EMBEDDING, HEAD, REST = "embedding", "head", "rest"
 
 @dataclass(frozen=True)
 class Blocks:
-    """Every trainable parameter of a module, in exactly one block.
+    """A partition of a module's trainable parameters into blocks.
 
     members: block name -> parameter names. A repeated block is named by its module path ("model.layers.3"), the others
         "embedding", "head" and "rest" (final norm and whatever else is neither repeated nor an embedding or head).
@@ -26,22 +26,22 @@ class Blocks:
 
     @property
     def names(self) -> frozenset[str]:
-        """All blocks."""
+        """The names of all blocks."""
         return frozenset(self.members)
 
     def parameters(self, names: frozenset[str]) -> list[str]:
         """The parameters of the named blocks, in a fixed order. Raises `InputError` for an unknown block."""
         unknown = names - self.names
         if unknown:
-            raise InputError(f"no block named {sorted(unknown)[0]!r}; this module has: {', '.join(self.members)}")
+            raise InputError(f"no block is named {sorted(unknown)[0]!r}; this module has: {', '.join(self.members)}")
         return [parameter for block in self.members if block in names for parameter in self.members[block]]
 
 
 def find_blocks(module: nn.Module) -> Blocks:
     """Find the repeated blocks of any module, without knowing its class.
 
-    The repeated blocks are the entries of the `nn.ModuleList`, or `nn.Sequential` of like modules, that holds the most
-    parameters (the outermost one where such lists nest). A module without one is a single block, "rest".
+    The repeated blocks are the entries of the `nn.ModuleList`, or `nn.Sequential` of modules of one class, that holds the
+    most parameters (the outermost one where such lists nest). A module without one is a single block, "rest".
     Parameters that do not require gradients when the module is handed over belong to no block: they never train.
     """
     stack = _largest_stack(module)
@@ -72,13 +72,13 @@ def find_blocks(module: nn.Module) -> Blocks:
 
 
 def _largest_stack(module: nn.Module) -> str:
-    """Path of the stack with the most parameters; "" where there is none."""
+    """The path of the stack with the most parameters, or "" if there is none."""
     best, most = "", 0
     for path, child in module.named_modules():
         if not path or not isinstance(child, nn.ModuleList | nn.Sequential) or len(child) < 2:
             continue
         if isinstance(child, nn.Sequential) and len({type(entry) for entry in child}) > 1:
-            continue  # a pipeline of unlike stages; a ModuleList may mix layer kinds and still be the model's stack
+            continue  # a pipeline of different stages; a ModuleList may mix kinds of layers and still be the model's stack
         size = sum(parameter.numel() for parameter in child.parameters())
         if size > most:  # strictly: of nested stacks of equal size the outer one is met first and kept
             best, most = path, size

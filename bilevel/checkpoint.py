@@ -1,4 +1,4 @@
-"""What a checkpoint of a backend holds, and how to read it: every tensor whole, by name, whoever wrote it.
+"""The format of a backend's checkpoint, and how to read it: each tensor is whole and named, whichever backend wrote it.
 
     variables.json                     {variable: {"active": blocks, "steps": n, "files": {file: [tensor names]}}}
     z-00001-of-00008.safetensors ...
@@ -26,10 +26,11 @@ WEIGHTS = "weights/"
 class SavedVariable:
     """One variable in a checkpoint.
 
-    facts: its active blocks and counters. where: tensor name -> file.
+    facts: its active blocks and counters.
+    where: tensor name -> file.
 
-    Files are mapped: a tensor is read when it is asked for. Raises `InputError`, naming the file, if one is missing or
-    damaged, or if there is no such variable.
+    Files are memory-mapped: a tensor is read when it is asked for. Raises `InputError`, naming the file, if one is missing
+    or damaged, or if there is no such variable.
     """
 
     def __init__(self, directory: Path, variable: str) -> None:
@@ -57,7 +58,7 @@ class SavedVariable:
         return tensor
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
+        """The shape of a tensor, without reading it."""
         return tuple(self._open[self.where[key]].get_slice(key).get_shape())
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -25,10 +25,10 @@ INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 
 class Commands(TyperGroup):
-    """The commands below, and those that plugins register, which are loaded when they are named or listed."""
+    """The commands below, and those that plugins register; these are loaded when they are named or listed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Our own first."""
+        """The names of the core's commands, then those of the plugins' commands."""
         return [*super().list_commands(ctx), *sorted(_plugin_commands())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -53,14 +53,17 @@ errors = Console(stderr=True, highlight=False)
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe: YAML, or Python that defines `recipe`.")],
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a Python file that defines `recipe`.")],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. solver.penalty=20.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, e.g. solver.penalty=20."),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="The run's directory; replaces run.output.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
+    output: Annotated[str | None, typer.Option(help="The directory of the run, in place of run.output.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run from its last checkpoint, as if it had never stopped.")
+    ] = False,
 ) -> None:
-    """Do what a recipe says."""
+    """Run a recipe: solve its bilevel problem, and write what was learned to the run's directory."""
     from bilevel.config import load_config
     from bilevel.plugins import load_plugins
 
@@ -71,17 +74,25 @@ def run(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe; its model's config.json is read, its data is not.")],
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
-    gpus: Annotated[int, typer.Option(help="How many, one process each.")] = 1,
-    gpu_memory: Annotated[float, typer.Option(help="GB (10^9 bytes) of each.")] = 80.0,
-    cpu_memory: Annotated[float | None, typer.Option(help="GB of the machine; not checked if not given.")] = None,
-    labelled_share: Annotated[float, typer.Option(help="Part of the tokens that carry a loss.")] = 1.0,
-    mfu: Annotated[float, typer.Option(help="Part of the peak that is reached.")] = 0.4,
-    peak_tflops: Annotated[float, typer.Option(help="Of one GPU; 989 is bfloat16 on an H100.")] = 989.0,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+    recipe: Annotated[Path, typer.Argument(help="The recipe. Its model's config.json is read, its data are not.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="The number of GPUs; each has a process of its own.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="The memory of each GPU in GB (10^9 bytes).")] = 80.0,
+    cpu_memory: Annotated[
+        float | None, typer.Option(help="The memory of the machine in GB. It is not checked if this is not given.")
+    ] = None,
+    labelled_share: Annotated[
+        float, typer.Option(help="The share of each row, such as of its tokens, that carries a loss.")
+    ] = 1.0,
+    mfu: Annotated[float, typer.Option(help="The share of the peak throughput that is reached.")] = 0.4,
+    peak_tflops: Annotated[
+        float, typer.Option(help="The peak throughput of one GPU in TFLOP/s; 989 is bfloat16 on an H100.")
+    ] = 989.0,
+    json: Annotated[Path | None, typer.Option(help="A file to write all numbers to, as JSON.")] = None,
 ) -> None:
-    """Say what a recipe will take in memory and time, before it runs. Exit code 1 if it does not fit."""
+    """Predict the memory and the time that a recipe takes, before it runs. The exit code is 1 if it does not fit."""
     from bilevel.config import load_config
     from bilevel.files import write_atomic
     from bilevel.planning.hardware import Hardware
@@ -100,7 +111,7 @@ def plan(
 
 @app.command("list")
 def list_parts() -> None:
-    """Show what is installed for every part of a recipe, the checks and commands, and broken plugins with the reason."""
+    """List everything that is installed, by kind, and the plugins that are broken with the reason."""
     from bilevel.plugins import load_plugins
 
     plugins = load_plugins()
@@ -115,12 +126,14 @@ def list_parts() -> None:
 
 @app.command()
 def check(
-    what: Annotated[str, typer.Argument(help="A problem, solver or backend by name, or a recipe, for its problem.")],
+    what: Annotated[
+        str, typer.Argument(help="The name of a problem, solver or backend, or a recipe, whose problem is checked.")
+    ],
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
     ] = None,
 ) -> None:
-    """Check that a part does what the others rely on: for authors of plugins."""
+    """Check that a problem, solver or backend does what the rest of the package relies on. For authors of plugins."""
     from bilevel.testing.check import check
     from bilevel.testing.contract import ContractError
 
@@ -132,11 +145,17 @@ def check(
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Claims; all by default.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer points.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write everything that was measured to this file.")] = None,
-    solver: Annotated[str | None, typer.Option(help="A solver to measure, on the claims about any.")] = None,
-    picture: Annotated[Path, typer.Option(help="Where to draw the fits.")] = Path("verify.png"),
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="The claims to measure; all by default.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure fewer points, which is less sharp and takes half the time.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="A file to write all measurements to, as JSON.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="The solver to measure, on the claims that are about every penalty method.")
+    ] = None,
+    picture: Annotated[Path, typer.Option(help="The file to draw the fits to, as PNG.")] = Path("verify.png"),
 ) -> None:
     """Measure whether the solvers behave as the theory says."""
     from bilevel.verify.run import verify, write
@@ -145,14 +164,20 @@ def verify(
     Console(width=None if sys.stdout.isatty() else 240).print(report.table())
     write(report, picture=picture, data=json)
     if not report.holds:
-        raise RunError(f"does not hold: {', '.join(report.failed)}" if report.failed else "no claim could be measured")
+        raise RunError(
+            f"these claims do not hold: {', '.join(report.failed)}" if report.failed else "no claim could be measured"
+        )
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, and directories of comparisons.")],
-    output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
-    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the charts as PNG there, too.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="The directories of runs and of comparisons to show.")
+    ],
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A directory to write the charts to as well, as PNG.")
+    ] = None,
 ) -> None:
     """Show runs, and how methods compare, as one HTML file."""
     from bilevel.report.page import check_output, read, write
@@ -169,7 +194,7 @@ def _plugin_commands() -> dict[str, Part]:
 
 
 def main() -> None:
-    """Entry point of the command `bilevel`. Of several processes on a machine, the first one speaks for all."""
+    """Entry point of the command `bilevel`. Of several processes on a machine, only the first one prints."""
     speaks = local_rank() == 0
     logging.basicConfig(
         level=logging.WARNING,
@@ -202,7 +227,7 @@ def main() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process. One of several leaves at once: to clean up, it might wait for peers that wait for it."""
+    """End this process. One of several exits at once, since cleaning up might wait for processes that wait for it."""
     if launched():
         sys.stdout.flush()
         sys.stderr.flush()

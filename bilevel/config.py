@@ -1,9 +1,8 @@
-"""A recipe becomes the objects of a run: the named classes, built from their own fields. Mistakes are named by key."""
+"""Build the objects of a run from a recipe. Errors name the file, the line and the key."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bilevel.plugins import Plugins
 from bilevel.problem import Problem
 from bilevel.recipe import Recipe
 from bilevel.solver import Solver
+from bilevel.suggest import did_you_mean
 
 ABSENT = ("missing", "missing_argument", "unexpected_keyword_argument", "extra_forbidden")
 OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": Backend}
@@ -28,7 +28,7 @@ OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The section `run`; see `bilevel.fit` for the meaning of each."""
+    """The section `run` of a recipe; `bilevel.fit` explains each setting."""
 
     steps: int
     output: str
@@ -47,7 +47,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """All that one run needs, built and checked; `recipe` says the same as plain data, with every default filled in."""
+    """All that one run needs, built and checked; `recipe` is the same as plain data, with every default filled in."""
 
     problem: Problem[Any]
     solver: Solver[Any]
@@ -57,7 +57,7 @@ class Config:
     recipe: Mapping[str, Any]
 
     def fit(self, *, resume: bool = False, observer: Observer | None = None) -> Result:
-        """Do the run; see `bilevel.fit`."""
+        """Carry out the run; see `bilevel.fit`."""
         return fit(
             self.problem,
             self.solver,
@@ -74,34 +74,30 @@ class Config:
         )
 
 
-def load_config(file: Path, plugins: Plugins, *, changes: Sequence[str] = (), output: str | None = None) -> Config:
-    """Read a recipe.
+def load_config(
+    recipe: Path | Recipe, plugins: Plugins, *, changes: Sequence[str] = (), output: str | None = None
+) -> Config:
+    """Read a recipe and build the parts that it names.
 
-    file: YAML, or a Python file that defines a mapping `recipe` of the same form, in which `problem`, `solver` and
-        `backend` may also be objects.
+    recipe: a YAML file, or a Python file that defines a mapping `recipe` of the same form, in which `problem`, `solver` and
+        `backend` may also be objects; or a recipe that has been read already.
     changes: `key.path=value`, applied in order.
     output: replaces `run.output`.
 
-    Raises `InputError` naming file, line and key, with the nearest known name for a misspelt one.
+    Raises `InputError` naming file, line and key, with the nearest known name for a misspelled one.
     """
-    built, resolved = build_parts(read_recipe(file, changes=changes, output=output), OBJECTS, plugins)
+    if isinstance(recipe, Path):
+        recipe = read_recipe(recipe)
+    _apply(recipe, changes, output)
+    built, resolved = build_parts(recipe, OBJECTS, plugins)
     return Config(recipe=resolved, **built)
 
 
 def read_recipe(file: Path, *, changes: Sequence[str] = (), output: str | None = None) -> Recipe:
     """Read a recipe and apply the changes, without building anything; see `load_config`."""
     recipe = _read_python(file) if file.suffix == ".py" else Recipe.read(file)
-    for change in changes:
-        recipe.set(change)
-    if output is not None:
-        recipe.set(f"run.output={output}")
+    _apply(recipe, changes, output)
     return recipe
-
-
-def build_config(recipe: Recipe, plugins: Plugins) -> Config:
-    """Build the parts that a recipe names. Raises `InputError` as `load_config` does."""
-    built, resolved = build_parts(recipe, OBJECTS, plugins)
-    return Config(recipe=resolved, **built)
 
 
 def build_parts(
@@ -110,8 +106,8 @@ def build_parts(
     """Build the sections of a recipe that a command needs.
 
     objects: section -> base class of the registered part that it names; `active` and `run` are built in any case.
-    ignored: sections that may stand in the recipe without being used; so may those that are named like a plugin's command,
-        which are that command's.
+    ignored: sections that the recipe may have without their being used. It may also have sections that are named like a
+        plugin's command, which reads them.
 
     Returns the objects by section, and the same as plain data with every default filled in. Raises `InputError`.
     """
@@ -127,6 +123,13 @@ def build_parts(
     return {**built, "active": active, "run": run}, resolved
 
 
+def _apply(recipe: Recipe, changes: Sequence[str], output: str | None) -> None:
+    for change in changes:
+        recipe.set(change)
+    if output is not None:
+        recipe.set(f"run.output={output}")
+
+
 def _read_python(file: Path) -> Recipe:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None or not file.is_file():
@@ -138,12 +141,12 @@ def _read_python(file: Path) -> Recipe:
         raise InputError(f"the recipe {file} fails: {type(error).__name__}: {error}") from error
     tree = getattr(module, "recipe", None)
     if not isinstance(tree, Mapping):
-        raise InputError(f"{file}: a Python recipe defines a mapping named `recipe`, of the form a YAML recipe has")
+        raise InputError(f"{file}: a Python recipe must define a mapping named `recipe`, of the same form as a YAML recipe")
     return Recipe(_copy(tree), {}, str(file))
 
 
 def _copy(tree: Any) -> Any:
-    """The same tree in mappings and lists of its own, so that `--set` does not reach into the user's."""
+    """A copy of the tree's mappings and lists, so that `--set` does not change the user's."""
     if isinstance(tree, Mapping):
         return {key: _copy(value) for key, value in tree.items()}
     return [_copy(value) for value in tree] if isinstance(tree, list | tuple) else tree
@@ -157,7 +160,7 @@ def _check_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequen
     sections = [*objects, "active", "run"]
     for key in recipe.tree:
         if key not in sections and key not in ignored:
-            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{_nearest(key, sections)}")
+            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{did_you_mean(key, sections)}")
     for section in sections:
         value = recipe.tree.get(section, {})
         if not isinstance(value, dict | objects.get(section, dict)):
@@ -165,7 +168,7 @@ def _check_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequen
     for section in objects:
         value = recipe.tree.setdefault(section, {})
         if isinstance(value, dict) and "name" not in value:
-            raise InputError(f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows what there is")
+            raise InputError(f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows the choices")
 
 
 def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
@@ -184,13 +187,13 @@ def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
 
 
 def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:
-    """Validate and build; every complaint is turned into file, line, key and what to do."""
+    """Validate a section and build its class. Raises `InputError` naming file, line and key, with what to do."""
     if dataclasses.is_dataclass(kind):
         names = [f.name for f in dataclasses.fields(kind) if f.init]
         for key in values:
             if key not in names:
                 dotted = ".".join(map(str, (*path, key)))
-                raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{_nearest(key, names)}")
+                raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{did_you_mean(key, names)}")
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
@@ -200,7 +203,7 @@ def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tu
 def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]) -> list[str]:
     """One line for each key that is wrong (pydantic has one for each branch of a union that did not fit)."""
     lines: dict[str, str] = {}
-    items = sorted(error.errors(), key=lambda item: not item["type"].startswith("union_tag"))  # the telling one first
+    items = sorted(error.errors(), key=lambda item: not item["type"].startswith("union_tag"))  # the most telling one first
     for item in items:
         where = [*path, *_keys(item["loc"], recipe, path, absent=item["type"] in ABSENT)]
         dotted = ".".join(map(str, where))
@@ -231,8 +234,3 @@ def _keys(loc: Sequence[str | int], recipe: Recipe, path: Sequence[str | int], *
         elif absent and position == len(loc) - 1:
             keys.append(step)
     return keys
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""What a problem tells a planner: its lower module without values, and a pass of it."""
+"""What a problem tells a planner: its lower module without values, and a pass of each of its losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ from bilevel.blocks import Blocks
 
 @dataclass(frozen=True)
 class Cost:
-    """How large a problem is. Planning from it touches neither weights nor data.
+    """How large a problem is. Planning from it touches no weights.
 
-    build: makes the lower module on the meta device, in the precision in which it would be loaded.
+    build: makes the lower module without values (on the meta device), in the precision in which it would be loaded.
     blocks: groups the module's parameters, as `Problem.blocks`.
-    loss: (module, rows) -> the loss of a micro-batch of that many rows, at the most a row can take; on the meta device.
-    lower_rows, upper_rows: rows of one global batch of each level.
+    loss: (module, rows) -> the lower loss of a micro-batch of that many rows, at the most a row can take.
+    lower_rows, upper_rows: rows of one global batch of each level; 0 where a level has no data.
     row_size: the most units a row has.
     unit: what throughput is counted in.
+    upper_loss: the same as `loss` for the upper level; None where both levels take the same.
+    savings: what would make a pass need less memory, at a price in the results; phrases that name the recipe's key, such as
+        "shorter rows (problem.max_length)".
     """
 
     build: Callable[[], nn.Module]
@@ -27,3 +30,5 @@ class Cost:
     upper_rows: int
     row_size: int = 1
     unit: str = "rows"
+    upper_loss: Callable[[nn.Module, int], Tensor] | None = None
+    savings: tuple[str, ...] = ()

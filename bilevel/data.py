@@ -17,7 +17,7 @@ from bilevel.errors import InputError
 
 
 class Stream(IntEnum):
-    """What random numbers are for; streams with different names are independent."""
+    """The purposes of random numbers. Different streams are independent of each other."""
 
     ACTIVE = 1
     UPPER = 2
@@ -27,7 +27,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: int, *counters: int) -> np.random.Generator:
-    """A generator that depends on its arguments alone."""
+    """A random generator that is a function of its arguments."""
     key = np.random.SeedSequence([seed, int(stream), *counters]).generate_state(2, np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -39,10 +39,11 @@ class Stratified:
     sizes: rows of each stratum.
     batch_size: samples of one global batch; every stratum gets batch_size // k of them, and the remainder goes round
         robin over the strata, so that over k batches all get the same number.
-    stream: which random numbers to use; the two levels must differ.
+    stream: which random numbers to use; the two levels must use different ones.
 
-    Each stratum is walked in random order without replacement, and reshuffled when it is used up. At any index each row
-    of a stratum is equally likely, so the mean over a stratum's samples estimates the stratum's mean without bias.
+    The rows of each stratum are taken in random order without replacement, and reshuffled when all have been taken. At any
+    index each row of a stratum is equally likely, so the mean over a stratum's samples estimates the stratum's mean without
+    bias.
 
     Raises `InputError` if batch_size is smaller than the number of strata: a source absent from a batch would get a
     gradient that says nothing about it.
@@ -73,7 +74,7 @@ class Stratified:
         ]
 
     def _drawn_before(self, index: int) -> NDArray[np.int64]:
-        """How many samples of each stratum the batches before `index` hold: in closed form, so resume needs no replay."""
+        """The number of samples of each stratum before batch `index`, in closed form, so that resuming needs no replay."""
         k = len(self.sizes)
         each, remainder = divmod(self.batch_size, k)
         extra = index * remainder  # the remainder's places are dealt out in turn

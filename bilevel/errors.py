@@ -1,4 +1,4 @@
-"""The errors a person is meant to read."""
+"""The errors that are meant for people to read."""
 
 
 class BilevelError(Exception):
@@ -6,12 +6,12 @@ class BilevelError(Exception):
 
 
 class InputError(BilevelError):
-    """Something the user gave cannot be used (exit code 2): says what, where (file, line, key) and what to do."""
+    """Something that the user gave cannot be used (exit code 2). Says what, where (file, line, key) and what to do."""
 
 
 class RunError(BilevelError):
-    """A run that had started cannot go on (exit code 1)."""
+    """A run that had started cannot continue (exit code 1)."""
 
 
 class NonFiniteError(RunError):
-    """A loss, gradient or variable became NaN or infinite; names the quantity."""
+    """A loss, gradient or variable became NaN or infinite. The message names it."""

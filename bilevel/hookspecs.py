@@ -58,13 +58,13 @@ def bilevel_checks(register: Register) -> None:
 def bilevel_commands(register: Register) -> None:
     """Register subcommands of `bilevel`: functions whose annotated arguments are options, as typer reads them.
 
-    The function's docstring is its help. `bilevel --help` imports its module, so heavy imports belong into the function.
+    The function's docstring is its help. `bilevel --help` imports its module, so heavy imports belong in the function.
     """
 
 
 @hookspec
 def bilevel_run_start(run: Run) -> None:
-    """A run begins, or goes on after `run.start` steps. All is loaded and checked; no step has been done."""
+    """A run starts, or is resumed after `run.start` steps. Everything is loaded and checked; no step has been done."""
 
 
 @hookspec
@@ -74,4 +74,4 @@ def bilevel_step_end(run: Run, record: Record) -> None:
 
 @hookspec
 def bilevel_run_end(run: Run, error: BaseException | None) -> None:
-    """The run is over: complete (error is None), interrupted or failed. Everything is saved already."""
+    """The run is over: it is complete (error is None), was interrupted or failed. Everything is saved already."""

@@ -1,4 +1,4 @@
-"""How one variable turns its gradient into a step. Backends build the real optimizer from these."""
+"""Settings of a variable's optimizer. Backends build the real optimizer from them."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,8 @@ from pydantic import Field
 class SGD:
     """Gradient descent, optionally with heavy-ball momentum. The optimizer that the convergence theorems are about.
 
-    clip: largest norm of the variable's whole gradient; longer ones are scaled down to it. None: no clipping.
+    clip: the largest allowed norm of the variable's whole gradient; longer gradients are scaled down to it. None: no
+        clipping.
     """
 
     momentum: float = 0.0

@@ -1,4 +1,4 @@
-"""Settings as plain data: what YAML and JSON can hold, and what two recipes can be compared by."""
+"""Settings as plain data, which YAML and JSON can hold and by which two recipes can be compared."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ RECIPE_RULES: Mapping[str, Any] = {"extra": "forbid", "arbitrary_types_allowed":
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses by their settable fields, mappings and sequences of them; functions and others by their name."""
+    """Convert dataclasses to mappings of their settable fields, and functions and other objects to their names."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):
@@ -28,7 +28,7 @@ def name_of(part: Any) -> str:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of mappings and lists as dotted key -> leaf."""
+    """Convert a tree of mappings and lists to a mapping of dotted keys to leaves."""
     if isinstance(tree, Mapping):
         items = [(str(key), value) for key, value in tree.items()]
     elif isinstance(tree, list | tuple):

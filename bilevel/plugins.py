@@ -1,8 +1,7 @@
-"""Find plugins, let them register their parts, and load a part by name."""
+"""Find plugins, let them register their parts, and load parts by name."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ import pluggy
 
 from bilevel import hookspecs
 from bilevel.errors import InputError
+from bilevel.suggest import did_you_mean, nearest
 
 BLOCK_VARIABLE = "BILEVEL_BLOCK_PLUGINS"
 
@@ -60,14 +60,12 @@ class Plugins:
         return self.manager.hook
 
     def find(self, kind: str, name: str) -> Part:
-        """The part of that name. Raises `InputError` naming the nearest known one."""
+        """The part of that name. Raises `InputError` with the nearest known name, or all of them."""
         known = self.parts.get(kind, {})
         if name in known:
             return known[name]
-        near = difflib.get_close_matches(name, known, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
         broken = f" (broken plugins: {', '.join(self.broken)}; see `bilevel list`)" if self.broken else ""
-        raise InputError(f"no {kind[:-1]} is named {name!r}; {guess}Known: {', '.join(sorted(known))}{broken}")
+        raise InputError(f"no {kind[:-1]} is named {name!r}{did_you_mean(name, sorted(known))}{broken}")
 
 
 def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
@@ -140,8 +138,8 @@ def _require_known_hooks(manager: pluggy.PluginManager, module: Any) -> None:
     for hook in manager.get_hookcallers(module) or []:
         if hook.spec is None:
             known = [hook.name for hook in vars(manager.hook).values() if hook.spec is not None]
-            near = difflib.get_close_matches(hook.name, known, n=1)
-            raise ValueError(f"unknown hook {hook.name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = nearest(hook.name, known)
+            raise ValueError(f"unknown hook {hook.name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def _registered_by(manager: pluggy.PluginManager, module: Any, plugin: str, kinds: Iterable[str]) -> list[tuple[str, Part]]:

@@ -1,7 +1,7 @@
-"""What a user writes: the two losses of a bilevel problem, its variables and its data."""
+"""A bilevel problem as its author writes it: two losses, two variables and their data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from bilevel.blocks import Blocks, find_blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
+from bilevel.traced_cost import Level, traced_cost
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,32 +25,32 @@ Record = Mapping[str, Any]
 """What is kept of one step: `step`, the solver's metrics, `upper` summary values, `seconds`."""
 
 
-_memoryless: ContextVar[bool] = ContextVar("memoryless", default=False)
+_deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
 
 @contextmanager
-def memoryless() -> Iterator[None]:
-    """Within, `Problem.lower` may return a module without memory for its weights; see there. For backends."""
-    token = _memoryless.set(True)
+def deferred_initialization() -> Iterator[None]:
+    """Within this context `Problem.lower` may defer the initialization of its module; see there. Backends enter it."""
+    token = _deferred.set(True)
     try:
         yield
     finally:
-        _memoryless.reset(token)
+        _deferred.reset(token)
 
 
-def may_be_memoryless() -> bool:
-    """Whether `Problem.lower` is called by a backend that takes a module without memory."""
-    return _memoryless.get()
+def initialization_may_be_deferred() -> bool:
+    """Whether the backend that calls `Problem.lower` takes a module whose parameters are on the meta device."""
+    return _deferred.get()
 
 
 class Forward(Protocol):
-    """A variable as a loss sees it: something to call. Calling it runs the module's forward and returns new tensors.
+    """A variable as a loss sees it: a callable. Calling it runs the module's forward pass and returns new tensors.
 
-    Losses must not reach for the parameters behind it: on a sharded backend no process holds them all.
+    Losses must not use the parameters behind it: on a sharded backend no process holds them all.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward."""
+        """Run the module's forward pass."""
 
 
 Loss = Tensor | tuple[Tensor, Mapping[str, Tensor]]
@@ -59,11 +60,11 @@ batch is the sum of the losses of its micro-batches, so each micro-batch must ca
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of a global batch one process takes, and in which pieces.
+    """The part of a global batch that one process takes, and the micro-batches into which it is divided.
 
     seed: seed of the run; a batch is a pure function of (index, seed), so that a resumed run sees the same data.
-    rank, world_size: this process among all processes.
-    micro_batch_size: samples of one forward; None takes the process's whole share at once.
+    rank, world_size: the number of this process, and of all processes.
+    micro_batch_size: samples of one forward pass; None takes the process's whole share at once.
     """
 
     seed: int = 0
@@ -72,9 +73,9 @@ class Shard:
     micro_batch_size: int | None = None
 
     def split(self, samples: Sequence[T]) -> list[Sequence[T]]:
-        """This process's samples (every world_size-th, from rank on), cut into micro-batches.
+        """This process's samples (every world_size-th, from rank on), divided into micro-batches.
 
-        Raises `InputError` if the processes would not get equally many: they wait for each other in every forward pass.
+        Raises `InputError` if the processes would not get equally many samples: they wait for each other in every pass.
         """
         if len(samples) % self.world_size:
             raise InputError(
@@ -96,9 +97,9 @@ class Problem(ABC, Generic[B]):
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     smooth: ClassVar[bool | None] = None
-    """Whether the losses have the second derivatives that some solvers need. None: not said; False: those solvers refuse."""
+    """Whether the losses have the second derivatives that some solvers need. None: unknown; False: those solvers refuse."""
     strongly_convex: ClassVar[bool | None] = None
-    """Whether g is strongly convex in y. None: not said; False: solvers that cannot do without refuse."""
+    """Whether g is strongly convex in y. None: unknown; False: solvers that need it refuse the problem."""
 
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
@@ -107,23 +108,23 @@ class Problem(ABC, Generic[B]):
         """
 
     def fingerprint(self) -> str:
-        """A hash of what `prepare` read (data, model): processes that differ in it, or a resumed run, are refused.
+        """A hash of what `prepare` has read (data, model). Processes must agree on it, and so must a resumed run.
 
-        "" by default: nothing to compare.
+        "" by default: there is nothing to compare.
         """
         return ""
 
     @abstractmethod
     def upper(self) -> nn.Module:
-        """A module that holds x. It is small, kept in full precision and present whole in every process."""
+        """A module that holds x. It is small, is kept in full precision, and every process has all of it."""
 
     @abstractmethod
     def lower(self) -> nn.Module:
         """A module that holds y, at its initial value. Random initialisation is seeded by the backend.
 
-        Where `may_be_memoryless()` says so, a large module may leave its parameters on the meta device, if it has a method
-        `stored_weight(name) -> Tensor`: the backend then makes them where they are to live, one after the other, so that
-        no process holds them all.
+        Where `initialization_may_be_deferred()` is true, a large module may leave its parameters on the meta device, if it
+        has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices, one after the
+        other, so that no process holds them all.
         """
 
     @abstractmethod
@@ -144,18 +145,46 @@ class Problem(ABC, Generic[B]):
 
     @abstractmethod
     def lower_batch(self, index: int, shard: Shard) -> Sequence[B]:
-        """The same for the lower level."""
+        """The micro-batches that this process takes of lower batch number `index`; otherwise as `upper_batch`."""
 
     def blocks(self, module: nn.Module) -> Blocks:
         """How the lower module's parameters group into blocks, of which a subset may train at a time."""
         return find_blocks(module)
 
     def cost(self, labelled_share: float = 1.0) -> Cost:
-        """What a planner has to know: the lower module on the meta device, and a forward pass of it. Reads no data.
+        """What a planner has to know: the lower module without values, and the losses of a micro-batch.
 
-        labelled_share: part of a batch's units (tokens) that carry a loss, above 0 and at most 1.
+        By default the problem is prepared, both variables are built, and the losses are traced on the first batches. A
+        problem with a large lower module overrides this, so that it can be planned without its weights and its data.
+
+        labelled_share: part of a batch's units that carry a loss, above 0 and at most 1. Only for problems with a cost of
+            their own: the default takes the first batches as they are.
+
+        Raises `InputError` for another share by default. Tracing happens later: it raises `InputError`, naming the loss, if
+        a loss decides by the values of its variables.
         """
-        raise InputError(f"the problem {type(self).__name__} has no cost model, so it cannot be planned")
+        if labelled_share != 1:
+            raise InputError(
+                f"{type(self).__name__} is planned from its first batches as they are, so that no other share of labels can "
+                "be assumed; leave out --labelled-share"
+            )
+        self.prepare()
+
+        def level(loss: Callable[..., Any], batch: Callable[[int, Shard], Sequence[Any]]) -> Level:
+            name = f"{type(self).__name__}.{loss.__name__}"
+            return Level(name, loss, lambda size: batch(0, Shard(micro_batch_size=size)))
+
+        def lower() -> nn.Module:
+            with deferred_initialization():
+                return self.lower()
+
+        return traced_cost(
+            self.upper,
+            lower,
+            self.blocks,
+            level(self.upper_loss, self.upper_batch),
+            level(self.lower_loss, self.lower_batch),
+        )
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """The upper variable in a few named numbers, recorded at every step and drawn as curves. None by default."""

@@ -30,9 +30,9 @@ _Loader.add_implicit_resolver(
 
 
 class Recipe:
-    """The tree of a recipe, and where its parts stand.
+    """A recipe as a tree, with the file and line of every key.
 
-    tree: what the file and the `--set` options say.
+    tree: the content of the file, changed by the `--set` options.
     """
 
     def __init__(self, tree: dict[str, Any], lines: Mapping[Path_, str], name: str) -> None:
@@ -42,7 +42,7 @@ class Recipe:
 
     @classmethod
     def read(cls, file: Path) -> Recipe:
-        """Read a YAML recipe. Raises `InputError` with file and line."""
+        """Read a YAML recipe. Raises `InputError`, naming file and line, if it is not one."""
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -85,7 +85,7 @@ class Recipe:
         self._lines[tuple(steps)] = f"--set {assignment}"
 
     def where(self, path: Sequence[str | int]) -> str:
-        """Where the value at `path`, or the nearest thing around it, was written."""
+        """The file and line, or the option, that gave the value at `path` or else the nearest key around it."""
         for length in range(len(path), 0, -1):
             found = self._lines.get(tuple(path[:length]))
             if found is not None:
@@ -104,7 +104,7 @@ class Recipe:
 
 
 def _locate(node: yaml.Node, path: Path_, file: str, lines: dict[Path_, str]) -> None:
-    """Note the line of every key; a key given twice is an error, as one of the two would be ignored."""
+    """Record the line of every key. Raises `InputError` for a key given twice, as one of the two would be ignored."""
     lines.setdefault(path, f"{file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -1,4 +1,4 @@
-"""Step sizes and penalties: the VALUE at step t. No state, no increments."""
+"""Step sizes and penalties as functions of the step: they have no state and no increments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Cosine:
             raise ValueError(f"warmup ({self.warmup}) must be at least 0 and below steps ({self.steps})")
 
     def __call__(self, t: int) -> float:
-        """Value at step t."""
+        """The value at step t."""
         if t < self.warmup:
             return self.peak * (t + 1) / self.warmup
         progress = min(1.0, (t - self.warmup) / (self.steps - self.warmup))
@@ -84,5 +84,7 @@ def at(schedule: Schedule, t: int) -> float:
     """The value of a schedule at step t (from 0). Raises `ValueError` if it is negative or not finite."""
     value = float(schedule(t)) if callable(schedule) else float(schedule)
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"the schedule {schedule!r} is {value} at step {t}; step sizes and penalties are finite and >= 0")
+        raise ValueError(
+            f"the schedule {schedule!r} is {value} at step {t}; step sizes and penalties must be finite and not negative"
+        )
     return value

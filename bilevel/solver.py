@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from bilevel.active import Active
 from bilevel.backend import Backend, Variable
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
@@ -12,7 +13,7 @@ from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 
 Metrics = Mapping[str, float | Mapping[str, float]]
-"""Numbers of one step. `gap` is the penalty gap g(y) - g(z) where a solver has one."""
+"""The numbers that a solver reports for one step. `gap` is the penalty gap g(y) - g(z), where a solver has one."""
 
 
 @dataclass
@@ -33,18 +34,39 @@ class State:
         """x and the replicas."""
         return [self.x, *self.replicas.values()]
 
+    def activate(self, active: Active, t: int, seed: int, backend: Backend) -> frozenset[str]:
+        """Let the blocks that `active` chooses for step t train in every replica, and no others. Returns their names."""
+        blocks = active.at(t, next(iter(self.replicas.values())).blocks, seed)
+        for replica in self.replicas.values():
+            backend.activate(replica, blocks)
+        return blocks
+
 
 @dataclass(frozen=True)
 class Workload:
     """What one step of a solver asks of a backend: what a planner needs to know of it.
 
-    replicas: the lower variables, and the optimizer of each. The gradients of all are taken to exist at the same time.
-    lower_passes, upper_passes: forward and backward passes over a lower batch, over an upper batch.
+    A step here is one after any warm-up. Counts are means over many steps, or the most there can be where they depend on
+    the data.
+
+    replicas: the lower variables, and the optimizer of each.
+    lower_passes, upper_passes: forward and backward passes of one lower variable over a lower batch, over an upper batch. A
+        pass of which x alone gets the gradient counts as a whole one: how much cheaper it is depends on the problem.
+    lower_forwards, upper_forwards: forward passes without gradients.
+    products: calls of `Backend.backward_along`; planned as over lower batches.
+    vectors: gradients that wait for a step and `Vector`s of a lower variable, as many as exist beside a pass at the same
+        time. None: a gradient of each replica.
+    savings: what would make a step need less memory, at a price in the results; phrases such as "a lower order (solver.p)".
     """
 
     replicas: Mapping[str, SGD | AdamW]
-    lower_passes: int
-    upper_passes: int
+    lower_passes: float = 0
+    upper_passes: float = 0
+    lower_forwards: float = 0
+    upper_forwards: float = 0
+    products: float = 0
+    vectors: int | None = None
+    savings: tuple[str, ...] = ()
 
 
 S = TypeVar("S", bound=State)
@@ -55,14 +77,23 @@ class Solver(ABC, Generic[S]):
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
+    takes: ClassVar[type[Problem[Any]]] = Problem  # type: ignore[type-abstract]
+    """The problems that it solves: a subclass of `Problem`, where a solver needs more than that says."""
+
     @abstractmethod
     def init(self, problem: Problem[Any], backend: Backend) -> S:
-        """Place the variables."""
+        """Place the variables on the backend."""
 
     @abstractmethod
     def step(self, t: int, state: S, problem: Problem[Any], backend: Backend) -> Metrics:
-        """Do step t (from 0) in place. May use nothing but its arguments: a resumed run must go on bit for bit."""
+        """Do step t (from 0) in place, using nothing but the arguments: a resumed run must equal an uninterrupted one."""
 
     def workload(self) -> Workload:
-        """What one step asks of a backend. Raises `InputError` if the solver does not say, so that it cannot be planned."""
-        raise InputError(f"the solver {type(self).__name__} does not say what a step takes, so it cannot be planned")
+        """What one step asks of a backend; `bilevel.testing.workload.check_workload` compares it with what a step does.
+
+        Raises `InputError` if the solver does not say, so that it cannot be planned.
+        """
+        raise InputError(
+            f"the solver {type(self).__name__} does not say what a step takes, so it cannot be planned; "
+            "give it a method `workload`"
+        )

@@ -1,4 +1,4 @@
-"""Means and how far they can be trusted, for values that are few, or that depend on their neighbours."""
+"""Means and their confidence intervals, for values that are few or that depend on their neighbours."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Interval:
 
 
 def t_quantile(degrees: int) -> float:
-    """Two-sided 95% point of Student's t; beyond the table by one term of Cornish and Fisher (within 0.005)."""
+    """The two-sided 95% point of Student's t; beyond the table by one term of Cornish and Fisher (error below 0.005)."""
     return _T[degrees - 1] if degrees <= len(_T) else 1.960 + 2.372 / degrees
 
 
 def interval(values: ArrayLike) -> Interval:
-    """Of the mean of independent values, by Student's t."""
+    """The interval of the mean of independent values, by Student's t."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return Interval(float(array.mean()) if len(array) else float("nan"), float("nan"), float("nan"))
@@ -55,7 +55,7 @@ def interval(values: ArrayLike) -> Interval:
 
 
 def mean_and_error(series: ArrayLike) -> tuple[float, float]:
-    """Mean of a series and its standard error, by batch means. The error is NaN for fewer than eight values.
+    """The mean of a series and its standard error, by batch means. The error is NaN for fewer than eight values.
 
     Neighbouring steps of a run depend on each other; means over long stretches hardly do (Conway, "Some tactical problems
     in digital simulation", Management Science 1963).
@@ -68,19 +68,19 @@ def mean_and_error(series: ArrayLike) -> tuple[float, float]:
 
 
 def interval_of_series(series: ArrayLike) -> Interval:
-    """Of the mean of a series whose neighbours depend on each other: batch means, and Student's t."""
+    """The interval of the mean of a series whose neighbours depend on each other, by batch means and Student's t."""
     mean, error = mean_and_error(series)
     half = t_quantile(BATCHES - 1) * error
     return Interval(mean, mean - half, mean + half)
 
 
 def batch_means(series: NDArray[np.float64], batches: int) -> NDArray[np.float64]:
-    """Means over that many consecutive, about equally long parts. Shape: (steps, ...) -> (batches, ...)."""
+    """The means over this many consecutive parts of about equal length. Shape: (steps, ...) -> (batches, ...)."""
     return np.array([part.mean(0) for part in np.array_split(series, batches)])
 
 
 def smoothed(series: Sequence[float] | NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Centred running mean that leaves out NaN, and is NaN where the series is."""
+    """The centred running mean, which skips NaN and is NaN where the series is."""
     values = np.asarray(series, dtype=np.float64)
     there = np.isfinite(values)
     kernel = np.ones(min(window, max(1, len(values))))

@@ -1,7 +1,8 @@
-"""One forward and backward pass on the meta device: what it would hold in memory and compute, without any values.
+"""One forward and backward pass without any values: what it would hold in memory and compute.
 
-The module's own code runs, operation by operation, on tensors that have shapes and no contents. What autograd keeps for the
-backward pass, what is recomputed, and which gradients are needed at all is therefore found out rather than derived.
+The module's own code runs, operation by operation, on tensors that have shapes and no contents: those of the meta device, or
+torch's fake tensors, which say that they are on another. What autograd keeps for the backward pass, what is recomputed, and
+which gradients are needed at all is therefore found out rather than derived.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,11 +32,11 @@ _FUSED_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_f
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward and backward pass takes, beside parameters, their accumulated gradients and optimizer state.
+    """The memory and operations of one pass, beside parameters, their accumulated gradients and optimizer state.
 
-    kept: bytes that the repeated blocks leave for the backward pass: what is alive when the last of them has run.
-    peak: most bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or the working
-        memory of the backward pass, whichever is more.
+    kept: bytes that the repeated blocks keep for the backward pass, which are those alive when the last block has run.
+    peak: the largest number of bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or
+        the working memory of the backward pass, whichever is more.
     flops: floating-point operations of matrix products, convolutions and attention; a multiplication and an addition
         are two. What is computed once more under checkpointing counts.
     """
@@ -51,15 +53,18 @@ def trace_pass(
     trained: frozenset[str],
     repeated: Sequence[str] = (),
     recompute: bool = False,
+    second_order: bool = False,
 ) -> Pass:
     """Run `loss` forward and backward.
 
-    module: on the meta device; its parameters count for nothing.
-    loss: calls the module with inputs on the meta device.
+    module: without values (on the meta device, or of fake tensors); its parameters count for nothing.
+    loss: calls the module.
     trained: names of the parameters that get gradients. As on a backend, such a gradient is handed over as soon as it is
         complete, so that it counts for a moment only.
     repeated: paths of the repeated blocks.
     recompute: recompute these in the backward pass (activation checkpointing).
+    second_order: differentiate twice, as `Backend.backward_along` does: the gradients' product with a vector, which is not
+        counted, backward once more. Attention is not fused then, as fused kernels have no second derivative.
 
     Where the module asks a yes-or-no question of its data ("are the positions in order?"), the answer is yes.
     Raises `InputError` if it needs any other value: what it would do cannot be known without one.
@@ -73,13 +78,36 @@ def trace_pass(
                 stack.enter_context(_recomputed(block))
         if blocks:
             stack.callback(blocks[-1].register_forward_hook(memory.note).remove)
-        stack.enter_context(_FusedAttention())
+        if not second_order:
+            stack.enter_context(_FusedAttention())
         stack.enter_context(memory)
         value = loss()
         kept = memory.live if memory.noted is None else memory.noted
-        if value.requires_grad:
+        if second_order:
+            _differentiate_twice(value, [p for name, p in module.named_parameters() if name in trained])
+        elif value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]
     return Pass(kept, memory.peak, memory.flops)
+
+
+def replace_parameters(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace every parameter by a changed one, in place. A parameter that is used in several places stays one.
+
+    `nn.Module.to` cannot do this with fake tensors, and also changes buffers, which backends leave as they are.
+    """
+    changed: dict[int, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) not in changed:
+                changed[id(parameter)] = nn.Parameter(change(parameter.detach()), parameter.requires_grad)
+            setattr(owner, name, changed[id(parameter)])
+
+
+def _differentiate_twice(value: Tensor, inputs: Sequence[Tensor]) -> None:
+    slopes = [s for s in torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True) if s is not None]
+    slope = torch.stack([(s * s.detach()).sum() for s in slopes]).sum()
+    if slope.requires_grad:  # the loss is not linear
+        torch.autograd.grad(slope, inputs, allow_unused=True)
 
 
 class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,14 +120,14 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen = {_storage_key(t) for t in [*module.parameters(), *module.buffers()]}
 
     def note(self, *_: Any) -> None:
-        """Remember what is alive now."""
+        """Record how many bytes are alive now."""
         self.noted = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+        if func is torch.ops.aten._local_scalar_dense.default and _is_empty(args[0]):
             if args[0].dtype == torch.bool:
                 return True
-            raise InputError("the lower module decides by the values of its data, so it cannot be planned without them")
+            raise InputError("it decides by the values of its tensors, so it cannot be planned without them")
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -135,7 +163,7 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.nn.functional.scaled_dot_product_attention or not args[0].is_meta:
+        if func is not torch.nn.functional.scaled_dot_product_attention or not _is_empty(args[0]):
             return func(*args, **kwargs)
         return _fused_attention(*args, **kwargs)
 
@@ -151,13 +179,13 @@ def _fused_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # what the real function makes of it
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # as the real function does
     out: Tensor = _FUSED_ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return out
 
 
 def _attention_flops(query: torch.Size, key: torch.Size) -> int:
-    """Scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
+    """The scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
     return 4 * prod(query) * key[-2]
 
 
@@ -171,7 +199,7 @@ _FLOPS = {_FUSED_ATTENTION: _attention_flops, _FUSED_ATTENTION_BACKWARD: _attent
 
 @contextmanager
 def _training(module: nn.Module, trained: frozenset[str]) -> Iterator[None]:
-    """Within: these parameters alone get gradients, and none keeps its own."""
+    """Within this context only these parameters get gradients, and none keeps its gradient."""
     hooks = []
     wanted = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     try:
@@ -193,10 +221,10 @@ def _drop(parameter: Tensor) -> None:
 
 @contextmanager
 def _recomputed(block: nn.Module) -> Iterator[None]:
-    """Within: the block keeps its input alone and runs once more in the backward pass."""
+    """Within this context the block keeps only its input and runs once more in the backward pass."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _FusedAttention():  # Tensor.backward, which is to run this again, suspends the outer one
+        with _FusedAttention():  # Tensor.backward, which will run this again, suspends the outer mode
             return type(block).forward(block, *args, **kwargs)
 
     block.forward = partial(checkpoint, forward, use_reentrant=False)
@@ -204,6 +232,11 @@ def _recomputed(block: nn.Module) -> Iterator[None]:
         yield
     finally:
         del block.forward
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    """Whether it has a shape and no contents."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _storage_key(tensor: Tensor) -> int:

@@ -2,6 +2,8 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -62,6 +64,18 @@ def test_commands_exist_with_their_options(page: str, text: str) -> None:
             assert command is not None, line
             options = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_the_formats_and_exporters_of_the_reference_can_be_registered() -> None:
+    from bilevel_llm.data.format_contract import check_format
+
+    names: dict[str, Any] = {"__name__": "my_package.my_module"}
+    for _, block in code("python", [ROOT / "docs" / "reference.md"]):
+        exec(compile(block, "reference.md", "exec"), names)
+    check_format(names["Quiz"](), [{"question": "q", "answer": "a"}])
+    data = SimpleNamespace(sources=[SimpleNamespace(weight=0.5, files={Path("a.jsonl"): 3})])
+    exporter = names["MyTrainer"]()
+    assert exporter.export(data, exporter.known_version("1.5")) == {"shares.json": '{"a.jsonl": 0.5}'}
 
 
 @pytest.mark.parametrize("page", ["tutorial-new-problem.md"])

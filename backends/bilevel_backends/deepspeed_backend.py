@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,14 @@ from torch import nn
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
-from bilevel_backends.layout import Layout, copy_parts
-from bilevel_backends.materialise import fill, move_buffers, skeleton, weight_source
+from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import join_processes, own_device
+from bilevel_backends.sharding.partitioned import Partitioned
+from bilevel_backends.sharding.replicated import Replicated
+from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
+from bilevel_backends.sharding.zero3 import partition
 from bilevel_backends.variable import ModuleVariable
-from bilevel_backends.zero import Partitioned, Replicated
-from bilevel_backends.zero3 import partition
 
 REFUSED = {
     "optimizer": "the solver says how variables step (solver.optimizer_z)",
@@ -53,26 +54,26 @@ REFUSED_ZERO = {
 
 
 DEEPSPEED_DEFAULTS = {"stage3_max_live_parameters": 1_000_000_000, "stage3_prefetch_bucket_size": 50_000_000}
-"""What DeepSpeed takes where the configuration says nothing, as far as memory depends on it."""
+"""DeepSpeed's own values for the settings that memory depends on, where the configuration does not give them."""
 
 
 @dataclass
 class DeepSpeedBackend(ModuleBackend):
     """Several processes, one GPU each (or CPU processes, for a trial), started by torchrun or the deepspeed launcher.
 
-    zero_stage: what is split over processes. 0: nothing; 1: masters and moments; 2: gradients too; 3: parameters too.
-        3 by default, as the point of several GPUs is that two replicas of a large model fit.
-    dtype: of the lower variables; as for the torch backend. bfloat16 by default.
-    micro_batch_size: samples of one forward and backward in each process. None: its whole share of the batch.
+    zero_stage: what is sharded over processes. 0: nothing; 1: masters and moments; 2: gradients too; 3: parameters too.
+        It is 3 by default, since several GPUs are mostly used to make two replicas of a large model fit.
+    dtype: the precision of the lower variables, as for the torch backend; bfloat16 by default.
+    micro_batch_size: samples of one forward and backward pass in each process. None: its whole share of the batch.
     activation_checkpointing: recompute each repeated block in the backward pass.
     offload_optimizer: keep masters, moments and gradients of the active blocks in CPU memory, and update there.
-    offload_parameters: keep the split parameters in CPU memory (stage 3 only).
+    offload_parameters: keep the sharded parameters in CPU memory (stage 3 only).
     config: a DeepSpeed configuration (a JSON file, or the same as a mapping), merged into ours. Keys that would change
-        the result are refused; the others (bucket sizes, communication, logging) are yours.
+        the result are refused; all others (bucket sizes, communication, logging) may be set.
     timeout: seconds that a process waits for the others before it gives up.
     deterministic: as for the torch backend.
 
-    Every process takes an equal part of each batch; its result is that of one process with the whole batch.
+    Every process takes an equal share of each batch; the result is that of one process with the whole batch.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 3
@@ -88,11 +89,16 @@ class DeepSpeedBackend(ModuleBackend):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.offload_parameters and self.zero_stage != 3:
-            raise ValueError(f"offload_parameters needs zero_stage 3, where parameters are split, not {self.zero_stage}")
+            raise ValueError(f"offload_parameters needs zero_stage 3, where parameters are sharded, not {self.zero_stage}")
         if self.timeout <= 0:
             raise ValueError(f"timeout must be positive, not {self.timeout}")
         for key, reason in _refused(self._given()):
             raise ValueError(f"config: {key} cannot be set here: {reason}")
+
+    def savings(self, rows: int) -> dict[str, Sequence[Any]]:
+        """Also: split more, and use the CPU's memory."""
+        offload = {"offload_optimizer": [True], "offload_parameters": [True]}
+        return {**super().savings(rows), "zero_stage": range(self.zero_stage + 1, 4), **offload}
 
     def start(self, seed: int) -> None:
         """Join the other processes."""
@@ -103,11 +109,11 @@ class DeepSpeedBackend(ModuleBackend):
                 "the deepspeed backend needs DeepSpeed: pip install 'bilevel[deepspeed]' (or set backend.name=fsdp)"
             ) from error
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # it calls collectives by names that torch has replaced; nothing that a user could mend
+        # DeepSpeed calls collectives by names that torch has replaced, which users cannot change
         warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
         device = own_device()
         if device.type == "cpu":
-            # its shared-memory collectives compile C++ at start, under a lock that a killed run leaves behind
+            # DeepSpeed's shared-memory collectives compile C++ at start, under a lock that a killed run leaves behind
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
         def init(backend: str, timeout: Any) -> None:
@@ -119,7 +125,7 @@ class DeepSpeedBackend(ModuleBackend):
             self.be_deterministic()
 
     def placement(self, world_size: int) -> Placement:
-        """As the stage says. Starts nothing."""
+        """What the ZeRO stage shards, and what is offloaded. Starts nothing."""
         zero = {**DEEPSPEED_DEFAULTS, **self._given().get("zero_optimization", {})} if self.zero_stage == 3 else {}
         return Placement(
             "deepspeed",
@@ -136,27 +142,27 @@ class DeepSpeedBackend(ModuleBackend):
             fetched_parameters=int(zero.get("stage3_prefetch_bucket_size", 0)),
         )
 
-    def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
-        """As the stage says."""
-        blank = skeleton(module)  # while it is a plain module: DeepSpeed's hooks cannot be copied
-        value = weight_source(module, self._device, self.dtype, like.layout if like is not None else None)
+    def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
+        """Shard what the ZeRO stage shards."""
+        on_meta = meta_copy(module)  # while it is a plain module: DeepSpeed's hooks cannot be copied
+        value = weight_source(module, self._device, self.dtype, like.sharding if like is not None else None)
         move_buffers(module, self._device)
         if self.zero_stage == 3:
-            layout: Layout = partition(module, blocks, value, self._config(), self._processes)
+            sharding: ShardingStrategy = partition(module, blocks, value, self._config(), self._processes)
         else:
-            fill(module, dict(module.named_parameters()), value)
+            materialize(module, dict(module.named_parameters()), value)
             if self.zero_stage == 0:
-                layout = Replicated(module, self._processes)
+                sharding = Replicated(module, self._processes)
             else:
-                layout = Partitioned(module, self._processes, deferred=self.zero_stage == 1)
-        layout.skeleton = blank
+                sharding = Partitioned(module, self._processes, reduces_at_step=self.zero_stage == 1)
+        sharding.meta_module = on_meta
         if like is not None:
-            copy_parts(layout, like.layout)
-        return layout
+            copy_shards(sharding, like.sharding)
+        return sharding
 
     @property
     def offload(self) -> torch.device | None:
-        """The CPU, if asked for."""
+        """The CPU, if `offload_optimizer` is set."""
         return torch.device("cpu") if self.offload_optimizer else None
 
     def _given(self) -> dict[str, Any]:
@@ -172,13 +178,13 @@ class DeepSpeedBackend(ModuleBackend):
         return given
 
     def _config(self) -> dict[str, Any]:
-        """What DeepSpeed is told."""
+        """The configuration that DeepSpeed is given."""
         given = self._given()
         zero: dict[str, Any] = {"stage": 3, **given.pop("zero_optimization", {})}
         if self.offload_parameters:
             zero["offload_param"] = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
         return {
-            "train_micro_batch_size_per_gpu": 1,  # it asks for a number and uses it for its own reports only
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed asks for a number and uses it in its own reports only
             "gradient_clipping": 0.0,  # 1.0 by default
             **given,
             "zero_optimization": zero,
@@ -186,7 +192,7 @@ class DeepSpeedBackend(ModuleBackend):
 
 
 def _refused(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys that would change the result, with the reason."""
+    """The keys of the configuration that would change the result, each with the reason."""
     zero = config.get("zero_optimization", {})
     return [(key, REFUSED[key]) for key in config if key in REFUSED] + [
         (f"zero_optimization.{key}", REFUSED_ZERO[key]) for key in zero if key in REFUSED_ZERO

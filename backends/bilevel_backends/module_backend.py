@@ -1,4 +1,4 @@
-"""What all backends that hold torch modules share. A subclass says where parameters live, by a `Layout`."""
+"""What all backends that hold torch modules share. A subclass says where parameters live, by a `ShardingStrategy`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from bilevel.blocks import REST, Blocks
 from bilevel.data import Stream, generator
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
-from bilevel.problem import Loss, Shard, memoryless
+from bilevel.problem import Loss, Shard, deferred_initialization
 from bilevel_backends import checkpoint as checkpoints
-from bilevel_backends.layout import Layout
-from bilevel_backends.materialise import skeleton
+from bilevel_backends.deferred_init import meta_copy
 from bilevel_backends.processes import Processes
 from bilevel_backends.rounding import round_stochastically
+from bilevel_backends.sharding.replicated import Replicated
+from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.variable import ModuleVariable
-from bilevel_backends.zero import Replicated
 
 B = TypeVar("B")
 T = TypeVar("T")
 
 
 class ModuleBackend(Backend):
-    """Variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
+    """A backend whose variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
 
     micro_batch_size: int | None
     activation_checkpointing: bool
@@ -46,7 +46,7 @@ class ModuleBackend(Backend):
         self.begin(0, torch.device("cpu"), Processes())
 
     def begin(self, seed: int, device: torch.device, processes: Processes) -> None:
-        """Nothing is placed yet."""
+        """Set the backend up, before any variable is placed."""
         self._seed = seed
         self._device = device
         self._processes = processes
@@ -61,30 +61,35 @@ class ModuleBackend(Backend):
             torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         )
         if self._device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in this mode
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it in this mode
         torch.use_deterministic_algorithms(True)
-        # the mode would also fill every new tensor with NaN, which takes time; nothing here reads one unwritten
+        # the mode would also fill every new tensor with NaN, which takes time; no tensor is read here before it is written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
-    @abstractmethod
-    def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
-        """Make the parameters of a lower module live where they are to live.
+    def savings(self, rows: int) -> dict[str, Sequence[Any]]:
+        """Recompute activations; take fewer rows at a time."""
+        most = min(self.micro_batch_size or rows, rows)
+        return {"activation_checkpointing": [True], "micro_batch_size": [most >> k for k in range(1, most.bit_length())]}
 
-        like: take the weights of this variable, which has a module of the same shape; None: the module's own.
+    @abstractmethod
+    def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
+        """Shard the parameters of a lower module and put the shards on their devices.
+
+        like: take the weights of this variable, which has a module of the same shape; None: keep the module's own.
         """
 
-    def lay_out_whole(self, module: nn.Module) -> Layout:
-        """The same for a variable that every process has whole."""
+    def replicate_module(self, module: nn.Module) -> ShardingStrategy:
+        """Put the module of a variable that every process has whole on its device."""
         return Replicated(module.to(self._device), self._processes)
 
     def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """A module like that of the variable, to be laid out; without its weights, which `lay_out` copies part by part."""
-        assert source.layout.skeleton is not None
-        return skeleton(source.layout.skeleton)
+        """A copy of the variable's module, on the meta device; `shard_module` copies the weights shard by shard."""
+        assert source.sharding.meta_module is not None
+        return meta_copy(source.sharding.meta_module)
 
     @property
     def offload(self) -> torch.device | None:
-        """Where the masters of lower variables are kept, if not with the parameters."""
+        """The device that holds the masters of lower variables, if they are not with the parameters."""
         return None
 
     @property
@@ -93,8 +98,8 @@ class ModuleBackend(Backend):
         return Shard(self._seed, self._processes.rank, self._processes.world_size, self.micro_batch_size)
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's."""
-        return self._processes.gather(value)
+        """The values of all processes, by rank."""
+        return self._processes.all_gather_object(value)
 
     def place(
         self,
@@ -105,17 +110,17 @@ class ModuleBackend(Backend):
         sharded: bool,
         blocks: Callable[[nn.Module], Blocks] | None = None,
     ) -> ModuleVariable:
-        """Build the module, and lay it out in the backend's precision if it is sharded."""
+        """Build the module; if it is to be sharded, shard it in the backend's precision."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(self._seed, Stream.INIT).integers(2**63)))
-            with memoryless() if sharded else nullcontext():
+            with deferred_initialization() if sharded else nullcontext():
                 module = build()
         grouping = blocks(module) if blocks is not None else _one_block(module)
         if not sharded:
-            variable = ModuleVariable(name, self.lay_out_whole(module), optimizer, grouping, self._processes)
+            variable = ModuleVariable(name, self.replicate_module(module), optimizer, grouping, self._processes)
             variable.activate(grouping.names)
         else:
-            variable = self._lay_out(name, module, optimizer, grouping)
+            variable = self._place_sharded(name, module, optimizer, grouping)
         self._variables.append(variable)
         return variable
 
@@ -123,7 +128,7 @@ class ModuleBackend(Backend):
         """Copy the module; the replica has no active block yet."""
         source = own(source)
         module = self.copy_module(source)
-        variable = self._lay_out(name, module, optimizer or source.settings, source.blocks, like=source)
+        variable = self._place_sharded(name, module, optimizer or source.settings, source.blocks, like=source)
         self._variables.append(variable)
         return variable
 
@@ -135,24 +140,24 @@ class ModuleBackend(Backend):
         target.copy_from(source)
 
     def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
-        """Freeze and free what leaves, make masters for what enters."""
+        """Freeze the blocks that leave and free their masters; make masters for those that enter."""
         own(variable).activate(blocks)
 
     def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
-        """Forward and backward, micro-batch by micro-batch."""
+        """Run forward and backward passes, micro-batch by micro-batch."""
         variables = [own(variable) for variable in wrt]
         with every(variable.receiving(wrt[variable]) for variable in variables):
             return self._run(loss, batch, receivers=variables)
 
     def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
-        """Forward only."""
+        """Run forward passes only."""
         with torch.no_grad():
             return self._run(loss, batch, receivers=())
 
     def step(self, variable: Variable, *, lr: float) -> float:
-        """Sum over processes, check, clip, update, write back, clear."""
+        """Reduce the gradients over processes, check and clip them, update the masters and the parameters."""
         v = own(variable)
-        v.sum_waiting()
+        v.reduce_gradients()
         if not v.gradients:
             raise RuntimeError(f"variable {v.name!r} has no gradient to step with; name it in the wrt of a backward")
         norm = v.step(lr, v.settings.clip)
@@ -161,15 +166,15 @@ class ModuleBackend(Backend):
         return norm
 
     def take_gradient(self, variable: Variable) -> Vector:
-        """Hand over the accumulated gradient."""
+        """Return the accumulated gradient and clear it."""
         v = own(variable)
-        v.sum_waiting()
+        v.reduce_gradients()
         taken, v.gradients = v.gradients, {}
         parts = {name: taken.get(name, torch.zeros_like(master)) for name, master in v.masters.items()}
-        return Vector(parts, v.layout.whole)
+        return Vector(parts, v.sharding.whole)
 
     def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
-        """Accumulate copies: the vector stays as it is."""
+        """Accumulate copies of the vector's parts, so that the vector itself does not change."""
         v = own(variable)
         for name in v.masters:
             v.add(name, vector.parts[name].clone(), weight)
@@ -177,10 +182,10 @@ class ModuleBackend(Backend):
     def read(self, variable: Variable) -> Vector:
         """Copies of the masters."""
         v = own(variable)
-        return Vector({name: master.detach().clone() for name, master in v.masters.items()}, v.layout.whole)
+        return Vector({name: master.detach().clone() for name, master in v.masters.items()}, v.sharding.whole)
 
     def write(self, variable: Variable, vector: Vector) -> None:
-        """Into the masters, and from there into the parameters."""
+        """Write into the masters, and from there into the parameters."""
         v = own(variable)
         with torch.no_grad():
             for name, master in v.masters.items():
@@ -188,27 +193,27 @@ class ModuleBackend(Backend):
         self._write_back(v)
 
     def dot(self, v: Vector, w: Vector) -> float:
-        """In float64."""
+        """Computed in float64."""
         products = [(part.double() * w.parts[name].double()).sum() for name, part in v.parts.items()]
         total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
-        return float(total if v.whole else self._processes.sum(total))
+        return float(total if v.whole else self._processes.all_reduce(total))
 
     def weights(self, variable: Variable) -> dict[str, Tensor]:
-        """Copies on the CPU."""
+        """Copies of all weights and persistent buffers, on the CPU."""
         v = own(variable)
         values = {}
-        for name, part, parameter in checkpoints.state_of(v):
-            whole = part if parameter is None or v.layout.whole else v.layout.join(parameter, part, 0)
+        for name, shard, parameter in checkpoints.state_of(v):
+            whole = shard if parameter is None or v.sharding.whole else v.sharding.gather(parameter, shard, 0)
             if whole is not None:
                 values[name] = whole.detach().to("cpu", copy=True)
         return {alias: values[name] for alias, name in _aliases(v.module).items() if name in values}
 
     def optimizer_bytes(self, variable: Variable) -> int:
-        """Masters that are not the parameters themselves, moments, and gradients waiting for a step."""
+        """Masters that are not the parameters themselves, moments, and accumulated gradients."""
         return own(variable).extra_bytes()
 
     def checkpoint_bytes(self, variables: Sequence[Variable]) -> int:
-        """Weights, masters and two moments of what is active now."""
+        """Bytes of the weights, and of the masters and two moments of what is active now."""
         return checkpoints.estimate([own(v) for v in variables])
 
     def save(self, directory: Path, variables: Sequence[Variable]) -> None:
@@ -228,13 +233,15 @@ class ModuleBackend(Backend):
             self._before = None
         self._variables = []
 
-    def _lay_out(
+    def _place_sharded(
         self, name: str, module: nn.Module, optimizer: SGD | AdamW, blocks: Blocks, like: ModuleVariable | None = None
     ) -> ModuleVariable:
         for path in blocks.repeated if self.activation_checkpointing else ():
             block = module.get_submodule(path)
             block.forward = partial(_recompute, type(block).forward, block)
-        return ModuleVariable(name, self.lay_out(module, blocks, like), optimizer, blocks, self._processes, self.offload)
+        return ModuleVariable(
+            name, self.shard_module(module, blocks, like), optimizer, blocks, self._processes, self.offload
+        )
 
     def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:
         """The sum over micro-batches and processes. Gradients flow to `receivers`, if there are any."""
@@ -245,17 +252,17 @@ class ModuleBackend(Backend):
             result = loss(to_device(micro_batch, self._device))
             value, named = result if isinstance(result, tuple) else (result, {})
             if receivers:
-                if value.requires_grad:  # not where f ignores x, say, and only x is asked for
+                if value.requires_grad:  # it does not where f ignores x, say, and only x is in `wrt`
                     value.backward()  # type: ignore[no-untyped-call]
                 for variable in receivers:
                     variable.collect()
                 self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
             for variable in self._variables:
-                variable.layout.settle()
+                variable.sharding.reshard()
             total = total + value.detach().to(precise)
             for key, part in named.items():
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
-        values = self._processes.sum(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
+        values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
         summed, *summed_parts = values.tolist()
         if summed != summed or abs(summed) == float("inf"):
             for variable in self._variables:
@@ -264,7 +271,7 @@ class ModuleBackend(Backend):
         return Evaluation(summed, dict(zip(parts, summed_parts, strict=True)))
 
     def _write_back(self, v: ModuleVariable) -> None:
-        """Masters to parameters; in low precision, every replica's noise of the same step is the same."""
+        """Copy masters into parameters. In low precision all replicas round with the same noise at the same step."""
         noise = torch.Generator(self._device)
         noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, self._processes.rank).integers(2**63)))
         with torch.no_grad():
@@ -272,8 +279,8 @@ class ModuleBackend(Backend):
                 if v.has_master(name):
                     low = v.parameter(name).dtype == torch.bfloat16
                     values = master.to(self._device, non_blocking=True)
-                    v.layout.part(name).copy_(round_stochastically(values, noise) if low else values)
-                v.layout.publish(name)
+                    v.sharding.local(name).copy_(round_stochastically(values, noise) if low else values)
+                v.sharding.all_gather(name)
 
 
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -283,7 +290,7 @@ def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwar
 
 
 def own(variable: Variable) -> ModuleVariable:
-    """The variable, if it is one of ours."""
+    """The variable, as what this backend placed. Raises `TypeError` if another backend placed it."""
     if not isinstance(variable, ModuleVariable):
         raise TypeError(f"variable {variable.name!r} was placed by another backend")
     return variable
@@ -301,7 +308,7 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def every(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
-    """All of them at once."""
+    """Enter all the contexts at once."""
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)

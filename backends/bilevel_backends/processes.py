@@ -1,4 +1,4 @@
-"""The processes of a run, and what they say to each other. One process alone needs no process group."""
+"""The processes of a run and their collectives. One process alone needs no process group."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class Processes:
-    """This process among all. Every method must be called by all of them, in the same order."""
+    """This process among all processes of the run. Every method must be called by all of them, in the same order."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank = rank
         self.world_size = world_size
 
-    def gather(self, value: T) -> list[T]:
-        """Everybody's value (anything that pickles), by rank."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """The values of all processes (anything that pickles), by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place; bit for bit the same in each."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_scatter(self, padded: Tensor) -> Tensor:
-        """This process's stretch of the sum over processes. Shapes: (world_size * n,) -> (n,)."""
+    def reduce_scatter(self, padded: Tensor) -> Tensor:
+        """This process's shard of the sum over processes. Shapes: (world_size * n,) -> (n,)."""
         if self.world_size == 1:
             return padded
         mine = padded.new_empty(padded.numel() // self.world_size)
         _reduce_scatter(mine, padded)
         return mine
 
-    def join(self, part: Tensor) -> Tensor:
-        """Everybody's stretch, in order of rank. Shapes: (n,) -> (world_size * n,)."""
+    def all_gather(self, shard: Tensor) -> Tensor:
+        """The shards of all processes, in order of rank. Shapes: (n,) -> (world_size * n,)."""
         if self.world_size == 1:
-            return part
-        joined = part.new_empty(self.world_size * part.numel())
-        _all_gather(joined, part.contiguous())
-        return joined
+            return shard
+        gathered = shard.new_empty(self.world_size * shard.numel())
+        _all_gather(gathered, shard.contiguous())
+        return gathered
 
-    def join_at(self, part: Tensor, rank: int) -> Tensor | None:
-        """The same, for one process only; the others get None and hold nothing."""
+    def gather(self, shard: Tensor, rank: int) -> Tensor | None:
+        """The same, in the process of that rank only; the others get None and hold nothing."""
         if self.world_size == 1:
-            return part
-        pieces = [torch.empty_like(part) for _ in range(self.world_size)] if self.rank == rank else None
-        dist.gather(part.contiguous(), pieces, dst=rank)
-        return torch.cat(pieces) if pieces is not None else None
+            return shard
+        shards = [torch.empty_like(shard) for _ in range(self.world_size)] if self.rank == rank else None
+        dist.gather(shard.contiguous(), shards, dst=rank)
+        return torch.cat(shards) if shards is not None else None
 
 
 def join_processes(device: torch.device, timeout: float, init: Callable[..., Any] = dist.init_process_group) -> Processes:
-    """Meet the other processes that the launcher started.
+    """Join the other processes that the launcher started.
 
     timeout: seconds after which a process that waits for the others gives up.
-    init: what makes the process group.
+    init: the function that initializes the process group.
 
     Raises `InputError` if no launcher was used.
     """

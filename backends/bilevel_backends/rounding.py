@@ -2,7 +2,7 @@
 
 An update of 1e-6 on a weight of 0.02 is a hundredth of the spacing of bfloat16 there; rounding to nearest drops it every
 time. Rounding up with a probability equal to the remainder keeps it in expectation. Replicas use the same random numbers
-at the same step, so that their difference, which the penalty multiplies, is only rounded where it changes a rounding.
+at the same step: their difference, which the penalty multiplies, has rounding errors only where the two round differently.
 """
 
 import torch

@@ -16,10 +16,11 @@ from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.problem import Loss
-from bilevel_backends.layout import Layout, Whole
-from bilevel_backends.materialise import fill, move_buffers, stored_weights, weight_source
+from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
 from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
 
 B = TypeVar("B")
@@ -27,16 +28,17 @@ B = TypeVar("B")
 
 @dataclass
 class TorchBackend(ModuleBackend):
-    """One process, one device.
+    """One process on one device.
 
-    dtype: of the lower variables. In bfloat16 the active parameters have float32 masters, and are written back with
-        stochastic rounding, so that small steps are not lost. None keeps what the problem builds. Upper variables keep
+    dtype: the precision of the lower variables. In bfloat16 the active parameters have float32 masters, and are written back
+        with stochastic rounding, so that small steps are not lost. None keeps what the problem builds. Upper variables keep
         their own precision.
     device: "auto" takes CUDA, else MPS, else the CPU.
-    micro_batch_size: samples of one forward and backward; the result does not depend on it. None: the whole batch.
-    activation_checkpointing: recompute each repeated block in the backward pass: less memory, one more forward pass.
-    compile: torch.compile the lower modules. Not covered by the tests yet.
-    deterministic: use deterministic kernels only, where torch has a choice.
+    micro_batch_size: samples of one forward and backward pass, on which the result does not depend. None: the whole batch.
+    activation_checkpointing: recompute each repeated block in the backward pass, which takes less memory and one more
+        forward pass.
+    compile: whether to torch.compile the lower modules. The tests do not cover this yet.
+    deterministic: whether to use deterministic kernels only, where torch has a choice.
     """
 
     dtype: Literal["float32", "bfloat16", "float64"] | None = None
@@ -47,10 +49,10 @@ class TorchBackend(ModuleBackend):
     deterministic: bool = True
 
     def start(self, seed: int) -> None:
-        """Choose the device. Raises `InputError` if it is not there, or if a launcher started several processes."""
+        """Choose the device. Raises `InputError` if it is not available or if a launcher started several processes."""
         if world_size() > 1:
             raise InputError(
-                f"the torch backend is one process, and a launcher started {world_size()}; "
+                f"the torch backend runs in one process, and a launcher started {world_size()}; "
                 "set backend.name=deepspeed or backend.name=fsdp, or run without the launcher"
             )
         self.begin(seed, _pick_device(self.device), Processes())
@@ -58,7 +60,7 @@ class TorchBackend(ModuleBackend):
             self.be_deterministic()
 
     def placement(self, world_size: int) -> Placement:
-        """All on one device. Raises `InputError` for more than one process."""
+        """Everything on one device. Raises `InputError` for more than one process."""
         if world_size != 1:
             raise InputError(f"the torch backend uses one device, not {world_size}; set backend.name=deepspeed for several")
         return Placement(
@@ -68,28 +70,28 @@ class TorchBackend(ModuleBackend):
             activation_checkpointing=self.activation_checkpointing,
         )
 
-    def lay_out(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> Layout:
-        """On the device, in the backend's precision."""
+    def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
+        """Put the whole module on the device, in the backend's precision."""
         if stored_weights(module) is not None:
-            fill(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
+            materialize(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
         if self._device.type == "mps":
-            module.float()  # it has no float64
+            module.float()  # MPS has no float64
         for parameter in module.parameters():
             kind = getattr(torch, self.dtype) if self.dtype is not None else parameter.dtype
             parameter.data = parameter.data.to(self._device, kind)
         move_buffers(module, self._device)
         if self.compile:
             module.compile()
-        return Whole(module)
+        return Unsharded(module)
 
-    def lay_out_whole(self, module: nn.Module) -> Layout:
-        """On the device."""
+    def replicate_module(self, module: nn.Module) -> ShardingStrategy:
+        """Put the module on the device."""
         if self._device.type == "mps":
             module.float()
-        return Whole(module.to(self._device))
+        return Unsharded(module.to(self._device))
 
     def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """With its weights."""
+        """A copy of the module with its weights."""
         return copy.deepcopy(source.module)
 
     @property
@@ -106,7 +108,7 @@ class TorchBackend(ModuleBackend):
         *,
         wrt: Mapping[Variable, float],
     ) -> float:
-        """Differentiate twice, micro-batch by micro-batch. Fused attention cannot be: it is computed the plain way."""
+        """Differentiate twice, micro-batch by micro-batch. Fused attention has no second derivative, so it is not used."""
         along, variables = own(variable), [own(v) for v in wrt]
         directions = {name: vector.parts[name].to(along.parameter(name).dtype) for name in along.masters}
         total = 0.0
@@ -130,7 +132,7 @@ class TorchBackend(ModuleBackend):
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradients outside the variables' hooks; zero for what the value does not depend on."""
+    """Gradients that bypass the variables' hooks; zero for inputs that the value does not depend on."""
     return torch.autograd.grad(value, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 

@@ -1,4 +1,4 @@
-"""A module with its masters, gradients and optimizer, whatever the layout of its parameters."""
+"""A module with its masters, gradients and optimizer, however its parameters are sharded."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from bilevel.backend import Variable
 from bilevel.blocks import Blocks
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
-from bilevel_backends.layout import Layout, copy_parts
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 
 
 class ModuleVariable(Variable):
     """A module on a backend.
 
-    masters: what the optimizer updates, for every active parameter: the part that this process keeps, in full precision.
+    masters: what the optimizer updates, for every active parameter: the shard that this process keeps, in full precision.
         Where the parameter is in full precision itself, and on the same device, the master shares its memory.
-    gradients: the sum so far of weight * gradient, in the form of the masters.
-    waiting: gradients of a deferred layout that are not summed over processes yet: whole, in the masters' precision.
+    gradients: the sum so far of weight * gradient, with the shapes, devices and precision of the masters.
+    unreduced: gradients that are not summed over processes yet, for strategies that reduce at the step: whole, in the
+        masters' precision.
     """
 
     def __init__(
         self,
         name: str,
-        layout: Layout,
+        sharding: ShardingStrategy,
         optimizer: SGD | AdamW,
         blocks: Blocks,
         processes: Processes,
         offload: torch.device | None = None,
     ) -> None:
         self.name = name
-        self.layout = layout
+        self.sharding = sharding
         self.settings = optimizer
         self.blocks = blocks
         self.processes = processes
@@ -46,15 +47,15 @@ class ModuleVariable(Variable):
         self.steps = 0  # counter of the rounding noise
         self.masters: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
-        self.waiting: dict[str, Tensor] = {}
+        self.unreduced: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        layout.module.requires_grad_(False)
+        sharding.module.requires_grad_(False)
 
     @property
     def module(self) -> nn.Module:
         """The module itself."""
-        return self.layout.module
+        return self.sharding.module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward."""
@@ -62,7 +63,7 @@ class ModuleVariable(Variable):
 
     def parameter(self, name: str) -> nn.Parameter:
         """The module's parameter of that name."""
-        return self.layout.parameters[name]
+        return self.sharding.parameters[name]
 
     def has_master(self, name: str) -> bool:
         """Whether the master of an active parameter is a tensor beside the parameter."""
@@ -77,8 +78,10 @@ class ModuleVariable(Variable):
         old_masters, old_optimizer = self.masters, self.optimizer
         self.masters = {name: old_masters[name] if name in kept else self._master(name) for name in names}
         self.gradients = {name: gradient for name, gradient in self.gradients.items() if name in kept}
-        self.waiting = {name: gradient for name, gradient in self.waiting.items() if name in kept}
-        filled = [master for master in self.masters.values() if master.numel()]  # a small parameter may end before our part
+        self.unreduced = {name: gradient for name, gradient in self.unreduced.items() if name in kept}
+        filled = [
+            master for master in self.masters.values() if master.numel()
+        ]  # a small parameter may end before this shard
         self.optimizer = self._build_optimizer(filled) if filled else None
         if self.optimizer is not None:
             for name, master in self.masters.items():
@@ -90,11 +93,11 @@ class ModuleVariable(Variable):
         self.active = blocks
         for hook in self._hooks:
             hook.remove()
-        self._hooks = [self._accumulate_on(name) for name in names] if self.layout.hooked else []
+        self._hooks = [self._accumulate_on(name) for name in names] if self.sharding.hooked else []
 
     @contextmanager
     def receiving(self, weight: float) -> Iterator[None]:
-        """Within: backward passes add weight * gradient to this variable's active parameters."""
+        """Within this context, backward passes add weight * gradient to this variable's active parameters."""
         if not self.active:
             raise RuntimeError(f"no block of variable {self.name!r} is active; call backend.activate first")
         self.weight = weight
@@ -105,8 +108,8 @@ class ModuleVariable(Variable):
             self._require_gradients(False)
 
     def collect(self) -> None:
-        """After a backward pass: take the gradients that no hook took."""
-        for name in () if self.layout.hooked else self.masters:
+        """Take the gradients that no hook has taken; called after a backward pass."""
+        for name in () if self.sharding.hooked else self.masters:
             parameter = self.parameter(name)
             if parameter.grad is not None:
                 gradient, parameter.grad = parameter.grad, None
@@ -114,41 +117,41 @@ class ModuleVariable(Variable):
 
     def accumulate(self, name: str, gradient: Tensor) -> None:
         """Add weight * gradient of the named active parameter. The tensor may be taken over."""
-        if self.layout.deferred:
-            self._add(self.waiting, name, gradient, self.weight)
+        if self.sharding.reduces_at_step:
+            self._add(self.unreduced, name, gradient, self.weight)
         else:
             precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            self._add(self.gradients, name, self.layout.reduce(name, precise), self.weight)
+            self._add(self.gradients, name, self.sharding.reduce(name, precise), self.weight)
 
-    def add(self, name: str, part: Tensor, weight: float) -> None:
-        """Add weight * (this process's part of) a gradient that is summed over processes already."""
-        self._add(self.gradients, name, part, weight)
+    def add(self, name: str, shard: Tensor, weight: float) -> None:
+        """Add weight * (this process's shard of) a gradient that is reduced over processes already."""
+        self._add(self.gradients, name, shard, weight)
 
-    def sum_waiting(self) -> None:
-        """Sum what waits over processes, once for all micro-batches and passes."""
-        for name in [name for name in self.masters if name in self.waiting]:
-            self._add(self.gradients, name, self.layout.reduce(name, self.waiting.pop(name)), 1.0)
+    def reduce_gradients(self) -> None:
+        """Reduce the unreduced gradients over processes, once for all micro-batches and passes."""
+        for name in [name for name in self.masters if name in self.unreduced]:
+            self._add(self.gradients, name, self.sharding.reduce(name, self.unreduced.pop(name)), 1.0)
 
     def drop_gradients(self) -> None:
-        """Forget what was accumulated."""
-        self.gradients, self.waiting = {}, {}
+        """Discard the accumulated gradients."""
+        self.gradients, self.unreduced = {}, {}
 
     def checked_norm(self) -> float:
         """Norm of the gradient of all active parameters. Raises `NonFiniteError` if it is not finite."""
         values = list(self.gradients.values())
         norm = torch.nn.utils.get_total_norm(values).double()
-        if not self.layout.whole:
-            norm = self.processes.sum(norm.square()).sqrt()
+        if not self.sharding.whole:
+            norm = self.processes.all_reduce(norm.square()).sqrt()
         if bool(torch.isfinite(norm)):
             return float(norm)
         odd = [name for name, gradient in self.gradients.items() if not bool(torch.isfinite(gradient).all())]
-        first = next((names[0] for names in self.processes.gather(odd) if names), None)
+        first = next((names[0] for names in self.processes.all_gather_object(odd) if names), None)
         if first is None:
             raise NonFiniteError(f"the norm of the gradient of variable {self.name!r} overflows")
         raise NonFiniteError(f"the gradient of variable {self.name!r} is not finite, first in {first!r}")
 
     def step(self, lr: float, clip: float | None) -> float:
-        """Update the masters with the gradients and clear those. Returns the gradient's norm before clipping."""
+        """Update the masters with the gradients, and clear the gradients. Returns the gradient's norm before clipping."""
         norm = self.checked_norm()
         if clip is not None and norm > clip:
             torch._foreach_mul_(list(self.gradients.values()), clip / norm)
@@ -167,22 +170,22 @@ class ModuleVariable(Variable):
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def restore_optimizer_state(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Take over copies of what `optimizer_state` gave."""
+        """Set copies of what `optimizer_state` returned."""
         master = self.masters[name]
         if self.optimizer is None:
             return
         if not state or not master.numel():
             self.optimizer.state.pop(master, None)
             return
-        # AdamW keeps its step count on the CPU unless it is fused; the moments stand where the master does
+        # AdamW keeps its step count on the CPU unless it is fused; the moments are on the master's device
         fused = bool(self.optimizer.param_groups[0].get("fused"))
         self.optimizer.state[master] = {
             key: value.to(master.device if fused or value.dim() else "cpu", copy=True) for key, value in state.items()
         }
 
     def copy_from(self, source: ModuleVariable) -> None:
-        """Take over weights, masters, moments and counter of a replica with the same layout and active blocks."""
-        copy_parts(self.layout, source.layout)
+        """Copy weights, masters, moments and counter of a replica that is sharded alike and has the same active blocks."""
+        copy_shards(self.sharding, source.sharding)
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(source.module.get_buffer(name))
@@ -194,10 +197,10 @@ class ModuleVariable(Variable):
         self.steps = source.steps
 
     def extra_bytes(self) -> int:
-        """What this process holds beside the weights: masters, moments, gradients."""
+        """Bytes that this process holds beside the weights: masters, moments, gradients."""
         extra = [master for name, master in self.masters.items() if self.has_master(name)]
         moments = [value for name in self.masters for value in self.optimizer_state(name).values()]
-        return sum(tensor.nbytes for tensor in [*extra, *moments, *self.gradients.values(), *self.waiting.values()])
+        return sum(tensor.nbytes for tensor in [*extra, *moments, *self.gradients.values(), *self.unreduced.values()])
 
     def _add(self, sums: dict[str, Tensor], name: str, gradient: Tensor, weight: float) -> None:
         if name in sums:
@@ -207,11 +210,11 @@ class ModuleVariable(Variable):
             sums[name] = gradient.to(master.device if sums is self.gradients else gradient.device, master.dtype).mul_(weight)
 
     def _master(self, name: str) -> Tensor:
-        part = self.layout.part(name)
+        shard = self.sharding.local(name)
         if not self.has_master(name):
-            return part
-        precise = torch.promote_types(part.dtype, torch.float32)
-        return part.to(self.offload or part.device, precise, copy=True)
+            return shard
+        precise = torch.promote_types(shard.dtype, torch.float32)
+        return shard.to(self.offload or shard.device, precise, copy=True)
 
     def _build_optimizer(self, masters: list[Tensor]) -> torch.optim.Optimizer:
         s = self.settings

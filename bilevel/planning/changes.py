@@ -1,4 +1,8 @@
-"""What would make a run fit: settings that save memory, alone and together, the cheapest in time first."""
+"""What would make a run fit: settings that save memory, alone and together, the cheapest in time first.
+
+What may be set is for the parts to say: `Backend.savings`, `Active.lighter` and, in words, `Cost.savings` and
+`Workload.savings`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import Any
 
-from bilevel.active import LISA, All
-from bilevel.backend import Backend
+from bilevel.active import Active
 from bilevel.errors import InputError
+from bilevel.plain import to_plain
 from bilevel.planning.footprint import Footprint, share
 from bilevel.planning.hardware import Hardware
 from bilevel.planning.plan import Plan, Setup, make_plan
@@ -20,7 +24,7 @@ MOST_GPUS = 64
 
 @dataclass(frozen=True)
 class Option:
-    """One setting changed.
+    """Something changed.
 
     words: as one writes it behind `bilevel plan RECIPE`.
     """
@@ -45,14 +49,16 @@ class Advice:
         those that cost least time. Failing these, fewer blocks that train at a time; failing these, more GPUs. None:
         nothing that was tried fits.
     alone: every single setting that could be changed, and what it gives.
+    others: what the problem and the solver name besides, which was not tried.
     """
 
     cheapest: Change | None
     alone: list[Change] = field(default_factory=list)
+    others: tuple[str, ...] = ()
 
 
 def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
-    """Find what would make the run fit. Only settings that the run's own backend and active rule have are tried."""
+    """Find what would make the run fit. Tried are the settings that the run's own backend and active rule name, and GPUs."""
 
     def change(options: tuple[Option, ...]) -> Change | None:
         changed, machine = setup, hardware
@@ -63,8 +69,9 @@ def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
         except (ValueError, InputError):  # settings that do not go together
             return None
 
-    neutral = [options for options in _neutral(model, setup, hardware) if options]
-    fewer, more = _fewer_blocks(setup), _more_gpus(hardware)
+    neutral = [options for options in _of_backend(model, setup, hardware) if options]
+    fewer, more = [_use(rule, setup.active) for rule in setup.active.lighter()], _more_gpus(hardware)
+    others = (*model.cost.savings, *setup.workload.savings)
     alone = [made for options in [*neutral, fewer, more] for option in options if (made := change((option,)))]
     for required in ([], [fewer], [more], [fewer, more]):
         if not all(required):
@@ -77,62 +84,37 @@ def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
                 if options and (found := change(options)) and found.plan.fits
             ]
             if fitting:
-                return Advice(min(fitting, key=lambda c: c.plan.step_seconds * c.plan.hardware.gpus), alone)
-    return Advice(None, alone)
+                return Advice(min(fitting, key=lambda c: c.plan.step_seconds * c.plan.hardware.gpus), alone, others)
+    return Advice(None, alone, others)
 
 
-def _neutral(model: Footprint, setup: Setup, hardware: Hardware) -> Iterator[list[Option]]:
-    """Settings that change no result: for each, its values from the nearest on."""
-    placement = setup.backend.placement(hardware.gpus)
-    yield _set(setup.backend, "activation_checkpointing", [True])
-    most = max(share(rows, hardware.gpus) for rows in (model.cost.lower_rows, model.cost.upper_rows))
-    rows = min(placement.micro_batch_size or most, most)
-    yield _set(setup.backend, "micro_batch_size", [rows >> k for k in range(1, rows.bit_length())])
-    stage = getattr(setup.backend, "zero_stage", None)
-    yield _set(setup.backend, "zero_stage", list(range(stage + 1, 4)) if isinstance(stage, int) else [])
-    yield _set(setup.backend, "offload_optimizer", [True])
-    yield _set(setup.backend, "offload_parameters", [True])
+def _of_backend(model: Footprint, setup: Setup, hardware: Hardware) -> Iterator[list[Option]]:
+    """For each setting of the backend, the values that differ from what it is."""
+    rows = max(share(of_batch, hardware.gpus) for of_batch in (model.cost.lower_rows, model.cost.upper_rows))
+    for key, values in setup.backend.savings(rows).items():
+        yield [_set(key, value) for value in values if value != getattr(setup.backend, key)]
 
 
-def _set(backend: Backend, key: str, values: list[Any]) -> list[Option]:
-    """Options that set a field of the backend, if it has one of that name with another value."""
-    if not any(f.name == key for f in dataclasses.fields(backend)):  # type: ignore[arg-type]
-        return []
+def _set(key: str, value: Any) -> Option:
+    def apply(setup: Setup, hardware: Hardware) -> tuple[Setup, Hardware]:
+        return replace(setup, backend=dataclasses.replace(setup.backend, **{key: value})), hardware  # type: ignore[type-var]
 
-    def option(value: Any) -> Option:
-        written = str(value).lower() if isinstance(value, bool) else str(value)
-        return Option(
-            (f"--set backend.{key}={written}",),
-            lambda setup, hardware: (replace(setup, backend=_with(setup.backend, key, value)), hardware),
-        )
-
-    return [option(value) for value in values if value != getattr(backend, key)]
+    return Option((f"--set backend.{key}={_written(value)}",), apply)
 
 
-def _with(backend: Backend, key: str, value: Any) -> Backend:
-    return dataclasses.replace(backend, **{key: value})  # type: ignore[type-var]
+def _use(rule: Active, instead_of: Active) -> Option:
+    """Another active rule, in the words for what differs: from the present one, or from its class's defaults."""
+    old = to_plain(instead_of)
+    if type(rule) is not type(instead_of):
+        old = {f.name: f.default for f in dataclasses.fields(rule) if f.name != "name"}  # type: ignore[arg-type]
+    changed = {key: value for key, value in to_plain(rule).items() if key not in old or old[key] != value}
+    name_first = sorted(changed, key=lambda key: key != "name")
+    words = tuple(f"--set active.{key}={_written(changed[key])}" for key in name_first)
+    return Option(words, lambda setup, hardware: (replace(setup, active=rule), hardware))
 
 
-def _fewer_blocks(setup: Setup) -> list[Option]:
-    """Train less at a time. That is another algorithm, so other settings come first."""
-    if isinstance(setup.active, All):
-        words: tuple[str, ...] = ("--set active.name=lisa", "--set active.blocks=2")
-        return [Option(words, lambda setup, hardware: (replace(setup, active=LISA(blocks=2)), hardware))]
-    if not isinstance(setup.active, LISA):
-        return []
-
-    def option(blocks: int) -> Option:
-        return Option(
-            (f"--set active.blocks={blocks}",),
-            lambda setup, hardware: (replace(setup, active=_lisa(setup, blocks)), hardware),
-        )
-
-    return [option(setup.active.blocks >> k) for k in range(1, setup.active.blocks.bit_length())]
-
-
-def _lisa(setup: Setup, blocks: int) -> LISA:
-    assert isinstance(setup.active, LISA)
-    return replace(setup.active, blocks=blocks)
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _more_gpus(hardware: Hardware) -> list[Option]:

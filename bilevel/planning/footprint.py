@@ -1,4 +1,4 @@
-"""The lower module of a problem as a planner measures it: parameters by block, and passes traced on the meta device."""
+"""The lower module of a problem as a planner measures it: parameters by block, and passes traced without values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.errors import InputError
-from bilevel.tracing import Pass, trace_pass
+from bilevel.tracing import Pass, replace_parameters, trace_pass
 
 
 class Footprint:
@@ -23,9 +23,9 @@ class Footprint:
         self.cost = cost
         self.module = cost.build()
         if dtype is not None:
-            self.module.to(getattr(torch, dtype))
+            replace_parameters(self.module, lambda parameter: parameter.to(getattr(torch, dtype)))
         self.blocks = cost.blocks(self.module)
-        self._passes: dict[tuple[int, frozenset[str], bool], Pass] = {}
+        self._passes: dict[tuple[int, frozenset[str], bool, bool, bool], Pass] = {}
 
     @cached_property
     def parameters(self) -> int:
@@ -51,26 +51,32 @@ class Footprint:
         """Elements of the largest single parameter in these blocks."""
         return max((p.numel() for block in blocks for p in self._of(block)), default=0)
 
-    def passing(self, rows: int, active: frozenset[str], *, recompute: bool) -> Pass:
-        """A pass over a micro-batch of that many rows, in which these blocks train."""
-        key = (rows, active, recompute)
+    def passing(
+        self, rows: int, active: frozenset[str], *, recompute: bool, upper: bool = False, second_order: bool = False
+    ) -> Pass:
+        """A pass over a micro-batch of that many rows, in which these blocks train.
+
+        upper: of the upper loss. second_order: differentiated twice.
+        """
+        key = (rows, active, recompute, upper and self.cost.upper_loss is not None, second_order)
         if key not in self._passes:
             self._passes[key] = self._trace(*key)
         return self._passes[key]
 
-    def _trace(self, rows: int, active: frozenset[str], recompute: bool) -> Pass:
+    def _trace(self, rows: int, active: frozenset[str], recompute: bool, upper: bool, second_order: bool) -> Pass:
+        loss = self.cost.upper_loss if upper and self.cost.upper_loss is not None else self.cost.loss
         try:
             return trace_pass(
                 self.module,
-                lambda: self.cost.loss(self.module, rows),
+                lambda: loss(self.module, rows),
                 trained=frozenset(self.blocks.parameters(active)),
                 repeated=self.blocks.repeated,
                 recompute=recompute,
+                second_order=second_order,
             )
         except (RuntimeError, NotImplementedError) as error:
-            raise InputError(
-                f"the lower module's forward pass cannot be planned without weights (on the meta device): {error}"
-            ) from error
+            level = "upper" if upper else "lower"
+            raise InputError(f"a pass of the {level} loss cannot be traced without values: {error}") from error
 
     def _of(self, block: str) -> list[Tensor]:
         return [self._named[name] for name in self.blocks.members[block]]

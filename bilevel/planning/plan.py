@@ -11,11 +11,13 @@ import torch
 from bilevel.active import Active
 from bilevel.backend import Backend, Placement
 from bilevel.blocks import EMBEDDING, Blocks
+from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.planning.footprint import Footprint, share
 from bilevel.planning.hardware import GB, Hardware
 from bilevel.solver import Workload
+from bilevel.tracing import Pass
 
 FLOAT32 = 4
 ROUNDING = 10  # bytes an element: random bits, the sum and the result of writing a bfloat16 parameter back
@@ -44,7 +46,8 @@ class Plan:
     active: parameters that train at a time, at the most.
     flops: of one step, all GPUs together.
     seconds: what -> seconds of one step.
-    units: rows or tokens through forward and backward in one step.
+    rows: of the largest micro-batch.
+    units: of `unit`, through forward and backward in one step.
     """
 
     placement: Placement
@@ -56,7 +59,7 @@ class Plan:
     cpu: Mapping[str, int]
     flops: float
     seconds: Mapping[str, float]
-    units: int
+    units: float
     unit: str
 
     @property
@@ -93,37 +96,87 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
     for level, rows in (("lower", cost.lower_rows), ("upper", cost.upper_rows)):
         if rows % hardware.gpus:
             raise InputError(f"{level} batches have {rows} rows, which {hardware.gpus} GPUs cannot share equally")
-    shares = [share(rows, hardware.gpus) for rows in (cost.lower_rows, cost.upper_rows)]
-    rows = max(shares) if placement.micro_batch_size is None else min(max(shares), placement.micro_batch_size)
-
+    loads = _loads(setup.workload, cost, placement)
     setup.active.at(0, model.blocks, setup.seed)  # says so if the rule does not fit the module
     draws = setup.active.heaviest(model.blocks, model.sizes)
-    gpu = max((_gpu(model, setup, placement, hardware, rows, draw) for draw in draws), key=lambda g: sum(g.values()))
+    gpu = max((_gpu(model, setup, placement, hardware, loads, draw) for draw in draws), key=lambda g: sum(g.values()))
     active = max(_count(model, draw) for draw in draws)
-    flops_a_row = _mean_flops(model, setup, draws, rows, placement.activation_checkpointing)
-    passes_rows = setup.workload.lower_passes * shares[0] + setup.workload.upper_passes * shares[1]
-    flops = flops_a_row * passes_rows * hardware.gpus
+    flops = hardware.gpus * sum(
+        load.times * load.share * _mean_flops(model, setup, draws, load, placement.activation_checkpointing)
+        for load in loads
+    )
     return Plan(
         placement=placement,
         hardware=hardware,
         parameters=model.parameters,
         active=active,
-        rows=rows,
+        rows=max(load.rows for load in loads),
         gpu=gpu,
         cpu=_cpu(model, setup.workload, placement, hardware, active),
         flops=flops,
-        seconds=_seconds(model, setup.workload, placement, hardware, active, flops, passes_rows, rows),
-        units=passes_rows * hardware.gpus * cost.row_size,
+        seconds=_seconds(model, setup.workload, placement, hardware, active, flops, loads),
+        units=hardware.gpus * cost.row_size * sum(load.times * load.share for load in loads if load.backward),
         unit=cost.unit,
     )
 
 
+@dataclass(frozen=True)
+class _Load:
+    """Passes of one kind.
+
+    times: a step. share: rows of a process. rows: of a micro-batch, at the most.
+    """
+
+    times: float
+    share: int
+    rows: int
+    upper: bool = False
+    backward: bool = True
+    second_order: bool = False
+
+    @property
+    def micro_batches(self) -> float:
+        """A step."""
+        return self.times * -(-self.share // self.rows)
+
+    def traced(self, model: Footprint, draw: frozenset[str], *, recompute: bool) -> Pass:
+        """One micro-batch, while these blocks train."""
+        return model.passing(
+            self.rows,
+            draw if self.backward else frozenset(),
+            recompute=recompute,
+            upper=self.upper,
+            second_order=self.second_order,
+        )
+
+
+def _loads(workload: Workload, cost: Cost, placement: Placement) -> list[_Load]:
+    """The kinds of passes that there are. Raises `InputError` if there is none."""
+    found = []
+    for upper, of_batch, passes, forwards, products in (
+        (False, cost.lower_rows, workload.lower_passes, workload.lower_forwards, workload.products),
+        (True, cost.upper_rows, workload.upper_passes, workload.upper_forwards, 0),
+    ):
+        own = share(of_batch, placement.processes)
+        rows = own if placement.micro_batch_size is None else min(own, placement.micro_batch_size)
+        kinds = (
+            _Load(passes, own, rows, upper),
+            _Load(forwards, own, rows, upper, backward=False),
+            _Load(products, own, rows, upper, second_order=True),
+        )
+        found += [load for load in kinds if load.times and load.share]
+    if not found:
+        raise InputError("a step of this solver makes no pass over this problem's batches, so there is nothing to plan")
+    return found
+
+
 def _gpu(
-    model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, rows: int, draw: frozenset[str]
+    model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, loads: list[_Load], draw: frozenset[str]
 ) -> dict[str, int]:
     """Bytes on one GPU while these blocks train, at the worst moment of a step."""
     n, replicas, active = hardware.gpus, setup.workload.replicas, _count(model, draw)
-    traced = model.passing(rows, draw, recompute=placement.activation_checkpointing)
+    passes = (load.traced(model, draw, recompute=placement.activation_checkpointing) for load in loads)
+    traced = max(passes, key=lambda made: made.peak)
     masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     optimizer_share = 0 if placement.offload_optimizer else _share(placement.split_optimizer, n)
     parameter_share = 0 if placement.offload_parameters else _share(placement.split_parameters, n)
@@ -145,12 +198,13 @@ def _gpu(
 
 
 def _state_bytes(model: Footprint, workload: Workload, placement: Placement, active: int) -> tuple[int, int, int]:
-    """Masters, moments and gradients of all replicas, over all processes."""
+    """Masters, moments and gradients (with all other vectors) of all replicas, over all processes."""
     width = FLOAT32 if model.dtype == torch.bfloat16 else model.dtype.itemsize
     count = len(workload.replicas)
+    vectors = count if workload.vectors is None else workload.vectors
     moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
     beside = model.dtype == torch.bfloat16 or placement.offload_optimizer  # else a parameter is its own master
-    return (count * active * width if beside else 0, moments * active * width, count * active * width)
+    return (count * active * width if beside else 0, moments * active * width, vectors * active * width)
 
 
 def _gradients_offloaded(placement: Placement) -> bool:
@@ -216,16 +270,16 @@ def _seconds(
     hardware: Hardware,
     active: int,
     flops: float,
-    passed_rows: int,
-    rows: int,
+    loads: list[_Load],
 ) -> dict[str, float]:
     """Of one step: nothing overlaps, which is the slowest it can be."""
     n, replicas = hardware.gpus, len(workload.replicas)
-    micro_batches = -(-passed_rows // rows)
+    micro_batches = sum(load.micro_batches for load in loads if load.backward)
+    gathers = sum(load.micro_batches * (2 if load.backward else 1) for load in loads)  # forward, and for the backward pass
     others = (n - 1) / n  # of what is gathered or reduced, the part that comes from elsewhere
     sent = 0.0
     if placement.split_parameters:
-        sent += 2 * micro_batches * model.bytes * others  # once forward, once backward
+        sent += gathers * model.bytes * others
     if placement.split_gradients:
         sent += micro_batches * FLOAT32 * active * others
     else:
@@ -233,7 +287,7 @@ def _seconds(
     if placement.split_optimizer and not placement.split_parameters:
         sent += replicas * active * model.dtype.itemsize * others  # the updated parameters
     own = _share(placement.split_parameters, n)
-    moved = 2 * micro_batches * model.bytes * own if placement.offload_parameters else 0.0
+    moved = gathers * model.bytes * own if placement.offload_parameters else 0.0
     updated = 0.0
     if placement.offload_optimizer:
         held = active * _share(placement.split_optimizer, n)
@@ -248,21 +302,24 @@ def _seconds(
     }
 
 
-def _mean_flops(model: Footprint, setup: Setup, heaviest: list[frozenset[str]], rows: int, recompute: bool) -> float:
+def _mean_flops(model: Footprint, setup: Setup, heaviest: list[frozenset[str]], load: _Load, recompute: bool) -> float:
     """FLOPs of a row, averaged over the draws of the run.
 
     The backward pass ends at the lowest active block, so its cost falls as that block rises: as a straight line for equal
     blocks, which is drawn between the deepest of the heaviest draws and the shallowest draw of the run.
     """
+
+    def flops(draw: frozenset[str]) -> float:
+        return load.traced(model, draw, recompute=recompute).flops / load.rows
+
     every = max(1, setup.steps // 1000)
     drawn = [setup.active.at(t, model.blocks, setup.seed) for t in range(0, setup.steps, every)]
     depths = {draw: _lowest(draw, model.blocks) for draw in [*heaviest, *drawn]}
     deep, shallow = min(heaviest, key=lambda d: depths[d]), max(drawn, key=lambda d: depths[d])
-    cost = model.passing(rows, deep, recompute=recompute).flops / rows
     if depths[deep] == depths[shallow]:
-        return cost
+        return flops(deep)
     part = (fmean(depths[draw] for draw in drawn) - depths[deep]) / (depths[shallow] - depths[deep])
-    return cost + part * (model.passing(rows, shallow, recompute=recompute).flops / rows - cost)
+    return flops(deep) + part * (flops(shallow) - flops(deep))
 
 
 def _lowest(draw: frozenset[str], blocks: Blocks) -> int:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bilevel.backend import Placement
 from bilevel.config import Config
+from bilevel.errors import InputError
 from bilevel.planning.changes import Advice, Change, advise
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
 from bilevel.planning.plan import Plan, Setup, make_plan
 
+LEAST = 5_000_000
+"""Bytes that round to 0.01 GB."""
+QUICK = 1e-3
+"""Seconds that a step takes in any case, for Python and the start of kernels."""
+
 
 @dataclass(frozen=True)
-class Report:
+class PlanReport:
     """A plan. Can be printed by rich.
 
     otherwise: bytes of the activations if activation checkpointing were the other way.
@@ -37,6 +44,7 @@ class Report:
             content["advice"] = {
                 "cheapest": None if cheapest is None else {"set": cheapest.words, **_plain(cheapest.plan)},
                 "alone": [{"set": change.words, **_plain(change.plan)} for change in self.advice.alone],
+                "others": self.advice.others,
             }
         return json.dumps(content, indent=1)
 
@@ -54,23 +62,28 @@ class Report:
         yield Text()
         yield _verdict(plan)
         if self.advice is not None:
-            yield from _advice(self.advice, plan.placement.name)
+            yield from _advice(self.advice, plan.placement)
 
 
-def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0) -> Report:
-    """Plan what a recipe says. Reads neither data nor weights.
+def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0) -> PlanReport:
+    """Plan what a recipe says. What is read is for the problem's cost to say: of a language model, neither data nor weights.
 
-    labelled_share: part of a batch's units (tokens) that carry a loss.
+    labelled_share: part of a batch's units that carry a loss.
 
     Raises `InputError` for a recipe that cannot be planned, or cannot run on that many GPUs.
     """
+    if not isinstance(config.problem, config.solver.takes):
+        raise InputError(
+            f"the solver {type(config.solver).__name__} solves a {config.solver.takes.__name__}, "
+            f"not a {type(config.problem).__name__}; change solver.name or problem.name"
+        )
     setup = Setup(config.backend, config.active, config.solver.workload(), config.run.seed, config.run.steps)
     placement = config.backend.placement(hardware.gpus)
     model = Footprint(config.problem.cost(labelled_share), placement.dtype)
     plan = make_plan(model, setup, hardware)
     draws = config.active.heaviest(model.blocks, model.sizes)
     otherwise = max(model.passing(plan.rows, d, recompute=not placement.activation_checkpointing).kept for d in draws)
-    return Report(plan, otherwise, None if plan.fits else advise(model, setup, hardware))
+    return PlanReport(plan, otherwise, None if plan.fits else advise(model, setup, hardware))
 
 
 def _headline(plan: Plan) -> str:
@@ -85,12 +98,17 @@ def _memory(title: str, parts: Mapping[str, int]) -> Table:
     table = Table(title, "GB", box=None, header_style="bold", pad_edge=False, show_footer=True)
     table.columns[1].justify = "right"
     for part, size in parts.items():
-        table.add_row(part, f"{size / GB:.2f}")
+        table.add_row(part, _number(size))
     table.columns[0].footer, table.columns[1].footer = "in all", f"{sum(parts.values()) / GB:.2f}"
     return table
 
 
 def _speed(plan: Plan) -> str:
+    if plan.step_seconds < QUICK:
+        return (
+            f"{plan.flops / 1e9:,.3g} GFLOP and {plan.units:,.0f} {plan.unit} a step: so little that the time is that of "
+            "Python and of starting kernels, which no plan knows"
+        )
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in plan.seconds.items() if value)
     hardware = plan.hardware
     return (
@@ -109,7 +127,7 @@ def _verdict(plan: Plan) -> Text:
     return Text(f"{'fits' if plan.fits else 'does not fit'}: {found}", style="green" if plan.fits else "red")
 
 
-def _advice(advice: Advice, backend: str) -> Iterator[RenderableType]:
+def _advice(advice: Advice, placement: Placement) -> Iterator[RenderableType]:
     if advice.alone:
         table = Table("one change alone", "GB", "CPU GB", "s a step", "", box=None, header_style="bold", pad_edge=False)
         for column in table.columns[1:4]:
@@ -120,14 +138,18 @@ def _advice(advice: Advice, backend: str) -> Iterator[RenderableType]:
         yield table
     yield Text()
     if advice.cheapest is None:
-        yield Text(
-            f"nothing that was tried makes it fit with the {backend} backend; what is left is a smaller model, shorter rows "
-            "(problem.max_length), larger GPUs or, on one GPU, a backend that splits the model (deepspeed, fsdp)"
-        )
+        left = [*advice.others, "larger GPUs"]
+        if not placement.split_parameters:
+            left.append("a backend that splits the lower variable over several GPUs")
+        yield Text(f"nothing that was tried makes it fit with the {placement.name} backend; what is left is {_or(left)}")
         return
     plan = advice.cheapest.plan
     yield Text(f"cheapest change that fits: {' '.join(advice.cheapest.words)}", style="bold")
     yield Text(f"{_gb(plan.gpu_bytes)} on each GPU, {_gb(plan.cpu_bytes)} of CPU memory, {plan.step_seconds:.2f} s a step")
+
+
+def _or(phrases: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 
 
 def _row(change: Change) -> tuple[str, ...]:
@@ -146,8 +168,12 @@ def _plain(plan: Plan) -> dict[str, object]:
     }
 
 
+def _number(size: int) -> str:
+    return f"{size / GB:.2f}" if size == 0 or size >= LEAST else "<0.01"
+
+
 def _gb(size: int) -> str:
-    return f"{size / GB:.2f} GB"
+    return f"{_number(size)} GB"
 
 
 def _billions(count: int) -> str:

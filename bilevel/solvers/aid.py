@@ -16,7 +16,7 @@ from bilevel.errors import NonFiniteError, RunError
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import (
     lower_step,
     place,
@@ -29,14 +29,14 @@ from bilevel.solvers.shared import (
 
 @dataclass(frozen=True)
 class AID(Solver[State]):
-    """No penalty and no bias, at the price of second derivatives: what the first-order solvers are compared with.
+    """No penalty and no bias, at the price of second derivatives: the reference for the first-order solvers.
 
     lr_x: η.
     lr_z: β.
-    lower_steps: T. What is left of the error of z biases x.
-    cg_steps: at most so many products of the Hessian with a vector; in exact arithmetic the dimension of y is enough.
-    cg_tolerance: largest ‖∇²_yy g v - ∇_y f‖ / ‖∇_y f‖; a run that does not get there stops. Products are in the precision
-        of the lower variable: 1e-5 is about what float32 gives.
+    lower_steps: T. The remaining error of z biases x.
+    cg_steps: the largest number of Hessian-vector products; in exact arithmetic the dimension of y is enough.
+    cg_tolerance: the largest accepted ‖∇²_yy g v - ∇_y f‖ / ‖∇_y f‖; a run that does not reach it stops. Products are
+        computed in the precision of the lower variable: float32 reaches about 1e-5.
 
     Needs a backend with second derivatives, all blocks active, and a lower loss that is strongly convex in y.
     """
@@ -54,7 +54,7 @@ class AID(Solver[State]):
             require_positive(name, getattr(self, name))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
-        """Place x and z. Raises `InputError` if the backend has no second derivatives, or the problem no use for them."""
+        """Place x and z. Raises `InputError` if the backend or the problem has no second derivatives."""
         require_second_order("aid", backend)
         require_traits("aid", problem, smooth=True, strongly_convex=True)
         return place(problem, backend, ("z",), self.optimizer_x, self.optimizer_z)
@@ -93,13 +93,18 @@ class AID(Solver[State]):
             "upper_parts": f_z.parts,
         }
 
+    def workload(self) -> Workload:
+        """T passes for z and one for x; at most so many products, two of them for the residual and for x."""
+        replicas = {"z": self.optimizer_z}
+        return Workload(replicas, lower_passes=self.lower_steps, upper_passes=1, products=self.cg_steps + 2, vectors=4)
+
 
 def conjugate_gradients(
     times: Callable[[Vector], Vector], b: Vector, backend: Backend, *, steps: int, tolerance: float
 ) -> tuple[Vector, float]:
-    """Solve H v = b from v = 0, given H times a vector: the last iterate v, and ‖b - H v‖ / ‖b‖ computed from v itself.
+    """Solve H v = b from v = 0, given H times a vector. Returns v, and ‖b - H v‖ / ‖b‖ computed from v itself.
 
-    Raises `RunError` if a direction of curvature <= 0 is met, as H is not positive definite then.
+    Raises `RunError` at a direction of curvature <= 0, where H is not positive definite.
     """
     v, r, p = 0.0 * b, b, b
     bb = rr = backend.dot(b, b)

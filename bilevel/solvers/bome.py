@@ -5,8 +5,8 @@
     λ = max{η - <∇f, ∇q> / ‖∇q‖², 0}
     (x, y) <- (x, y) - ξ (∇f + λ ∇q)
 
-λ is the smallest that makes the step descend on q at the rate η ‖∇q‖² at least: there is no penalty to choose. What biases x
-is that z is not the lower optimum; the bias falls exponentially with T.
+λ is the smallest multiplier for which q descends at least at the rate η ‖∇q‖², so that there is no penalty to choose. x is
+biased because z is not the lower optimum; the bias falls exponentially with T.
 """
 
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import lower_step, place, report, require_positive
 
 
 @dataclass(frozen=True)
 class BOME(Solver[State]):
-    """A penalty that adapts: descend on f, but on the value gap first.
+    """A penalty that adapts itself: the step descends on the value gap first, and on f besides.
 
     eta: η. Larger keeps y closer to the lower optimum; smaller follows f longer.
     lr_x: ξ for x.
@@ -76,3 +76,8 @@ class BOME(Solver[State]):
         backend.step(y, lr=lr_x if self.lr_y is None else at(self.lr_y, t))
         norm = backend.step(x, lr=lr_x)
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """T passes for z, then three; the gradients of f and of q in y are held beside their combination."""
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        return Workload(replicas, lower_passes=self.lower_steps + 2, upper_passes=1, vectors=3)

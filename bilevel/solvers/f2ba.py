@@ -15,7 +15,7 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.f2sa import F2SA
 from bilevel.solvers.shared import require_positive
 
@@ -28,7 +28,7 @@ class F2BA(Solver[State]):
     lr_z: 1/L, where L bounds the curvature of g in y.
     lr_y: step of y on g + f/λ; None takes lr_z / 2, which is the step 1/(2 λ L) on λ g + f.
     lr_x: η, of the order 1/κ³ in the worst case.
-    lower_steps: K, of the order κ log(λ κ). λ multiplies what is left of the errors of y and z: too few steps bias x.
+    lower_steps: K, of the order κ log(λ κ). λ multiplies the remaining errors of y and z: too few steps bias x.
     """
 
     penalty: Schedule = 20.0
@@ -50,6 +50,10 @@ class F2BA(Solver[State]):
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         """K steps of z and y, then one of x."""
         return self._steps().step(t, state, problem, backend)
+
+    def workload(self) -> Workload:
+        """That of F2SA."""
+        return self._steps().workload()
 
     def _steps(self) -> F2SA:
         return F2SA(

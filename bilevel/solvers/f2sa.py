@@ -16,7 +16,7 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Power, Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import lower_step, place, report, require_positive
 
 EXPONENTS = {"both": (5 / 7, 4 / 7), "upper": (3 / 5, 2 / 5), "none": (1 / 3, 0.0)}
@@ -59,8 +59,8 @@ class F2SA(Solver[State]):
         """The schedule for noise in both levels, in f alone, or in none.
 
         penalty, lr_z: λ and γ at step 0.
-        xi: step of x over α_k.
-        scale: steps after which the powers set in.
+        xi: ξ, the ratio of the step of x to α_k.
+        scale: the number of steps after which the powers set in.
         """
         a, c = EXPONENTS[noise]
         return cls(
@@ -98,3 +98,9 @@ class F2SA(Solver[State]):
         norm = backend.step(x, lr=lr_x)
         batches = self.lower_steps + 1
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm, upper_batches=batches)
+
+    def workload(self) -> Workload:
+        """T passes for z and 2 T for y, of which one at a time has a gradient; then three passes for x."""
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        T = self.lower_steps
+        return Workload(replicas, lower_passes=2 * T + 2, upper_passes=T + 1, vectors=1)

@@ -22,7 +22,7 @@ from bilevel.errors import InputError
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import lower_step, place, report, require_positive, require_traits
 
 
@@ -45,9 +45,10 @@ def difference(p: int) -> dict[int, Fraction]:
 class F2SAp(Solver[State]):
     """A p-th order finite difference of the penalty path; p = 1 is F2SA with another step of x.
 
-    p: order. An odd p needs p + 1 lower variables, an even one p: p = 2 costs what F2SA costs and has bias O(1/penalty²).
+    p: the order. An odd p needs p + 1 lower variables, an even one p: p = 2 costs what F2SA costs and has bias
+        O(1/penalty²).
     penalty: 1/ν. For p > 1 some nodes are negative: g - f * floor(p/2) / penalty must still be convex in y, which takes a
-        penalty above floor(p/2) * (curvature of f) / (curvature of g). Below that the lower variables run away.
+        penalty above floor(p/2) * (curvature of f) / (curvature of g). Below that the lower variables diverge.
     lr_z: step η_y of every lower variable y_j, on g + (j/penalty) f.
     lr_x: η_x.
     lower_steps: K, each on a minibatch of its own that all y_j share.
@@ -69,8 +70,8 @@ class F2SAp(Solver[State]):
             require_positive(name, getattr(self, name))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
-        """Place x and the y_j. Raises `InputError` if rounding drowns the order p, or the problem has no use for it."""
-        if self.p > 1:  # nodes with j < 0 subtract f from g, and the order is that of the derivatives there are
+        """Place x and the y_j. Raises `InputError` if rounding drowns the order p or the problem lacks what it needs."""
+        if self.p > 1:  # nodes with j < 0 subtract f from g, and the order p needs as many derivatives
             require_traits(f"f2sa-p with p = {self.p}", problem, smooth=True, strongly_convex=True)
         state = place(problem, backend, [_name(j) for j in difference(self.p)], self.optimizer_x, self.optimizer_z)
         self._check_precision(max(torch.finfo(part.dtype).eps for part in backend.read(state.x).parts.values()))
@@ -102,6 +103,19 @@ class F2SAp(Solver[State]):
             penalty=λ,
             grad_norm_x=norm,
             upper_batches=self.lower_steps + 1,
+        )
+
+    def workload(self) -> Workload:
+        """T passes of g for each y_j and, but for j = 0, of f; then one of each for x. One y_j at a time has a gradient."""
+        nodes = difference(self.p)
+        replicas = {_name(j): self.optimizer_z for j in nodes}
+        batches = self.lower_steps + 1
+        return Workload(
+            replicas,
+            lower_passes=batches * len(nodes),
+            upper_passes=batches * sum(j != 0 for j in nodes),
+            vectors=1,
+            savings=("a lower order (solver.p)",) if self.p > 2 else (),
         )
 
     def _check_precision(self, eps: float) -> None:

@@ -16,7 +16,7 @@ from bilevel.backend import Backend, Evaluation, Variable, Vector
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Power, Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import place, report, require_positive
 
 EXPONENTS = {"both": (3 / 5, 2 / 5), "upper": (1 / 2, 1 / 4), "none": (1 / 3, 0.0)}
@@ -26,9 +26,9 @@ OF_X = ("h_gx", "h_fx")
 
 @dataclass
 class Remembered(State):
-    """The state, with the previous points and the estimates.
+    """The state of F3SA, with the previous points and the gradient estimates.
 
-    copies: variables with the module of x: its previous value and the estimates of its gradients.
+    copies: variables that are replicas of x: its previous value and the estimates of its gradients.
     """
 
     copies: dict[str, Variable] = field(default_factory=dict)
@@ -47,9 +47,9 @@ class F3SA(Solver[Remembered]):
     lr_z: γ_k.
     lr_y: step of y on g + f/λ_k; None takes γ_k / 2.
     lr_x: None takes α_k = lr_y / λ_k.
-    momentum: η_k, the weight of the new gradient; 1 is no momentum.
+    momentum: η_k, the weight of the new gradient; 1 means no momentum.
 
-    f and g have estimates of their own, as λ_k changes. When the active blocks change all of them start afresh.
+    f and g have separate estimates, since λ_k changes. When the active blocks change, all estimates start afresh.
     The defaults are for noise in both levels: α_k ~ k^-a, γ_k ~ k^-c, λ_k ~ k^(a-c), η_k ~ k^-2c with a = 3/5, c = 2/5, the
     exponents for which bias² and noise fall alike, as K^(-2/5) (F2SA: K^(-2/7)); see `for_noise`. All three move from the
     same point with the same minibatch, so that a step is three gradients there and three at the point before.
@@ -88,7 +88,7 @@ class F3SA(Solver[Remembered]):
             raise ValueError(f"momentum must be at most 1, not {self.momentum}")
 
     def init(self, problem: Problem[Any], backend: Backend) -> Remembered:
-        """Place x, y, z, what they were before, and the estimates."""
+        """Place x, y and z, their previous values, and the estimates."""
         state = place(problem, backend, ("y", "z", "y_before", "z_before"), self.optimizer_x, self.optimizer_z)
         y, x = state.replicas["y"], state.x
         estimates = {name: backend.replicate(y, name, SGD()) for name in OF_LOWER}
@@ -98,7 +98,7 @@ class F3SA(Solver[Remembered]):
         return Remembered(x, state.replicas | estimates, {"active": []}, copies)
 
     def step(self, t: int, state: Remembered, problem: Problem[Any], backend: Backend) -> Metrics:
-        """Renew the estimates at (x, y, z), then move all three."""
+        """Update the estimates at (x, y, z), then move all three."""
         x, y, z = state.x, state.replicas["y"], state.replicas["z"]
         before = state.copies["x_before"], state.replicas["y_before"], state.replicas["z_before"]
         λ, γ, η = at(self.penalty, t), at(self.lr_z, t), at(self.momentum, t)
@@ -123,6 +123,18 @@ class F3SA(Solver[Remembered]):
         backend.step(y, lr=lr_y)
         norm = backend.step(x, lr=lr_x)
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """Three gradients at the new point and three at the old one, which are held together with the renewed estimates."""
+        replicas = {name: self.optimizer_z for name in ("y", "z", "y_before", "z_before")}
+        estimates = {name: SGD() for name in OF_LOWER}
+        return Workload(
+            replicas | estimates,
+            lower_passes=4,
+            upper_passes=2,
+            vectors=9,
+            savings=("a solver without momentum (f2sa), which holds two lower variables in place of seven",),
+        )
 
 
 def _gradients(

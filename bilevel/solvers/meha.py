@@ -15,16 +15,17 @@ from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Power, Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import place, report, require_positive
 
 
 @dataclass(frozen=True)
 class MEHA(Solver[State]):
-    """Single loop, first order, for lower levels that need not be convex: only g + ‖· - y‖²/(2γ) must be.
+    """A single-loop first-order method for lower levels that need not be convex: only g + ‖· - y‖²/(2γ) must be.
 
     penalty: c_k, of the form c (k + 1)^p with p in [0, 1/2): a larger p ends closer to the lower level and takes longer.
-    gamma: γ. Small for a nonconvex g; large gives the value gap, small something like the squared gradient norm.
+    gamma: γ, which must be small for a nonconvex g. In the limit a large γ gives the value gap, and a small one a multiple
+        of the squared gradient norm.
     lr_x: α, on f/c_k + g - v as in the paper (other solvers step x on the penalty times that).
     lr_y: β; None takes lr_z.
     lr_z: η.
@@ -66,3 +67,8 @@ class MEHA(Solver[State]):
         backend.step(y, lr=lr_z if self.lr_y is None else at(self.lr_y, t))
         norm = backend.step(x, lr=at(self.lr_x, t))
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=c, grad_norm_x=norm)
+
+    def workload(self) -> Workload:
+        """One pass for z, then three; z - y is added to a gradient, and held beside it with what it was computed from."""
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        return Workload(replicas, lower_passes=3, upper_passes=1, vectors=3)

@@ -13,7 +13,7 @@ from bilevel.backend import Backend, Evaluation
 from bilevel.optimizer import SGD, Optimizer
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
-from bilevel.solver import Metrics, Solver, State
+from bilevel.solver import Metrics, Solver, State, Workload
 from bilevel.solvers.shared import (
     lower_step,
     place,
@@ -30,8 +30,8 @@ class PBGD(Solver[State]):
     """One step of x and y together; z follows x in an inner loop.
 
     penalty: γ. For a violation δ of the lower level the value gap needs γ of the order δ^(-1/2).
-    kind: "value-gap", or "gradient-norm", which has no z but needs second derivatives (a backend that has them, all blocks
-        active), and whose bias is larger where g is badly conditioned.
+    kind: "value-gap", or "gradient-norm", which has no z but needs second derivatives (hence a backend that has them and all
+        blocks active), and whose bias is larger where g is badly conditioned.
     lr_x: step of x on f + γ p. x and y descend together, so that it must be of the order 1/γ.
     lr_y: step of y on p + f/γ, so that it need not shrink as γ grows; None takes lr_z.
     lr_z: β.
@@ -70,10 +70,17 @@ class PBGD(Solver[State]):
         norm = backend.step(x, lr=at(self.lr_x, t))
         return report(upper=f_y, lower=lower, gap=gap, penalty=γ, grad_norm_x=norm)
 
+    def workload(self) -> Workload:
+        """Of the value gap: T passes for z, then three. Of the gradient norm: a pass of each level, and one product."""
+        if self.kind == "gradient-norm":
+            return Workload({"y": self.optimizer_z}, lower_passes=1, upper_passes=1, products=1, vectors=1)
+        replicas = {name: self.optimizer_z for name in ("y", "z")}
+        return Workload(replicas, lower_passes=self.lower_steps + 2, upper_passes=1, vectors=1)
+
     def _value_gap(
         self, t: int, γ: float, state: State, problem: Problem[Any], backend: Backend
     ) -> tuple[int, Evaluation, Evaluation]:
-        """Move z; then add the gradients of γ (g(x, y) - g(x, z)) in x and of the same over γ in y."""
+        """Move z; then add the gradients of γ (g(x, y) - g(x, z)) in x, and of g(x, y) - g(x, z) in y."""
         x, y, z, g = state.x, state.replicas["y"], state.replicas["z"], problem.lower_loss
         last = (self.lower_steps + 1) * (t + 1) - 1
         for k in range(last - self.lower_steps, last):
@@ -86,7 +93,7 @@ class PBGD(Solver[State]):
     def _gradient_norm(
         self, t: int, γ: float, state: State, problem: Problem[Any], backend: Backend
     ) -> tuple[int, Evaluation, Evaluation]:
-        """Add the gradients of γ ‖∇_y g‖² in x and of the same over γ in y.
+        """Add the gradients of γ ‖∇_y g‖² in x, and of ‖∇_y g‖² in y.
 
         The two factors of the square come from different minibatches: with one, the variance of the gradient would be
         minimised as well.

@@ -21,7 +21,7 @@ from bilevel.solvers.shared import report, require_positive
 
 @dataclass(frozen=True)
 class Flattening:
-    """Hold x until the lower loss has flattened.
+    """A warm-up that holds x until the lower loss has flattened.
 
     The warm-up ends when the mean lower loss of the last `window` steps is no longer below the mean of the `window`
     steps before by more than its standard error, and after `at_most` steps in any case.
@@ -47,9 +47,9 @@ class Flattening:
 
 @dataclass(frozen=True)
 class ScaleBiO(Solver[State]):
-    """Single loop, first order: every step moves z, y and x once.
+    """A single-loop first-order method: every step moves z, y and x once.
 
-    penalty: the multiplier of the lower-level gap. Larger is less biased (the bias is O(1/penalty)) and noisier.
+    penalty: the multiplier of the lower-level gap. A larger one is less biased (the bias is O(1/penalty)) and noisier.
     lr_x, lr_z: step sizes.
     lr_y: step size of y; None takes lr_z. The gradient of y is that of g + f/penalty, so that y and z move with the
         same effective step: then the largest stable lr_x does not shrink as the penalty grows.
@@ -60,11 +60,11 @@ class ScaleBiO(Solver[State]):
     optimizer_y: None takes that of z, for the same reason as the step size.
     lower_steps: steps of y and z for each step of x, each on a minibatch of its own; the gradient of x is the mean over
         them, which costs nothing more.
-    warmup: hold x this many steps, or until the lower loss has flattened. At the start all sources teach the same
+    warmup: hold x for this many steps, or until the lower loss has flattened. At the start all sources teach the same
         things (the format, the domain), and the noisiest have the largest gradients; the hypergradient is defined at
         the lower-level optimum, where that shared part has vanished. A warm-up step is one pass instead of three.
 
-    y and z share start, minibatch, active blocks and optimizer settings: what they have in common cancels in
+    y and z share their start, minibatch, active blocks and optimizer settings, so that what they have in common cancels in
     g(x, y) - g(x, z), which the penalty multiplies.
     """
 
@@ -123,12 +123,12 @@ class ScaleBiO(Solver[State]):
         )
 
     def workload(self) -> Workload:
-        """Two replicas; g(z), g(y) and f(y) once for each lower step. A step of the warm-up takes a third of it."""
+        """Two replicas; g(z), g(y) and f(y) once for each lower step. A step of the warm-up takes a third of that."""
         replicas = {"y": self.optimizer_y or self.optimizer_z, "z": self.optimizer_z}
         return Workload(replicas, lower_passes=2 * self.lower_steps, upper_passes=self.lower_steps)
 
     def _warm_up(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
-        """Train z alone; when it is warm, y starts from where z is."""
+        """Train z alone. When the warm-up is over, y starts where z is."""
         x, y, z = state.x, state.replicas["y"], state.replicas["z"]
         lowers = []
         for k in range(self.lower_steps * t, self.lower_steps * (t + 1)):

@@ -14,7 +14,7 @@ from bilevel.solver import Metrics, State
 def place(
     problem: Problem[Any], backend: Backend, lower: Sequence[str], optimizer_x: SGD | AdamW, optimizer_lower: SGD | AdamW
 ) -> State:
-    """x, and a lower variable of each name; they start equal and have the same optimizer settings."""
+    """Place x, and a lower variable of each name. These start equal and have the same optimizer settings."""
     x = backend.place("x", problem.upper, optimizer_x, sharded=False)
     first = backend.place(lower[0], problem.lower, optimizer_lower, sharded=True, blocks=problem.blocks)
     return State(x, {lower[0]: first, **{name: backend.replicate(first, name) for name in lower[1:]}})
@@ -38,7 +38,7 @@ def report(
 ) -> Metrics:
     """The numbers of a step: f(y), g(z), the gap g(y) - g(z), their parts, and the norm of x's gradient.
 
-    upper_batches: minibatches of the upper level that the step has used.
+    upper_batches: the number of minibatches of the upper level that the step has used.
     """
     return {
         "upper_loss": upper.value,
@@ -54,13 +54,13 @@ def report(
 
 
 def require_positive(name: str, value: Schedule) -> None:
-    """Raise `ValueError` unless the setting (a schedule: at step 0) is positive."""
+    """Raise `ValueError` unless the setting is positive (if it is a schedule, at step 0)."""
     if not (value(0) if callable(value) else value) > 0:
         raise ValueError(f"{name} must be positive, not {value}")
 
 
 def require_traits(solver: str, problem: Problem[Any], *, smooth: bool = False, strongly_convex: bool = False) -> None:
-    """Raise `InputError` if the problem says of itself that it lacks what the solver needs."""
+    """Raise `InputError` if the problem declares that it lacks what the solver needs."""
     for needed, has, trait in (
         (smooth, problem.smooth, "second derivatives"),
         (strongly_convex, problem.strongly_convex, "a lower loss that is strongly convex in y"),
@@ -68,7 +68,7 @@ def require_traits(solver: str, problem: Problem[Any], *, smooth: bool = False, 
         if needed and has is False:
             raise InputError(
                 f"{solver} needs {trait}, and the problem {type(problem).__name__} says that it has none; "
-                "take a solver that does not need it (scalebio, bome, meha), or regularise the lower loss"
+                "choose a solver that does not need it (scalebio, bome, meha), or regularise the lower loss"
             )
 
 
@@ -76,8 +76,8 @@ def require_second_order(solver: str, backend: Backend) -> None:
     """Raise `InputError` unless the backend has second derivatives."""
     if not backend.second_order:
         raise InputError(
-            f"{solver} needs second derivatives, which the backend {type(backend).__name__} does not give as it is set; "
-            "take the torch backend without compile, or a first-order solver (f2sa, f2ba, scalebio)"
+            f"{solver} needs second derivatives, which the backend {type(backend).__name__} does not provide as it is set; "
+            "choose the torch backend without compile, or a first-order solver (f2sa, f2ba, scalebio)"
         )
 
 
@@ -85,6 +85,6 @@ def require_all_active(solver: str, variable: Variable) -> None:
     """Raise `InputError` if a part of the variable is frozen: second derivatives would leave that part out."""
     if variable.active != variable.blocks.names:
         raise InputError(
-            f"{solver} with some blocks of the lower variable frozen would converge to another point; "
+            f"{solver} would converge to another point with some blocks of the lower variable frozen; "
             "use `active: {name: all}`, or a first-order solver (f2sa, f2ba, scalebio)"
         )

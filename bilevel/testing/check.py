@@ -1,4 +1,4 @@
-"""`bilevel check`: the contract of an installed part, by its name, or of the problem of a recipe."""
+"""`bilevel check`: check the contract of an installed part, given by its name, or of the problem of a recipe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 from bilevel.config import load_config
 from bilevel.errors import InputError
 from bilevel.plugins import load_plugins
+from bilevel.suggest import did_you_mean
 from bilevel.testing.contract import check_backend, check_problem, check_solver
 from bilevel.testing.session import configure
 
 CHECKED = ("problems", "solvers", "backends")
 SUITABLE: dict[str, Any] = {"penalty": 20.0, "lr_x": 0.05, "lr_z": 0.6, "lower_steps": 3, "warmup": 5}
-"""Settings for `check_solver`'s problem; a solver takes those that it has, and its defaults for the rest."""
+"""Settings that suit `check_solver`'s problem; a solver takes those that it has and its defaults for the rest."""
 
 
 def check(what: str, changes: Sequence[str] = ()) -> str:
@@ -23,8 +24,8 @@ def check(what: str, changes: Sequence[str] = ()) -> str:
 
     changes: `key.path=value` for a recipe.
 
-    Raises `InputError` for an unknown name or a problem that has to be given settings, `ContractError` for a part that does
-    not do what the others rely on.
+    Raises `InputError` for an unknown name or a problem that needs settings, and `ContractError` for a part that does not
+    do what the others rely on.
     """
     plugins = load_plugins()
     if Path(what).suffix in (".yaml", ".yml", ".py"):
@@ -37,7 +38,7 @@ def check(what: str, changes: Sequence[str] = ()) -> str:
         if kinds:
             raise InputError(f"{what!r} is one of the {kinds[0]}; only {', '.join(CHECKED)} have a contract to check")
         known = sorted(name for kind in CHECKED for name in plugins.parts[kind])
-        raise InputError(f"nothing is named {what!r}; give a recipe file, or one of {', '.join(known)}")
+        raise InputError(f"neither a recipe file nor an installed part is named {what!r}{did_you_mean(what, known)}")
     kind = kinds[0]
     cls = plugins.find(kind, what).load()
     if kind == "backends":

@@ -1,9 +1,9 @@
-"""What the package relies on, as checks that authors of problems, solvers and backends can call from their tests.
+"""Checks of what the package relies on, which authors of problems, solvers and backends can call from their tests.
 
     from bilevel.testing.contract import check_problem
     check_problem(MyProblem(...))
 
-Each raises `ContractError` with what is wrong and what is expected.
+Each raises `ContractError`, which says what is wrong and what is expected.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class ContractError(AssertionError):
 def check_problem(problem: Problem[Any], *, index: int = 3, tolerance: float = 1e-5) -> None:
     """Check a problem on its batches number `index`.
 
-    Batches are pure in index and seed; values and gradients depend neither on the micro-batch size nor on the number of
-    processes; the lower loss depends on both variables and the upper loss on y; losses make new tensors; blocks cover every
-    parameter once; the summary is numbers.
+    Batches are pure functions of index and seed; values and gradients depend neither on the micro-batch size nor on the
+    number of processes; the lower loss depends on both variables and the upper loss on y; forward passes return new tensors;
+    blocks cover every parameter once; the summary consists of finite numbers.
 
-    tolerance: relative, of values and gradients. The default suits float32.
+    tolerance: the relative tolerance of values and gradients. The default suits float32.
     """
     problem.prepare()
     with torch.random.fork_rng(devices=[]):
@@ -77,7 +77,7 @@ def check_problem(problem: Problem[Any], *, index: int = 3, tolerance: float = 1
 
 
 def _dealt(batch: Callable[[int, Shard], Sequence[Any]], index: int) -> list[Any]:
-    """The batch as two processes get it, or three, if it cannot be halved; in one piece if neither divides it."""
+    """The batch as two processes get it, or three if it cannot be halved; in one piece if it cannot be divided at all."""
     for world_size in (2, 3):
         try:
             return [part for rank in range(world_size) for part in batch(index, Shard(rank=rank, world_size=world_size))]
@@ -93,7 +93,7 @@ class _Result:
 
 
 class _Watched:
-    """A module as a `Forward` that complains of a forward which hands out a parameter."""
+    """A module as a `Forward` that raises `ContractError` if a forward pass returns a parameter."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
@@ -105,8 +105,8 @@ class _Watched:
         for tensor in _tensors(result):
             _require(
                 tensor.untyped_storage().data_ptr() not in storages,
-                f"the forward of {self.name} returns a parameter, or a view of one; return a new tensor, as sharded "
-                "backends free the parameters after the forward",
+                f"the forward pass of {self.name} returns a parameter, or a view of one; return a new tensor, as sharded "
+                "backends free the parameters after the forward pass",
             )
         return result
 
@@ -140,7 +140,7 @@ def _close(what: str, found: _Result, whole: _Result, tolerance: float) -> None:
             other = found.gradients[name].get(parameter, torch.zeros_like(gradient))
             away = float((other - gradient).norm()) / max(float(gradient.norm()), 1e-6)
             _require(
-                away <= tolerance, f"{what}: the gradient in {name}.{parameter} is off by {away:.1e} of its norm; {hint}"
+                away <= tolerance, f"{what}: the gradient in {name}.{parameter} is wrong by {away:.1e} of its norm; {hint}"
             )
 
 
@@ -179,7 +179,7 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nest of batches."""
+    """All tensors in nested batches."""
     if isinstance(value, Tensor):
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -199,9 +199,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def check_solver(
     solver: Solver[Any], *, problem: Problem[Any] | None = None, steps: int = 60, backend: str = "torch"
 ) -> None:
-    """Check a solver, with settings that suit the problem: by default `quadratic` with m = 2, n = 4, kappa = 3.
+    """Check a solver, whose settings must suit the problem: by default `quadratic` with m = 2, n = 4, kappa = 3.
 
-    It reproduces itself, resumes exactly from a checkpoint, and brings ‖∇Φ‖ down (where the summary has a "gradient").
+    It is reproducible, resumes exactly from a checkpoint, and lowers ‖∇Φ‖ (where the summary has a "gradient").
     """
     problem = problem or plugins().find("problems", "quadratic").load()(m=2, n=4, kappa=3.0)
     new_backend: Callable[[], Backend] = plugins().find("backends", backend).load()
@@ -222,13 +222,13 @@ def check_solver(
         _require(
             _same(record, expected),
             f"a run resumed after step {steps // 2} differs from an uninterrupted one at step {record['step']}; "
-            "what is not a function of the step belongs into `State.memory` or into a variable",
+            "what is not a function of the step belongs in `State.memory` or in a variable",
         )
     gradients = [record["upper"]["gradient"] for record in whole if "gradient" in record["upper"]]
     if gradients:
         _require(
             gradients[-1] < 0.5 * gradients[0],
-            f"after {steps} steps ‖∇Φ‖ is {gradients[-1]:.3g}, from {gradients[0]:.3g}: it should have halved",
+            f"‖∇Φ‖ went from {gradients[0]:.3g} to {gradients[-1]:.3g} in {steps} steps: it should have halved",
         )
 
 
@@ -242,7 +242,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class _Stack(nn.Module):
-    """Three like layers; big enough to have blocks."""
+    """Three layers of the same kind, so that the module has blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,12 +264,13 @@ class _Scale(nn.Module):
 
 
 def check_backend(new_backend: Callable[[], Backend], *, tolerance: float = 1e-5) -> None:
-    """Check a backend, in one process: `new_backend` makes a fresh one.
+    """Check a backend, in one process; `new_backend` makes a new one.
 
-    A trajectory is that of plain torch; gradients go where `wrt` says; frozen blocks stay bit for bit; replicas are copies;
-    vectors do what gradients do; what is not finite is refused before anything moves; save and load are exact.
+    A trajectory equals that of plain torch; gradients go where `wrt` says; frozen blocks stay as they are, bit for bit;
+    replicas are copies; vectors act as gradients do; what is not finite is refused before anything moves; save and load are
+    exact.
 
-    tolerance: relative, of the trajectory. The default suits float32 variables.
+    tolerance: the relative tolerance of the trajectory. The default suits float32 variables.
     """
     for optimizer in (SGD(), SGD(momentum=0.9), AdamW()):
         _check_trajectory(new_backend, optimizer, tolerance)
@@ -318,7 +319,7 @@ def _check_trajectory(new_backend: Callable[[], Backend], optimizer: SGD | AdamW
             plain.step()
         for name, value in plain_y.state_dict().items():
             away = float((backend.weights(y)[name].float() - value).norm() / value.norm())
-            _require(away <= tolerance, f"after 5 steps of {optimizer} {name!r} is off by {away:.1e} from plain torch")
+            _require(away <= tolerance, f"after 5 steps of {optimizer} {name!r} differs from plain torch by {away:.1e}")
 
 
 def _check_wrt_and_vectors(new_backend: Callable[[], Backend], tolerance: float) -> None:
@@ -338,7 +339,7 @@ def _check_wrt_and_vectors(new_backend: Callable[[], Backend], tolerance: float)
         away = backend.dot(d := moved - 0.3 * once, d) ** 0.5 / backend.dot(moved, moved) ** 0.5
         _require(away <= 10 * tolerance, "a step with an added gradient is not lr * weight * vector")
         backend.write(x, before)
-        _require(backend.dot(d := backend.read(x) - before, d) == 0, "what was written is not what is read")
+        _require(backend.dot(d := backend.read(x) - before, d) == 0, "read does not return what was written")
         z = backend.replicate(y, "z")
         backend.activate(z, y.active)
         _require(_equal(backend.weights(y), backend.weights(z)), "a replica differs from its source")

@@ -2,7 +2,8 @@
 
     ∇Φ(x) = ∇_x f - ∇²_xy g [∇²_yy g]⁻¹ ∇_y f      at y*(x)
 
-It needs second derivatives of g, which the solvers of this package avoid: a reference for small problems, not a method.
+It needs second derivatives of g, which the solvers of this package avoid. It is a reference for small problems, and not a
+method.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Losses:
 
     @staticmethod
     def of(problem: Problem[Any], *, index: int = 0, shard: Shard | None = None) -> Losses:
-        """On batch number `index` of either level (all data, where a problem's batch is all data)."""
+        """The losses on batch number `index` of either level (which is all data for some problems)."""
         shard = shard or Shard()
         problem.prepare()
         x, y = _Flat(problem.upper().double()), _Flat(problem.lower().double())
@@ -68,11 +69,11 @@ class _Flat:
         return self.join(self.parameters)
 
     def join(self, values: Values) -> Tensor:
-        """Named values to a vector."""
+        """Join named values to a vector."""
         return torch.cat([values[name].reshape(-1) for name in self.parameters]).double()
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector to named values."""
+        """Split a vector into named values."""
         parts = torch.split(vector, [p.numel() for p in self.parameters.values()])
         return {name: part.view(p.shape) for (name, p), part in zip(self.parameters.items(), parts, strict=True)}
 
@@ -84,10 +85,11 @@ class _Flat:
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """The answer, by parameter name.
+    """A hypergradient, by parameter name.
 
     value: ∇Φ(x).
-    y: the lower solution. residual: ‖∇_y g‖ there.
+    y: the lower solution y*(x).
+    residual: ‖∇_y g‖ at y.
     """
 
     value: Values
@@ -104,10 +106,12 @@ def hypergradient(
     tolerance: float = 1e-12,
     dense: int = DENSE,
 ) -> Hypergradient:
-    """∇Φ of a problem on its batch number `index`.
+    """Compute ∇Φ of a problem on its batch number `index`.
 
-    x: where; by default, where the problem starts. y: where to look for y*(x) from.
-    tolerance: of ‖∇_y g‖. dense: see `DENSE`.
+    x: the point; by default that at which the problem starts.
+    y: the point from which y*(x) is sought; by default that at which the problem starts.
+    tolerance: the largest accepted ‖∇_y g‖.
+    dense: see `DENSE`.
 
     Raises `NotSolvedError` if no lower minimum is found.
     """
@@ -126,7 +130,7 @@ def penalised_solution(
     problem: Problem[Any], penalty: float, *, x: Values | None = None, y: Values | None = None, index: int = 0,
     tolerance: float = 1e-12, dense: int = DENSE,
 ) -> Values:  # fmt: skip
-    """y*_α(x) = argmin_y g + f/α, by the same means."""
+    """y*_α(x) = argmin_y g + f/α, found as in `hypergradient`."""
     losses = Losses.of(problem, index=index)
     x_ = losses.x.start if x is None else losses.x.join(x)
     y_ = losses.y.start if y is None else losses.y.join(y)
@@ -138,7 +142,7 @@ def penalised_solution(
 def minimise(
     function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, dense: int = DENSE, steps: int = 200
 ) -> Tensor:
-    """A local minimum, by Newton's method with step halving; where the function is not convex, L-BFGS comes near first."""
+    """Find a local minimum by Newton's method with step halving; where the function is not convex, L-BFGS comes first."""
     y, near = start, False
     gradient = grad(function)
     for _ in range(steps):
@@ -157,7 +161,7 @@ def minimise(
         while function(y - length * step) > value and gradient(y - length * step).norm() > slope.norm():
             length /= 2
             if length < 1e-8:
-                raise NotSolvedError(f"no step lowers the lower loss, at a gradient norm of {float(slope.norm()):.1e}")
+                raise NotSolvedError(f"no step reduces the lower loss, at a gradient norm of {float(slope.norm()):.1e}")
         y = y - length * step
     raise NotSolvedError(f"the lower level is not solved after {steps} Newton steps")
 

@@ -1,4 +1,4 @@
-"""A solver at work on a problem, step by step, with its variables in view."""
+"""Run a solver on a problem step by step, with access to its variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bilevel.solver import Metrics, Solver
 
 
 class NotApplicable(Exception):
-    """A solver has not what a check needs; says what."""
+    """A solver does not have what a check needs. The message says what is missing."""
 
 
 @cache
@@ -31,13 +31,13 @@ def plugins() -> Plugins:
 
 
 def default_backend() -> Backend:
-    """A backend of the kind `torch`, as a recipe would get it: one process, on the CPU."""
+    """A `torch` backend as a recipe would get it: one process, on the CPU."""
     backend: Backend = plugins().find("backends", "torch").load()(device="cpu")
     return backend
 
 
 def configure(solver: type[Solver[Any]], *, needs: tuple[str, ...] = (), **settings: Any) -> Solver[Any]:
-    """The solver with those of the settings that it has, plain gradient steps and no warm-up.
+    """Build a solver from those of the settings that it has, with plain gradient steps and no warm-up.
 
     Solvers share a vocabulary: penalty, lr_x, lr_y, lr_z, lower_steps, optimizer_x, optimizer_y, optimizer_z, warmup. A
     setting that a solver does not have is left out. Raises `NotApplicable` if one of `needs` is missing.
@@ -54,7 +54,7 @@ def configure(solver: type[Solver[Any]], *, needs: tuple[str, ...] = (), **setti
 
 @dataclass(frozen=True)
 class After:
-    """A schedule: 0 before step `start`, `value` from there on."""
+    """A schedule that is 0 before step `start` and `value` from there on."""
 
     start: int
     value: float
@@ -65,10 +65,12 @@ class After:
 
 
 class Session:
-    """Use as a context manager; then `step`, and read `values`.
+    """A run in progress. Use it as a context manager; then call `step`, and read `values`.
 
-    problem, solver: what to run. backend: a fresh torch backend by default.
-    seed: of everything random. active: which blocks train; all by default.
+    problem, solver: what to run.
+    backend: a new torch backend by default.
+    seed: the seed of all random numbers.
+    active: which blocks train; all by default.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Session:
         self.backend.start(self.seed)
         try:
             self.state = self.solver.init(self.problem, self.backend)
-            self._activate()
+            self.state.activate(self.active, self.t, self.seed, self.backend)
         except BaseException:
             self.backend.close()
             raise
@@ -102,21 +104,21 @@ class Session:
         self.backend.close()
 
     def step(self, count: int = 1) -> Metrics:
-        """Do the next steps. Returns the metrics of the last."""
+        """Do the next steps. Returns the metrics of the last one."""
         metrics: Metrics = {}
         for _ in range(count):
-            self._activate()
+            self.state.activate(self.active, self.t, self.seed, self.backend)
             metrics = self.solver.step(self.t, self.state, self.problem, self.backend)
             self.t += 1
         return metrics
 
     def values(self, name: str) -> Tensor:
-        """The parameters of variable `name`, in one tensor: as it is if there is one, else flattened and joined."""
+        """The parameters of variable `name` in one tensor: as it is if there is one parameter, else flattened and joined."""
         tensors = list(self.backend.weights(self.variable(name)).values())
         return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
 
     def put(self, name: str, values: Mapping[str, Tensor]) -> None:
-        """Give the parameters of variable `name` these values, frozen ones too."""
+        """Set the parameters of variable `name` to these values, including frozen ones."""
         variable = self.variable(name)
         active = variable.active
         self.backend.activate(variable, variable.blocks.names)
@@ -129,17 +131,14 @@ class Session:
             raise NotApplicable(f"{type(self.solver).__name__} has no lower variable named {name}")
         return self.state.x if name == "x" else self.state.replicas[name]
 
-    def _activate(self) -> None:
-        blocks = self.active.at(self.t, next(iter(self.state.replicas.values())).blocks, self.seed)
-        for replica in self.state.replicas.values():
-            self.backend.activate(replica, blocks)
-
 
 @dataclass(frozen=True)
 class Direction:
-    """A solver's gradient of x, with what it was taken from.
+    """A solver's gradient of x, and where it was computed.
 
-    lower: the lower variables, by name. metrics: of the step that moved x.
+    gradient: the gradient of x.
+    lower: the lower variables, by name.
+    metrics: the metrics of the step that moved x.
     """
 
     gradient: Tensor
@@ -152,7 +151,7 @@ def direction(
 ) -> Direction:
     """The gradient along which a solver moves x, after `hold` steps with x held in which the lower variables converge.
 
-    Read off from the move itself, with a step size of 1.
+    It is derived from the move itself, with a step size of 1.
     """
     chosen = configure(solver, needs=("lr_x", *needs), **{"lr_x": After(hold, 1.0), **settings})
     with Session(problem, chosen) as session:

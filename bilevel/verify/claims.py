@@ -1,4 +1,4 @@
-"""A claim of the theory, and what is measured to see whether this code bears it out."""
+"""Claims of the theory, and the measurements that show whether this code bears them out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Standing = Literal["proved", "derived"]
 
 @dataclass(frozen=True)
 class Curve:
-    """Measured points on which a power law was fitted; log-log."""
+    """Measured points to which a power law was fitted, on logarithmic axes."""
 
     along: str
     xs: Sequence[float]
@@ -33,9 +33,11 @@ class Reading:
     """One number that was measured, and what it should be.
 
     quantity: what was measured.
-    predicted, measured: None where only the deviation counts.
-    accepted: where `measured` may lie; because: why so far from the prediction and no farther.
-    deviation: largest relative distance from the exact values, where these are known; allowed: up to here.
+    because: why it may be as far from the prediction as it may, and no farther.
+    predicted, measured: the two values; None where only the deviation counts.
+    accepted: the range in which `measured` may lie.
+    deviation: the largest relative distance from the exact values, where these are known.
+    allowed: the largest accepted deviation.
     curve: the points behind a fitted exponent.
     """
 
@@ -71,9 +73,11 @@ def exponent(
     allowed: float | None = None,
     at_most: bool = False,
 ) -> Reading:
-    """A power law: the exponent within `within` of the prediction, and the points close to their exact values, if known.
+    """A power law whose exponent must be within `within` of the prediction, and whose points close to their exact values.
 
-    An exponent is blind to constants, and exact values show a wrong one. at_most: a smaller exponent will do as well.
+    exact: the exact values, if they are known. An exponent does not show a wrong constant; they do.
+    allowed: the largest accepted relative distance from them.
+    at_most: whether a smaller exponent is accepted as well.
     """
     xs, ys = [float(x) for x in xs], [float(y) for y in ys]
     fit = fit_power_law(xs, ys)
@@ -83,19 +87,19 @@ def exponent(
 
 
 def agreement(quantity: str, measured: Tensor, exact: Tensor, allowed: float, because: str) -> Reading:
-    """Two tensors are the same, up to `allowed` times the norm of the second."""
+    """Two tensors that must be the same, up to `allowed` times the norm of the second."""
     away = float(torch.linalg.vector_norm(measured - exact) / torch.linalg.vector_norm(exact))
     return Reading(quantity, because, deviation=away, allowed=allowed)
 
 
 def number(quantity: str, measured: float, predicted: float, within: float, because: str) -> Reading:
-    """One number, to a relative accuracy of `within`."""
+    """One number that must be as predicted, to a relative accuracy of `within`."""
     low, high = sorted((predicted * (1 - within), predicted * (1 + within)))
     return Reading(quantity, because, predicted, measured, (low, high))
 
 
 def bound(quantity: str, measured: float, low: float, high: float, because: str) -> Reading:
-    """One number that has to lie between two others."""
+    """One number that must lie between two others."""
     return Reading(quantity, because, None, measured, (low, high))
 
 
@@ -103,12 +107,13 @@ def bound(quantity: str, measured: float, low: float, high: float, because: str)
 class Check(ABC):
     """A claim. Subclasses set the texts and measure.
 
-    quick: measure fewer points: less sharp, in half the time.
+    quick: measure fewer points, which is less sharp and takes half the time.
     solver: the solver to measure; None takes the one that the claim is about.
     general: measure only what every penalty method promises, not what holds for the solver that the claim is about.
 
-    statement, hypotheses, source, standing: the claim, when it is said to hold, who says so and with what right.
-    seed: of everything random in the measurement.
+    statement, hypotheses, source, standing: the claim, the conditions under which it holds, who states it, and whether it is
+        proved there.
+    seed: the seed of all random numbers in the measurement.
     any_solver: the claim has a general form, so that a third-party solver can be measured.
     """
 
@@ -125,4 +130,4 @@ class Check(ABC):
 
     @abstractmethod
     def readings(self) -> Iterable[Reading]:
-        """Measure."""
+        """Measure what the claim predicts."""

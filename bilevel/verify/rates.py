@@ -1,4 +1,4 @@
-"""Fit a power law to measured points."""
+"""Fit power laws to measured points."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bilevel.statistics import t_quantile
+
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """y = factor * x ** exponent, by least squares on the logarithms.
+    """y = factor * x ** exponent, fitted by least squares on the logarithms.
 
-    low, high: the 95 % confidence interval of the exponent. It measures the scatter around a straight line; that the
-        points lie on a curve (a transient, a floor) shows as a wide interval too.
+    low, high: the 95% confidence interval of the exponent. It measures the scatter around a straight line; points that lie
+        on a curve (a transient, a floor) give a wide interval, too.
     """
 
     exponent: float
@@ -24,9 +26,9 @@ class PowerLaw:
 
 
 def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
-    """Fit at least three points. Raises `ValueError` for a point that has no logarithm, naming it.
+    """Fit at least three points. Raises `ValueError`, naming the point, for one that has no logarithm.
 
-    A zero is no small number here: an error of exactly 0 means that two things that should differ are the same object.
+    Zero is not a small number here: an error of exactly 0 means that two things that should differ are the same object.
     """
     if len(xs) != len(ys) or len(xs) < 3:
         raise ValueError(f"a power law needs at least three points, each with an x and a y; got {len(xs)} and {len(ys)}")
@@ -41,14 +43,5 @@ def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
     intercept = float(v.mean() - exponent * u.mean())
     freedom = len(xs) - 2
     scatter = math.sqrt(float(((v - intercept - exponent * u) ** 2).sum()) / freedom / spread)
-    half = student_quantile(freedom) * scatter
+    half = t_quantile(freedom) * scatter
     return PowerLaw(exponent, math.exp(intercept), exponent - half, exponent + half)
-
-
-def student_quantile(freedom: int) -> float:
-    """The value that a Student t variable exceeds, in size, with probability 5 %. By integrating its density."""
-    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    grid = np.linspace(0, 13, 130_001)  # one degree of freedom needs the widest: 12.71
-    density = constant * (1 + grid**2 / freedom) ** (-(freedom + 1) / 2)
-    inside = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)]) * (grid[1] - grid[0])
-    return float(np.interp(0.475, inside, grid))

@@ -1,4 +1,4 @@
-"""Run the checks, and show what came out: a table, a picture, and JSON."""
+"""Measure claims, and show the results as a table, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ COLOURS = {"holds": "green", "FAILS": "red", "skipped": "yellow"}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one claim. `reason` says why it failed without a reading, or was skipped."""
+class ClaimResult:
+    """The result for one claim. `reason` says why it failed without a reading or was skipped."""
 
     name: str
     statement: str
@@ -48,17 +48,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Report:
-    """All outcomes. `solver`: the third-party solver that was measured, if any."""
+class VerificationReport:
+    """The results for all claims. `solver`: the third-party solver that was measured, if any."""
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[ClaimResult]
     seconds: float
     solver: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
-        """The claims that do not hold."""
+        """The names of the claims that do not hold."""
         return [outcome.name for outcome in self.outcomes if outcome.verdict == "FAILS"]
 
     @property
@@ -67,7 +67,7 @@ class Report:
         return not self.failed and any(outcome.verdict == "holds" for outcome in self.outcomes)
 
     def table(self) -> Table:
-        """One row a reading."""
+        """A table with one row for each reading."""
         from rich.table import Table
 
         table = Table(show_lines=False, header_style="bold", pad_edge=False, box=None, row_styles=["", "dim"])
@@ -90,11 +90,11 @@ class Report:
         return table
 
     def as_json(self) -> str:
-        """Everything, for programs."""
+        """All results as JSON, for programs."""
         return json.dumps(_finite({"holds": self.holds, **dataclasses.asdict(self)}), indent=1, ensure_ascii=False)
 
     def picture(self) -> bytes:
-        """One panel a claim: measured points with the fitted and the predicted line. PNG."""
+        """A PNG with one panel for each claim: the measured points with the fitted and the predicted line."""
         from matplotlib.figure import Figure
 
         outcomes = [outcome for outcome in self.outcomes if outcome.readings]
@@ -116,12 +116,12 @@ NUMBERS = ("predicted", "measured", "accepted", "deviation", "allowed")
 
 def verify(
     names: Sequence[str] = (), *, quick: bool = False, solver: str | None = None, processes: int | None = None
-) -> Report:
-    """Measure the claims of these names; all that there are by default.
+) -> VerificationReport:
+    """Measure the claims of these names; all installed ones by default.
 
-    quick: fewer points.
+    quick: measure fewer points.
     solver: measure this solver, on the claims that are about every penalty method.
-    processes: how many claims at a time; by default as many as there are processors.
+    processes: the number of claims to measure at a time; by default the number of processors.
 
     Raises `InputError` for an unknown name.
     """
@@ -140,19 +140,19 @@ def verify(
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             outcomes = list(pool.map(measure, *zip(*jobs, strict=True)))
     facts = {"quick": quick, "torch": str(torch.__version__), "processes": processes}
-    return Report(outcomes, round(time.perf_counter() - started, 1), solver, facts)
+    return VerificationReport(outcomes, round(time.perf_counter() - started, 1), solver, facts)
 
 
-def measure(name: str, quick: bool, solver: str | None = None) -> Outcome:
+def measure(name: str, quick: bool, solver: str | None = None) -> ClaimResult:
     """Measure one claim, on one thread."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     cls: type[Check] = plugins().find("checks", name).load()
     about = {key: getattr(cls, key) for key in ("statement", "hypotheses", "source", "standing", "seed")}
 
-    def outcome(verdict: Verdict, readings: Sequence[Reading] = (), reason: str = "") -> Outcome:
+    def outcome(verdict: Verdict, readings: Sequence[Reading] = (), reason: str = "") -> ClaimResult:
         seconds = round(time.perf_counter() - started, 2)
-        return Outcome(name, **about, verdict=verdict, seconds=seconds, readings=readings, reason=reason)
+        return ClaimResult(name, **about, verdict=verdict, seconds=seconds, readings=readings, reason=reason)
 
     if solver is not None and not cls.any_solver:
         return outcome("skipped", reason="the claim is about one solver, not about every penalty method")
@@ -164,7 +164,7 @@ def measure(name: str, quick: bool, solver: str | None = None) -> Outcome:
 def judge(check: Check) -> tuple[Verdict, Sequence[Reading], str]:
     """The verdict on one claim, the readings, and the reason where there are none."""
     try:
-        with np.errstate(all="ignore"):  # what overflows ends as inf or NaN, which no reading accepts
+        with np.errstate(all="ignore"):  # an overflow gives inf or NaN, which no reading accepts
             readings = list(check.readings())
     except NotApplicable as error:
         return "skipped", (), str(error)
@@ -175,7 +175,7 @@ def judge(check: Check) -> tuple[Verdict, Sequence[Reading], str]:
     return ("holds" if all(reading.holds for reading in readings) else "FAILS"), readings, ""
 
 
-def write(report: Report, *, picture: Path | None, data: Path | None) -> None:
+def write(report: VerificationReport, *, picture: Path | None, data: Path | None) -> None:
     """Write the picture and the JSON."""
     if picture is not None:
         write_atomic(picture, report.picture())
@@ -184,7 +184,7 @@ def write(report: Report, *, picture: Path | None, data: Path | None) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same nest, with null for what JSON has no number for."""
+    """The same nested value, with None in place of numbers that JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -204,7 +204,7 @@ def _numbers(reading: Reading) -> list[str]:
     ]
 
 
-def _draw(axes: Axes, outcome: Outcome) -> None:
+def _draw(axes: Axes, outcome: ClaimResult) -> None:
     from matplotlib.ticker import NullFormatter
 
     colour = "tab:green" if outcome.verdict == "holds" else "tab:red"
@@ -236,8 +236,8 @@ def _legend(reading: Reading) -> str:
     return f"{reading.quantity}: {reading.measured:.3f} (predicted {reading.predicted:.3f})"
 
 
-def _draw_deviations(axes: Axes, outcome: Outcome) -> None:
-    """Where nothing is fitted: every reading as a part of what is allowed; left of the line it holds."""
+def _draw_deviations(axes: Axes, outcome: ClaimResult) -> None:
+    """Draw each reading relative to what is allowed, where nothing is fitted; it holds if it is left of the line."""
     parts, names = [], []
     for reading in outcome.readings:
         if reading.deviation is not None and reading.allowed:

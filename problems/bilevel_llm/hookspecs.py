@@ -10,12 +10,12 @@ def bilevel_weightings(register: Register) -> None:
 
 @hookspec
 def bilevel_formats(register: Register) -> None:
-    """Register formats of data files: how a record is recognised, read, learned from and written."""
+    """Register formats of data files: subclasses of `bilevel_llm.data.format.Format`."""
 
 
 @hookspec
 def bilevel_exporters(register: Register) -> None:
-    """Register exporters: how learned weights are written for another trainer."""
+    """Register ways to write learned weights for a trainer: subclasses of `bilevel_llm.exporters.exporter.Exporter`."""
 
 
 @hookspec

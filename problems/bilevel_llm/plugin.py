@@ -1,4 +1,4 @@
-"""Registers the language-model problems, the baselines that learned weights are compared with, features and commands."""
+"""Registers the language-model problems, baselines, formats of data, exporters, features and commands."""
 
 from bilevel.hookspecs import Register, hookimpl
 
@@ -14,6 +14,27 @@ def bilevel_problems(register: Register) -> None:
     """The problems of this package."""
     register("llm-reweighting", "bilevel_llm.reweighting.problem:LLMReweighting")
     register("llm-finetuning", "bilevel_llm.finetuning.problem:FineTuning")
+
+
+@hookimpl
+def bilevel_formats(register: Register) -> None:
+    """The formats of data files that this package reads."""
+    register("messages", "bilevel_llm.data.formats.messages:Messages")
+    register("sharegpt", "bilevel_llm.data.formats.sharegpt:ShareGPT")
+    register("alpaca", "bilevel_llm.data.formats.alpaca:Alpaca")
+    register("prompt_completion", "bilevel_llm.data.formats.prompt_completion:PromptCompletion")
+    register("text", "bilevel_llm.data.formats.text:Text")
+
+
+@hookimpl
+def bilevel_exporters(register: Register) -> None:
+    """The trainers that this package writes weights for, and the weights alone."""
+    register("interleave", "bilevel_llm.exporters.interleave:Interleave")
+    register("llamafactory", "bilevel_llm.exporters.llamafactory:LlamaFactory")
+    register("trl", "bilevel_llm.exporters.trl:TRL")
+    register("axolotl", "bilevel_llm.exporters.axolotl:Axolotl")
+    register("json", "bilevel_llm.exporters.plain:JsonWeights")
+    register("csv", "bilevel_llm.exporters.plain:CsvWeights")
 
 
 @hookimpl

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
-from bilevel.problem import may_be_memoryless
+from bilevel.problem import initialization_may_be_deferred
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
-from bilevel_llm.data.settings import Format, ValidationSet, check_set_weights, unique_names
+from bilevel_llm.data.registered_formats import FormatName
+from bilevel_llm.data.settings import ValidationSet, check_set_weights, unique_names
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
@@ -97,7 +98,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     def lower(self) -> nn.Module:
         """The language model; its weights are left in their files where the backend will read them one by one."""
         settings = (self.attention, self.trust_remote_code)
-        if may_be_memoryless():
+        if initialization_may_be_deferred():
             return self._as_trained(*self._files.load_skeleton(*settings))
         return self._as_trained(self._files.load_model(*settings), None)
 
@@ -141,6 +142,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
             upper_rows=self.validation_rows,
             row_size=self.max_length,
             unit="tokens",
+            savings=("a smaller model (problem.model)", "shorter rows (problem.max_length)"),
         )
 
     def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
@@ -153,7 +155,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """Batch `index` of the sampler over these tables, with weights by which a table's losses give its mean."""
         return micro_batches(list(tables.values()), sampler, index, shard)
 
-    def _tokenise(self, patterns: Sequence[str], format: Format | None) -> TokenTable:
+    def _tokenise(self, patterns: Sequence[str], format: FormatName | None) -> TokenTable:
         return tokenise(
             patterns,
             self._tokenizer,

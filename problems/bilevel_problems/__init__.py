@@ -1,1 +1,1 @@
-"""First-party problems."""
+"""Synthetic problems with closed forms."""

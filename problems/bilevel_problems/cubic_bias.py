@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.problem import Forward, Problem, Shard
-from bilevel_problems.variables import Vector
+from bilevel_problems.variables import ParameterVector
 
 
 @dataclass
 class CubicBias(Problem[Tensor]):
-    """See the module.
+    """The problem that the module's docstring defines.
 
-    mu: strong convexity of g; the condition number is 1/mu near |y| = 1.
-    start: x at the start; None takes h'(mu), where the bias is largest.
+    mu: the strong convexity of g; the condition number is 1/mu near |y| = 1.
+    start: the value of x at the start; None takes h'(mu), where the bias is largest.
     """
 
     smooth: ClassVar[bool | None] = True
@@ -71,13 +71,13 @@ class CubicBias(Problem[Tensor]):
         return self.lower_solution(x - 1 / penalty)
 
     def upper(self) -> nn.Module:
-        """x. Shape: (1,)."""
+        """The variable x. Shape: (1,)."""
         start = self.slope(torch.tensor([self.mu], dtype=torch.float64))
-        return Vector(start if self.start is None else torch.full_like(start, self.start))
+        return ParameterVector(start if self.start is None else torch.full_like(start, self.start))
 
     def lower(self) -> nn.Module:
-        """y. Shape: (1,)."""
-        return Vector(torch.zeros(1))
+        """The variable y. Shape: (1,)."""
+        return ParameterVector(torch.zeros(1))
 
     def upper_loss(self, x: Forward, y: Forward, batch: Tensor) -> Tensor:
         """f(x, y)."""
@@ -89,11 +89,11 @@ class CubicBias(Problem[Tensor]):
         return batch * (self.h(value) - x() * value).sum()
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[Tensor]:
-        """The one share there is."""
+        """The whole loss, as a batch of one sample."""
         return [torch.ones((), dtype=torch.float64) for _ in shard.split(range(1))]
 
     def lower_batch(self, index: int, shard: Shard) -> Sequence[Tensor]:
-        """The one share there is."""
+        """The whole loss, as a batch of one sample."""
         return self.upper_batch(index, shard)
 
     def summary(self, x: Forward) -> Mapping[str, float]:

@@ -26,8 +26,8 @@ from bilevel_problems.tables import Rows, Table
 CLASSES = 10
 
 
-class RowWeights(nn.Module):
-    """A logit for each training row; called with row numbers it gives σ(logit) of these."""
+class SampleWeights(nn.Module):
+    """A logit for each training row; a call with row numbers returns σ(logit) of these rows."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RowWeights(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A linear classifier; gives the scores and ½‖W‖²."""
+    """A linear classifier; a call returns the scores and ½‖W‖²."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -57,11 +57,12 @@ class Classifier(nn.Module):
 class HyperCleaning(Problem[Rows]):
     """Find the wrong labels among handwritten digits.
 
-    rows: training rows; wrong: the part of them whose label is replaced by another one.
-    validation_rows: rows with right labels.
+    rows: the number of training rows.
+    wrong: the share of them whose label is replaced by another one.
+    validation_rows: the number of rows with right labels.
     ridge: ρ.
-    batch_size: rows of a batch of either level; None takes all.
-    instance: seed of the split and of the wrong labels.
+    batch_size: the rows of a batch of either level; None takes all.
+    instance: the seed of the split and of the wrong labels.
     """
 
     rows: int = 500
@@ -78,17 +79,17 @@ class HyperCleaning(Problem[Rows]):
             raise ValueError("rows and validation_rows must be at least 1")
 
     def prepare(self) -> None:
-        """Read the data."""
+        """Load the digits, and make some labels wrong."""
         _ = self._data
 
     @property
     def training(self) -> Table:
-        """Rows of the lower level, with wrong labels among them."""
+        """The rows of the lower level, some of which have wrong labels."""
         return self._data[0]
 
     @property
     def validation(self) -> Table:
-        """Rows of the upper level."""
+        """The rows of the upper level."""
         return self._data[1]
 
     @property
@@ -97,11 +98,11 @@ class HyperCleaning(Problem[Rows]):
         return self._data[2]
 
     def upper(self) -> nn.Module:
-        """x: the rows' logits, at 0 (weight ½)."""
-        return RowWeights(self.rows)
+        """The variable x: the logits of the rows, which start at 0 (weight ½)."""
+        return SampleWeights(self.rows)
 
     def lower(self) -> nn.Module:
-        """y: the classifier, at 0."""
+        """The variable y: the classifier, whose weights start at 0."""
         return Classifier(self.training.features.shape[1])
 
     def upper_loss(self, x: Forward, y: Forward, batch: Rows) -> Tensor:
@@ -124,7 +125,7 @@ class HyperCleaning(Problem[Rows]):
         return self.training.batch(index, shard, self.batch_size, Stream.LOWER)
 
     def summary(self, x: Forward) -> Mapping[str, float]:
-        """Mean weight of the rows with right and with wrong labels."""
+        """The mean weight of the rows with right labels, and of those with wrong ones."""
         weights, wrong = x(), self.is_wrong
         means = {"right": weights[~wrong], "wrong": weights[wrong]}
         return {name: float(values.mean()) for name, values in means.items() if len(values)}
@@ -142,7 +143,8 @@ class HyperCleaning(Problem[Rows]):
         images, labels = digits.data / 16, digits.target
         if self.rows + self.validation_rows > len(labels):
             raise InputError(
-                f"rows ({self.rows}) and validation_rows ({self.validation_rows}) are more than the {len(labels)} digits"
+                f"rows ({self.rows}) and validation_rows ({self.validation_rows}) add up to more than the "
+                f"{len(labels)} digits"
             )
         random = generator(self.instance, Stream.INIT)
         order = random.permutation(len(labels))

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Problem, Shard
 from bilevel_problems.tables import Rows, Table
-from bilevel_problems.variables import Vector
+from bilevel_problems.variables import ParameterVector
 
 
 @dataclass
 class LogisticRegularisation(Problem[Rows]):
-    """Gaussian features; labels from a linear rule in which only the first half of the coordinates count, with noise.
+    """Gaussian features, and noisy labels of a linear rule in which only the first half of the coordinates count.
 
-    rows, validation_rows, d: sizes of the data.
-    batch_size: rows of a batch of either level; None takes all.
-    start: every x_j at the start (the logarithm of the strength).
-    instance: seed of the data.
+    rows, validation_rows, d: the numbers of training rows, validation rows and coordinates.
+    batch_size: the rows of a batch of either level; None takes all.
+    start: the value of every x_j (the logarithm of the strength) at the start.
+    instance: the seed of the data.
     """
 
     smooth: ClassVar[bool | None] = True
@@ -67,12 +67,12 @@ class LogisticRegularisation(Problem[Rows]):
         return -torch.exp(x) * y * torch.linalg.solve(H, grad_f)
 
     def upper(self) -> nn.Module:
-        """x."""
-        return Vector(torch.full((self.d,), self.start))
+        """The variable x."""
+        return ParameterVector(torch.full((self.d,), self.start))
 
     def lower(self) -> nn.Module:
-        """y."""
-        return Vector(torch.zeros(self.d))
+        """The variable y."""
+        return ParameterVector(torch.zeros(self.d))
 
     def upper_loss(self, x: Forward, y: Forward, batch: Rows) -> Tensor:
         """f(x, y)."""
@@ -92,7 +92,7 @@ class LogisticRegularisation(Problem[Rows]):
         return self.training.batch(index, shard, self.batch_size, Stream.LOWER)
 
     def summary(self, x: Forward) -> Mapping[str, float]:
-        """Mean logarithmic strength on the coordinates that count and on those that do not."""
+        """The mean logarithmic strength on the coordinates that count, and on those that do not."""
         value, half = x(), (self.d + 1) // 2
         means = {"informative": float(value[:half].mean())}
         return {**means, "uninformative": float(value[half:].mean())} if self.d > 1 else means

@@ -5,7 +5,7 @@ from bilevel.hookspecs import Register, hookimpl
 
 @hookimpl
 def bilevel_problems(register: Register) -> None:
-    """The problems of this package."""
+    """Register the problems of this package."""
     register("quadratic", "bilevel_problems.quadratic:Quadratic")
     register("cubic-bias", "bilevel_problems.cubic_bias:CubicBias")
     register("logistic-regularisation", "bilevel_problems.logistic_regularisation:LogisticRegularisation")

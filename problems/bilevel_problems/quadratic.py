@@ -1,4 +1,4 @@
-"""`quadratic`: a problem of any size and condition number whose every answer is known; see `QuadraticForms`."""
+"""`quadratic`: a problem of any size and condition number with a closed form for everything; see `QuadraticForms`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Problem, Shard
 from bilevel_problems.quadratic_forms import QuadraticForms
-from bilevel_problems.variables import BlockVector, Vector
+from bilevel_problems.variables import BlockVector, ParameterVector
 
 
 @dataclass(frozen=True)
 class Noise:
     """One micro-batch: its share of the loss, and the linear term that makes the gradient noisy.
 
-    share: the samples of this micro-batch among those of the global batch.
-    along_x, along_y: added to the gradient of the two variables. Same shapes as these.
-    size: samples.
+    share: the share of the global batch's samples that are in this micro-batch.
+    along_x, along_y: what is added to the gradients of x and y. They have the shapes of these.
+    size: the number of samples.
     """
 
     share: float
@@ -36,16 +36,16 @@ class Noise:
 class Quadratic(Problem[Noise]):
     """A random instance of the general quadratic problem.
 
-    m, n: dimensions of x and y.
-    kappa: condition number of the lower level.
-    instance: seed of the coefficients.
-    rho, omega: weight and frequency of a cosine in x that makes Φ nonconvex; 0 leaves it strongly convex.
-    upper_noise, lower_noise: standard deviation of each gradient coordinate of one sample of f, and of g.
-    batch_size: samples of one batch.
-    split: equal blocks that y is split into, of which a subset may train at a time.
-    copies: so many independent runs side by side: x has shape (copies, m), the loss is their sum, and each has noise of
-        its own. A solver treats them as one variable; with plain SGD each row is a run.
-    start: every coordinate of x at the start. y starts at 0.
+    m, n: the dimensions of x and y.
+    kappa: the condition number of the lower level.
+    instance: the seed of the coefficients.
+    rho, omega: the weight and frequency of a cosine in x that makes Φ nonconvex; 0 leaves it strongly convex.
+    upper_noise, lower_noise: the standard deviation of each gradient coordinate of one sample of f, and of g.
+    batch_size: the samples of one batch.
+    split: the number of equal blocks into which y is divided, of which a subset may train at a time.
+    copies: the number of independent runs side by side: x has shape (copies, m), the loss is the sum over copies, and each
+        copy has its own noise. A solver treats them as one variable; with plain SGD each row is a run.
+    start: the value of every coordinate of x at the start; y starts at 0.
     """
 
     smooth: ClassVar[bool | None] = True
@@ -74,7 +74,7 @@ class Quadratic(Problem[Noise]):
 
     @classmethod
     def of(cls, forms: QuadraticForms, *, x: Tensor | None = None, y: Tensor | None = None, **settings: Any) -> Quadratic:
-        """The problem with these coefficients and, where given, this start; `settings` are its other fields."""
+        """The problem with these coefficients and, if given, this start; `settings` are its other fields."""
         n, m = forms.C.shape
         problem = cls(m=m, n=n, **settings)
         problem.forms = forms
@@ -91,21 +91,21 @@ class Quadratic(Problem[Noise]):
 
     @cached_property
     def start_x(self) -> Tensor:
-        """Where x starts."""
+        """The start of x."""
         return torch.full(self._shape(self.m), self.start, dtype=torch.float64)
 
     @cached_property
     def start_y(self) -> Tensor:
-        """Where y starts."""
+        """The start of y."""
         return torch.zeros(self._shape(self.n), dtype=torch.float64)
 
     def upper(self) -> nn.Module:
-        """x."""
-        return Vector(self.start_x)
+        """The variable x."""
+        return ParameterVector(self.start_x)
 
     def lower(self) -> nn.Module:
-        """y."""
-        return Vector(self.start_y) if self.split == 1 else BlockVector(self.start_y, self.split)
+        """The variable y."""
+        return ParameterVector(self.start_y) if self.split == 1 else BlockVector(self.start_y, self.split)
 
     def upper_loss(self, x: Forward, y: Forward, batch: Noise) -> Tensor:
         """f(x, y) + ξ_x'x + ξ_y'y."""
@@ -116,15 +116,15 @@ class Quadratic(Problem[Noise]):
         return _with_noise(self.forms.g(x(), y()), x, y, batch)
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[Noise]:
-        """Noise of f."""
+        """The noise of f in this batch."""
         return self._batch(index, shard, self.upper_noise, Stream.UPPER)
 
     def lower_batch(self, index: int, shard: Shard) -> Sequence[Noise]:
-        """Noise of g: the same for every y, as all get the same batch."""
+        """The noise of g in this batch. It is the same for all lower variables, since all use the same batch."""
         return self._batch(index, shard, self.lower_noise, Stream.LOWER)
 
     def summary(self, x: Forward) -> Mapping[str, float]:
-        """Φ(x) and ‖∇Φ(x)‖ (the mean over the copies)."""
+        """Φ(x) and ‖∇Φ(x)‖, as means over the copies."""
         forms, value = self.forms, x()
         return {
             "phi": float(forms.phi(value).mean()),

@@ -1,4 +1,4 @@
-"""The general quadratic bilevel problem, solved on paper.
+"""The general quadratic bilevel problem and its closed forms.
 
     g(x, y) = ½ y'Ay + y'(Cx + b) + ½ x'Qx + q'x                                                       A > 0
     f(x, y) = ½ (y - t)'B(y - t) + x'Ey + ½ x'Dx + d'x + ρ Σ_i (1 - cos ω x_i)
@@ -7,7 +7,7 @@ With J = -A⁻¹C, S = BJ + E' and s(x) = ∇_y f(x, y*(x)), the penalised probl
 
     y*_α(x) - y*(x) = -(αA + B)⁻¹ s(x)          L_α(x) - Φ(x) = -½ s'(αA + B)⁻¹ s          ∇L_α - ∇Φ = -S'(αA + B)⁻¹ s
 
-exactly, for every penalty α. The trigonometric term depends on x alone: it makes Φ nonconvex and leaves all this as it is.
+exactly, for every penalty α. The trigonometric term depends on x alone: it makes Φ nonconvex and changes none of this.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from bilevel.data import Stream, generator
 class QuadraticForms:
     """The coefficients, and everything that follows from them.
 
-    Every method takes x of shape (..., m) and, where it needs y, y of shape (..., n); the leading dimensions are those of
-    what it returns. Float64 throughout.
+    Every method takes x of shape (..., m) and, if it needs it, y of shape (..., n); what it returns has the same leading
+    dimensions. Everything is in float64.
     """
 
     A: Tensor

@@ -22,19 +22,21 @@ from torch import Tensor, nn
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Loss, Problem, Shard
 from bilevel_problems.tables import Rows, Table
-from bilevel_problems.variables import Vector
+from bilevel_problems.variables import ParameterVector
 
 
 @dataclass
 class RidgeReweighting(Problem[Rows]):
     """Clean sources follow the rule that the validation rows follow; flipped ones follow its negative.
 
-    clean, flipped: sources of either kind.
-    rows: of each source. validation_rows: of the upper level. d: features.
+    clean, flipped: the number of sources of either kind.
+    rows: the number of rows of each source.
+    validation_rows: the number of rows of the upper level.
+    d: the number of features.
     ridge: ρ.
-    noise: standard deviation of the targets around the rule.
-    batch_size: rows of a batch of either level; None takes all.
-    instance: seed of the data.
+    noise: the standard deviation of the targets around the rule.
+    batch_size: the rows of a batch of either level; None takes all.
+    instance: the seed of the data.
     """
 
     smooth: ClassVar[bool | None] = True
@@ -56,7 +58,7 @@ class RidgeReweighting(Problem[Rows]):
 
     @property
     def names(self) -> list[str]:
-        """The sources."""
+        """The names of the sources."""
         return [f"clean-{i}" for i in range(self.clean)] + [f"flipped-{i}" for i in range(self.flipped)]
 
     @cached_property
@@ -102,12 +104,12 @@ class RidgeReweighting(Problem[Rows]):
     # The problem.
 
     def upper(self) -> nn.Module:
-        """x: the logits, at 0. Shape: (k,)."""
-        return Vector(torch.zeros(self.clean + self.flipped))
+        """The variable x: the logits of the sources, which start at 0. Shape: (k,)."""
+        return ParameterVector(torch.zeros(self.clean + self.flipped))
 
     def lower(self) -> nn.Module:
-        """y, at 0."""
-        return Vector(torch.zeros(self.d))
+        """The variable y, which starts at 0."""
+        return ParameterVector(torch.zeros(self.d))
 
     def upper_loss(self, x: Forward, y: Forward, batch: Rows) -> Tensor:
         """f(y)."""

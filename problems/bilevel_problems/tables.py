@@ -17,12 +17,12 @@ class Rows:
     """One micro-batch.
 
     features: shape (rows, d). targets: shape (rows,).
-    source: which source each row belongs to. Shape: (rows,).
-    number: which row of the table each is. Shape: (rows,).
+    source: the source that each row belongs to. Shape: (rows,).
+    number: the number of each row in the table. Shape: (rows,).
     weight: one over the rows of the same source in the global batch, so that a weighted sum over micro-batches is the
         mean over a source. Shape: (rows,).
-    share: these rows among all of the global batch.
-    size: rows.
+    share: the share of the global batch's rows that are in this micro-batch.
+    size: the number of rows.
     """
 
     features: Tensor
@@ -40,10 +40,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one level, those of the same source together.
+    """All rows of one level, grouped by source.
 
     features: shape (rows, d). targets: shape (rows,).
-    sizes: rows of each source, in order.
+    sizes: the number of rows of each source, in order.
     """
 
     features: Tensor

@@ -4,24 +4,24 @@ import torch
 from torch import Tensor, nn
 
 
-class Vector(nn.Module):
-    """A vector in float64, or several side by side. Calling it gives its value, as a new tensor."""
+class ParameterVector(nn.Module):
+    """A vector in float64, or several side by side. A call returns its value as a new tensor."""
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
         self.value = nn.Parameter(start.detach().clone().double())
 
     def forward(self) -> Tensor:
-        """The value, in the shape it was started with."""
+        """The value, in the shape of the start."""
         return self.value.clone()
 
 
 class BlockVector(nn.Module):
-    """A vector whose coordinates are dealt out, in order, to equal blocks that can train one at a time."""
+    """A vector whose coordinates are divided, in order, into equal blocks that can train one at a time."""
 
     def __init__(self, start: Tensor, blocks: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Vector(part) for part in start.chunk(blocks, dim=-1))
+        self.blocks = nn.ModuleList(ParameterVector(part) for part in start.chunk(blocks, dim=-1))
 
     def forward(self) -> Tensor:
         """The whole vector."""

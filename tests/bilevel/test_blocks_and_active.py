@@ -104,5 +104,5 @@ def test_different_settings_for_tied_weights_are_refused() -> None:
 
 
 def test_an_unknown_block_is_named() -> None:
-    with pytest.raises(InputError, match="no block named 'layers.9'"):
+    with pytest.raises(InputError, match="no block is named 'layers.9'"):
         find_blocks(Model()).parameters(frozenset({"layers.9"}))

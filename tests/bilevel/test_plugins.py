@@ -138,3 +138,8 @@ def test_a_plugin_can_bring_a_command_of_its_own(monkeypatch, tmp_path, capsys) 
     shown = capsys.readouterr().out
     assert "greet" in shown
     assert "Say hello." in shown
+
+
+def test_a_name_unlike_any_other_is_answered_with_all_names() -> None:
+    with pytest.raises(InputError, match=r"no solver is named 'zzz'; known: aid, bome, "):
+        load_plugins().find("solvers", "zzz")

@@ -10,13 +10,11 @@ import torch
 from torch import nn
 
 from bilevel import All, Descent, InputError, fit
-from bilevel.optimizer import AdamW
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
 from bilevel.planning.plan import Plan, Setup, make_plan
-from bilevel.problem import memoryless
-from bilevel.solver import Workload
-from bilevel_backends.materialise import fill
+from bilevel.problem import deferred_initialization
+from bilevel_backends.deferred_init import materialize
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.settings import ValidationSet, unique_names
 from bilevel_llm.finetuning.problem import FineTuning
@@ -110,7 +108,7 @@ def test_sets_of_the_same_name_are_all_evaluated(either: Make, data: dict[str, s
 def deferred(problem: LanguageModelProblem, seed: int = 0) -> nn.Module:
     """The lower module as a backend for several processes builds it."""
     torch.manual_seed(seed)
-    with memoryless():
+    with deferred_initialization():
         return problem.lower()
 
 
@@ -129,7 +127,7 @@ def test_weights_that_are_read_one_by_one_are_those_of_the_whole_model(
     assert held == {name for name, _ in module.named_parameters() if "lora_" in name}
     trained = {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
     assert {name for name, parameter in module.named_parameters() if parameter.requires_grad} == trained
-    fill(module, dict(module.named_parameters()), lambda name, _: module.stored_weight(name))
+    materialize(module, dict(module.named_parameters()), lambda name, _: module.stored_weight(name))
     found = module.state_dict()
     assert found.keys() == whole.state_dict().keys()
     for name, expected in whole.state_dict().items():
@@ -153,8 +151,7 @@ def test_a_model_whose_files_name_their_weights_otherwise_is_loaded_whole(
 def plan(problem: LanguageModelProblem, **settings: Any) -> Plan:
     backend = TorchBackend(dtype="bfloat16", **settings)
     model = Footprint(problem.cost(0.5), backend.dtype)
-    workload = Workload({"z": AdamW()}, lower_passes=1, upper_passes=0)
-    return make_plan(model, Setup(backend, All(), workload), Hardware())
+    return make_plan(model, Setup(backend, All(), Descent().workload()), Hardware())
 
 
 @pytest.fixture

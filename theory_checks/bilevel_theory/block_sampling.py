@@ -1,4 +1,4 @@
-"""Training a random part of the blocks at a time takes blocks/active times the steps, and changes no answer."""
+"""Training a random part of the blocks at a time takes blocks/active times as many steps, and changes no result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCKS = 8
 
 
 class BlockSampling(Check):
-    """Lower steps to a given accuracy, with x held; and where the whole method ends with half of the blocks active."""
+    """Lower steps to a given accuracy, with x held; and the point where the method ends with half of the blocks active."""
 
     statement = "with q of B blocks active, lower steps grow by B/q; fixed points and their O(1/α) distance from x* stay"
     hypotheses = "g strongly convex; blocks drawn uniformly, the same for y and z; steps small against 1/λ"
@@ -28,7 +28,7 @@ class BlockSampling(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Inflation for 4, 2 and 1 of 8 blocks; ends for half of the blocks."""
+        """The increase in steps for 4, 2 and 1 of 8 blocks, and the end points for half of the blocks."""
         seeds = 1 if self.quick else 3
         full = self._lower_steps(All(), [0])
         for q in (4, 2, 1):
@@ -36,7 +36,7 @@ class BlockSampling(Check):
             exact = math.log(1 - SHRINK) / math.log(1 - q / BLOCKS * SHRINK)
             yield number(
                 f"lower steps, {q} of {BLOCKS} blocks over all", steps / full, exact, 0.25 if self.quick else 0.15,
-                f"{seeds} draws of the masks: 3 % where one block is active at a time, more in few draws",
+                f"{seeds} draws of the masks: the error is 3 % where one block is active at a time, and more in few draws",
             )  # fmt: skip
 
         forms = mild_forms()
@@ -51,7 +51,7 @@ class BlockSampling(Check):
         )  # fmt: skip
 
     def _lower_steps(self, active: Active, seeds: range | list[int]) -> float:
-        """Steps until the root mean square error over seeds is a hundredth of that at the start. Only z trains."""
+        """The steps until the root mean square error over seeds is a hundredth of that at the start. Only z trains."""
         errors = torch.stack([self._errors(active, seed) for seed in seeds]).mean(0)
         below = (errors <= 1e-4 * errors[0]).nonzero()
         if len(below) == 0:
@@ -84,4 +84,4 @@ class BlockSampling(Check):
 
 RATE = 0.1
 SHRINK = 1 - (1 - RATE) ** 2
-"""Every curvature is 1: an active block's squared error falls by this part of it in a step."""
+"""Every curvature is 1: a step reduces an active block's squared error by this share of it."""

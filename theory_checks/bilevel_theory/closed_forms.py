@@ -1,4 +1,4 @@
-"""The closed forms that the other claims are measured with, against definitions: minimisation and differentiation."""
+"""The closed forms by which the other claims are measured, compared with their definitions as minima and derivatives."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bilevel_problems.quadratic_forms import QuadraticForms
 from bilevel_problems.ridge_reweighting import RidgeReweighting
 from bilevel_theory.instances import random_x
 
-PRECISE = "float64, with at most four digits lost"
+PRECISE = "float64, of which at most four digits are lost"
 DIFFERENCED = "central differences of step 1e-4: their error is 1e-8, and rounding 1e-12 over 1e-4"
 
 
 class ClosedForms(Check):
-    """Nothing of a solver: if this fails, no other measurement means anything."""
+    """No solver is involved: if this fails, no other measurement means anything."""
 
     statement = "y*, y*_α, Φ, ∇Φ, L_α, ∇L_α - ∇Φ, the bias of order p and the shift of x* are what their definitions say"
     hypotheses = "the synthetic problems of this package"
@@ -30,7 +30,7 @@ class ClosedForms(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """One identity after the other."""
+        """Compare both sides of each identity."""
         forms = QuadraticForms.random(5, 8, 10.0, seed=0, rho=1.0)
         x, α = random_x(5), 30.0
         zero = torch.zeros(8, dtype=torch.float64)

@@ -23,15 +23,17 @@ EXACT = "the instance makes the power exact, up to κ/α = 1e-3 or less"
 
 
 class ConditionNumber(Check):
-    """The lower variables stand at their solutions; the solver's own step of x shows its gradient."""
+    """The lower variables are at their solutions; the solver's own step of x shows its gradient."""
 
     statement = "‖∇L_α - ∇Φ‖ = O(κ³/α), attained; O(κ^(2p+1) α^-p) for order p; y* to a given accuracy takes O(κ) steps"
-    hypotheses = "α ≫ κ²; the Hessian of g Lipschitz. On a quadratic it is constant, and κ² and κ³ (p = 2) is all there is"
+    hypotheses = (
+        "α ≫ κ²; the Hessian of g Lipschitz. On a quadratic it is constant, and the powers are κ² and κ³ (p = 2) only"
+    )
     source = "Chen, Li, Chayti, Zhang 2026 (2509.02937), Lemma 3.2, for p = 1 and 2; that it is attained is derived"
     standing = "proved"
 
     def readings(self) -> Iterator[Reading]:
-        """κ from 10 to 1000."""
+        """Bias and lower steps for κ from 10 to 1000."""
         solver = self.solver or ScaleBiO
         kappas = [float(κ) for κ in np.geomspace(10, 1000, 3 if self.quick else 5)]
         away, first, second, smooth = [], [], [], []
@@ -58,7 +60,7 @@ class ConditionNumber(Check):
             first.append(
                 α * float((_gradient(cubic, solver, α, {"y": points[1], "z": points[0]}) - cubic.grad_phi(x)).abs())
             )
-            α = 50 * κ**2  # closer to rounding, as the square of it counts
+            α = 50 * κ**2  # smaller, since its square comes closer to rounding errors
             points = {j: cubic.lower_solution(x - j / α) for j in NODES}
             second.append(α**2 * float((_central(cubic, α, points) - cubic.grad_phi(x)).abs()))
         yield exponent(
@@ -112,7 +114,7 @@ def _stiff_forms(κ: float) -> QuadraticForms:
 def _gradient(
     problem: Problem[Any], solver: type[Solver[Any]], α: float, lower: dict[str, Tensor], **settings: Any
 ) -> Tensor:
-    """The solver's gradient of x with the lower variables as given."""
+    """The solver's gradient of x at the given lower variables."""
     chosen = configure(solver, penalty=α, lr_x=1.0, lr_z=0.0, lr_y=0.0, **settings)
     with Session(problem, chosen) as session:
         for name, value in lower.items():

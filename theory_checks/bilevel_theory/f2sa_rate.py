@@ -1,64 +1,18 @@
 """F2SA's schedules give E‖∇Φ‖² ~ K^(-2/7), K^(-2/5), K^(-2/3) for noise in both levels, in the upper one, in none."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-
-from bilevel.schedule import at
-from bilevel.solver import Solver
 from bilevel.solvers.f2sa import F2SA
-from bilevel.testing.session import NotApplicable
-from bilevel.verify.claims import Check, Reading
-from bilevel_theory.instances import noisy_forms
-from bilevel_theory.linear_system import LinearSystem, Steps
-from bilevel_theory.schedules import Schedule, rate_readings, solver_readings
+from bilevel_theory.scheduled_rate import ScheduledRate
 
 
-class F2SARate(Check):
-    """The solver's schedules on a quadratic with additive noise, by exact moments; then the solver against the moments."""
+class F2SARate(ScheduledRate):
+    """One lower step for each step of x, which moves at the new y and z."""
 
     statement = "E‖∇Φ(x_K)‖² ~ K^(-2/7), K^(-2/5), K^(-2/3) with noise in both levels, in the upper one, in none"
     hypotheses = "f smooth, g strongly convex; unbiased gradients of bounded variance; one loop, one sample a step"
     source = "Kwon et al. 2023 (2301.10945), abstract: ε^(-7/2), ε^(-5/2), ε^(-3/2) for E‖∇Φ‖² ≤ ε; steps by balance"
     standing = "proved"
 
-    def readings(self) -> Iterator[Reading]:
-        """Three regimes, and the solver in the first."""
-        cls: type[F2SA] = _of_its_kind(self.solver) if self.solver else F2SA
-        last = 10_000 if self.quick else 30_000
-        for noise, upper, lower, rate in (
-            ("both", 0.03, 0.03, -2 / 7),
-            ("upper", 0.1, 0.0, -2 / 5),
-            ("none", 0.0, 0.0, -2 / 3),
-        ):
-            solver = cls.for_noise(noise, penalty=2.0, lr_z=0.8, xi=2.0, scale=10.0)  # type: ignore[arg-type]
-            system = LinearSystem(noisy_forms(), upper_noise=upper, lower_noise=lower, order="lower first")
-            yield from rate_readings(
-                f"noise in {noise}", system, schedule_of(solver), rate=rate, first=last // 15, last=last,
-                noise=None if noise == "none" else rate,
-            )  # fmt: skip
-        solver = cls.for_noise("both", penalty=2.0, lr_z=0.8, xi=2.0, scale=10.0)
-        system = LinearSystem(noisy_forms(), upper_noise=0.1, lower_noise=0.1, order="lower first")
-        yield from solver_readings(
-            solver, system, schedule_of(F2SA.for_noise("both", penalty=2.0, lr_z=0.8, xi=2.0, scale=10.0)),
-            upper_noise=0.1, lower_noise=0.1, steps=200 if self.quick else 600, copies=400, seed=self.seed,
-        )  # fmt: skip
-
-
-def schedule_of(solver: F2SA) -> Schedule:
-    """The settings of step t, as the solver uses them."""
-    assert solver.lr_x is not None
-    lr_x = solver.lr_x
-
-    def steps(t: int) -> Steps:
-        γ = at(solver.lr_z, t)
-        return Steps(penalty=at(solver.penalty, t), lr_z=γ, lr_y=γ / 2, lr_x=at(lr_x, t))
-
-    return steps
-
-
-def _of_its_kind(solver: type[Solver[Any]]) -> type[F2SA]:
-    if not issubclass(solver, F2SA):
-        raise NotApplicable(f"{solver.__name__} has not the schedules of F2SA")
-    return solver
+    scheduled = F2SA
+    order = "lower first"
+    regimes = (("both", 0.03, 0.03, -2 / 7), ("upper", 0.1, 0.0, -2 / 5), ("none", 0.0, 0.0, -2 / 3))
+    sampled_steps = 600

@@ -10,7 +10,7 @@ from bilevel.solvers.scalebio import ScaleBiO
 from bilevel.testing.session import configure
 from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_theory.instances import noisy_forms
-from bilevel_theory.linear_system import LinearSystem, Steps
+from bilevel_theory.linear_system import LinearSystem, StepSizes
 from bilevel_theory.schedules import solver_readings
 
 NOISE = 0.03
@@ -27,7 +27,7 @@ class FiniteHorizon(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Horizons over more than a decade."""
+        """The mean over the run for horizons over more than a decade, and the solver against the exact moments."""
         forms = noisy_forms()
         system = LinearSystem(forms, upper_noise=NOISE, lower_noise=NOISE, order="together")
         horizons = [int(K) for K in np.geomspace(600, 2400 if self.quick else 9600, 3 if self.quick else 5)]
@@ -47,7 +47,7 @@ class FiniteHorizon(Check):
         )  # fmt: skip
 
 
-def settings(K: int) -> Steps:
-    """α = 2 K^(1/7), step 4 K^(-4/7) of z, half of it for y, 2 K^(-5/7) for x."""
+def settings(K: int) -> StepSizes:
+    """α = 2 K^(1/7), steps of 4 K^(-4/7) for z, half of that for y, and 2 K^(-5/7) for x."""
     lr_z = 4 * K ** (-4 / 7)
-    return Steps(penalty=2 * K ** (1 / 7), lr_y=lr_z / 2, lr_z=lr_z, lr_x=2 * K ** (-5 / 7))
+    return StepSizes(penalty=2 * K ** (1 / 7), lr_y=lr_z / 2, lr_z=lr_z, lr_x=2 * K ** (-5 / 7))

@@ -23,7 +23,7 @@ class FixedPenalty(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Where the solver ends, over two decades of the penalty."""
+        """Measure where the solver ends, over two decades of the penalty."""
         forms = mild_forms()
         solution = forms.solution()
         curvature = float(torch.linalg.eigvalsh(forms.H)[-1])

@@ -24,7 +24,7 @@ class HigherOrder(Check):
     standing = "proved"
 
     def readings(self) -> Iterator[Reading]:
-        """p = 1 … 4, at penalties where the bias stays above rounding."""
+        """Measure the bias for p = 1 … 4, at penalties where it stays above rounding errors."""
         forms = default_forms()
         x = random_x(5)
         penalties = [float(α) for α in np.geomspace(50, 1000, 3 if self.quick else 4)]

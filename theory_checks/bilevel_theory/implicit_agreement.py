@@ -22,7 +22,7 @@ from bilevel_theory.tiny_language import TinyLanguage
 
 
 class ImplicitAgreement(Check):
-    """The lower variables stand at their solutions; the solver's own step of x shows its gradient."""
+    """The lower variables are at their solutions; the solver's own step of x shows its gradient."""
 
     statement = "‖∇L_α - ∇Φ‖ = O(1/α), and O(1/α²) for central differences, against [∇²_yy g]⁻¹ by torch.func"
     hypotheses = "g strongly convex; for the transformer, locally, at a minimum found from one start"
@@ -30,7 +30,7 @@ class ImplicitAgreement(Check):
     standing = "proved"
 
     def readings(self) -> Iterator[Reading]:
-        """Logistic regression, ridge reweighting, and a tiny transformer (which takes most of the time)."""
+        """Measure logistic regression, ridge reweighting, and a tiny transformer (which takes most of the time)."""
         problems: Mapping[str, Problem[Any]] = {
             "logistic-regularisation": LogisticRegularisation(rows=40, d=5),
             "ridge-reweighting": RidgeReweighting(),

@@ -15,7 +15,7 @@ CONTRACTION = (KAPPA - 1) / (KAPPA + 1)
 
 
 def default_forms() -> QuadraticForms:
-    """m = 5, n = 8, condition number 5; no coefficient vanishes, as that would hide errors."""
+    """m = 5, n = 8 and condition number 5; no coefficient vanishes, since that would hide errors."""
     return QuadraticForms.random(5, 8, KAPPA, seed=0)
 
 
@@ -25,12 +25,12 @@ def mild_forms() -> QuadraticForms:
 
 
 def random_x(m: int, seed: int = 100) -> Tensor:
-    """A point, independent of the coefficients."""
+    """A random point, independent of the coefficients."""
     return torch.from_numpy(generator(seed, Stream.INIT).standard_normal(m))
 
 
 def noisy_forms() -> QuadraticForms:
-    """m = n = 2, with noise in mind: well conditioned, and ∇_y f(0, y*(0)) = (1, 1) so that the penalty has a bias."""
+    """m = n = 2, for noisy gradients: well conditioned, with ∇_y f(0, y*(0)) = (1, 1) so that the penalty has a bias."""
     A, B = torch.tensor([0.5, 1.0]).double().diag(), torch.tensor([0.05, 0.03]).double().diag()
     b = torch.tensor([0.5, -0.4]).double()
     return QuadraticForms(

@@ -13,7 +13,7 @@ from bilevel.testing.session import Session, configure
 from bilevel.verify.claims import Check, Reading, agreement, number
 from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import mild_forms
-from bilevel_theory.linear_system import LinearSystem, Steps
+from bilevel_theory.linear_system import LinearSystem, StepSizes
 
 
 class LinearRate(Check):
@@ -25,7 +25,7 @@ class LinearRate(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Factors, and a whole trajectory."""
+        """Measure the factors and a whole trajectory."""
         forms, α = mild_forms(), 100.0
         problem = Quadratic.of(forms)
         curvatures = torch.linalg.eigvalsh(forms.penalised_hessian(α))
@@ -44,7 +44,7 @@ class LinearRate(Check):
         )  # fmt: skip
 
         system = LinearSystem(forms, upper_noise=0, lower_noise=0, order="together")
-        steps = Steps(penalty=α, lr_y=1.0, lr_z=1.0, lr_x=η / 4)
+        steps = StepSizes(penalty=α, lr_y=1.0, lr_z=1.0, lr_x=η / 4)
         solver = configure(self.solver or ScaleBiO, penalty=α, lr_z=1.0, lr_x=η / 4)
         with Session(problem, solver) as session:
             session.step(20)

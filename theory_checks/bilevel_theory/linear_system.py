@@ -1,7 +1,7 @@
 """F2SA, F3SA and ScaleBiO on a quadratic with additive noise, as the linear stochastic systems that they are.
 
 With s = (x, y, z, 1), a step is s' = M s + N e: mean and covariance follow exactly, without sampling. It is written from the
-published updates and shares nothing with the solvers but their schedules, so that each can be held against the other.
+published updates and shares only the schedules with the solvers, so that each can be checked against the other.
 
     z' = z - γ (Az + Cx + b + ζ)
     y' = y - β (Ay + Cx + b + ζ + [B(y - t) + E'x + ξ_y] / λ)
@@ -30,7 +30,7 @@ Order = Literal["together", "lower first"]
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepSizes:
     """The settings of one step: λ, the steps β of y, γ of z and η of x, and the momentum weight μ (1: none)."""
 
     penalty: float
@@ -42,11 +42,11 @@ class Steps:
 
 @dataclass(frozen=True)
 class Moments:
-    """E[s s'], with what is wanted of it."""
+    """E[s s'], and the quantities that follow from it."""
 
     system: LinearSystem
     second: Matrix
-    steps: Steps
+    steps: StepSizes
 
     @property
     def mean(self) -> Matrix:
@@ -65,14 +65,14 @@ class Moments:
         return float(forms.bias(x, self.steps.penalty).square().sum())
 
     def scaled_variance(self) -> float:
-        """λ² times the variance of y - y*_λ(x): of y around what it follows. λ² is what x's gradient makes of it."""
+        """λ² times the variance of y - y*_λ(x), that is, of y around what it follows. x's gradient multiplies it by λ²."""
         forms, λ = self.system.forms, self.steps.penalty
         n = len(forms.b)
         follow = forms.J - torch.linalg.solve(λ * forms.A + forms.B, forms.S)
         return λ**2 * self._variance(np.hstack([-follow.numpy(), np.eye(n), np.zeros((n, n))]))
 
     def variance_of_gap(self) -> float:
-        """Variance of y - z: much smaller if the two share their noise."""
+        """The variance of y - z, which is much smaller if the two share their noise."""
         m, n = len(self.system.forms.d), len(self.system.forms.b)
         return self._variance(np.hstack([np.zeros((n, m)), np.eye(n), -np.eye(n)]))
 
@@ -86,7 +86,7 @@ class Moments:
 
 
 class LinearSystem:
-    """The step as matrices, for given forms, noise and order."""
+    """The step as matrices, for given coefficients, noise and order."""
 
     def __init__(self, forms: QuadraticForms, *, upper_noise: float, lower_noise: float, order: Order) -> None:
         self.forms = forms
@@ -120,8 +120,8 @@ class LinearSystem:
         self.gradient_of_phi[:, size - 1] = forms.grad_phi(forms.d * 0).numpy()
         self.variance = np.diag([lower_noise**2] * n + [upper_noise**2] * (n + m))
 
-    def matrices(self, s: Steps) -> tuple[Matrix, Matrix]:
-        """M and N of a step."""
+    def matrices(self, s: StepSizes) -> tuple[Matrix, Matrix]:
+        """The matrices M and N of a step."""
         identity = np.eye(self.size)
         lower = s.lr_z * self.g_z + s.lr_y * self.g_y + s.lr_y / s.penalty * self.f_y
         lower_noise = s.lr_z * self.noise_g_z + s.lr_y * self.noise_g_y + s.lr_y / s.penalty * self.noise_f_y
@@ -131,11 +131,11 @@ class LinearSystem:
         after = identity - upper
         return after @ (identity - lower), -after @ lower_noise - upper_noise
 
-    def factor(self, s: Steps) -> float:
-        """Spectral radius of the step: the linear rate at which it converges."""
+    def factor(self, s: StepSizes) -> float:
+        """The spectral radius of the step, which is the linear rate at which it converges."""
         return float(np.abs(np.linalg.eigvals(self.matrices(s)[0][:-1, :-1])).max())
 
-    def run(self, start: Matrix, steps: Iterable[Steps]) -> Iterator[Moments]:
+    def run(self, start: Matrix, steps: Iterable[StepSizes]) -> Iterator[Moments]:
         """The moments after each step, from a fixed start (x, y, z)."""
         size, noises = self.size, len(self.variance)
         first = np.append(start, 1.0)
@@ -154,7 +154,7 @@ class LinearSystem:
             yield Moments(self, second[noises:, noises:], s)
 
     def equilibrium(self, penalty: float) -> Matrix:
-        """Where the steps rest at this penalty: (x, y, z) with x = argmin L_α. Starting there leaves no transient."""
+        """The fixed point at this penalty: (x, y, z) with x = argmin L_α. A start there has no transient."""
         forms = self.forms
         x = forms.solution() + forms.penalised_shift(penalty)
         return np.concatenate([v.numpy() for v in (x, forms.penalised_solution(x, penalty), forms.lower_solution(x))])

@@ -15,7 +15,7 @@ from bilevel_theory.instances import FASTEST, default_forms, random_x
 
 
 class LowerDistance(Check):
-    """Run the solver's lower steps, with x held, until y and z rest."""
+    """Run the solver's lower steps, with x held, until y and z no longer move."""
 
     statement = "‖y*_α - y*‖ ≤ ‖∇_y f(x, y*)‖ / (αμ); g(y*_α) - g(y*) = O(1/α²); |L_α - Φ| = O(1/α)"
     hypotheses = "f smooth and convex in y; g smooth, μ-strongly convex in y"
@@ -23,7 +23,7 @@ class LowerDistance(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Distances, gap and value at one point over three decades of the penalty."""
+        """Measure distances, gap and value at one point over three decades of the penalty."""
         forms = default_forms()
         x = random_x(5)
         penalties = [float(α) for α in np.geomspace(1e2, 1e5, 4 if self.quick else 7)]
@@ -48,7 +48,7 @@ class LowerDistance(Check):
             max(d * α * μ / float(forms.slope(x).norm()) for d, α in zip(distances, penalties, strict=True)),
             0.0,
             1.0,
-            "the bound itself; it is no limit, so nothing is allowed for rounding",
+            "the bound itself; it is not attained, so nothing is allowed for rounding",
         )
         yield exponent(
             "g(y) - g(z)", "α", penalties, gaps, -2, 0.05, "as above; g has about 5 digits left at α = 1e5",

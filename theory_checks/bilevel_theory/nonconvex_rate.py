@@ -17,13 +17,13 @@ from bilevel.testing.session import Session, configure
 from bilevel.verify.claims import Check, Reading, bound, exponent
 from bilevel_problems.quadratic import Quadratic
 from bilevel_problems.quadratic_forms import QuadraticForms
-from bilevel_problems.variables import Vector
+from bilevel_problems.variables import ParameterVector
 from bilevel_theory.instances import default_forms
 
 
 @dataclass
 class SlowTail(Problem[Tensor]):
-    """g = ½(y - x)², f = (1 + y²)^(-q/2): Φ(x) = (1 + x²)^(-q/2) is so flat far out that descent takes long.
+    """g = ½(y - x)², f = (1 + y²)^(-q/2): Φ(x) = (1 + x²)^(-q/2) is so flat far from 0 that descent takes long.
 
     Gradient descent needs ε^(-(q + 2)/(q + 1)) steps to |Φ'| ≤ ε: as q falls, the worst case of all smooth functions, ε⁻².
     """
@@ -32,12 +32,12 @@ class SlowTail(Problem[Tensor]):
     start: float = 5.0
 
     def upper(self) -> nn.Module:
-        """x."""
-        return Vector(torch.tensor([self.start]))
+        """The variable x."""
+        return ParameterVector(torch.tensor([self.start]))
 
     def lower(self) -> nn.Module:
-        """y, at y*(x)."""
-        return Vector(torch.tensor([self.start]))
+        """The variable y, which starts at y*(x)."""
+        return ParameterVector(torch.tensor([self.start]))
 
     def upper_loss(self, x: Forward, y: Forward, batch: Tensor) -> Tensor:
         """f."""
@@ -48,11 +48,11 @@ class SlowTail(Problem[Tensor]):
         return 0.5 * ((y() - x()) ** 2).sum()
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[Tensor]:
-        """Nothing."""
+        """One empty batch: the losses need no data."""
         return [torch.empty(0)]
 
     def lower_batch(self, index: int, shard: Shard) -> Sequence[Tensor]:
-        """Nothing."""
+        """One empty batch: the losses need no data."""
         return [torch.empty(0)]
 
     def slope(self, x: float) -> float:
@@ -69,7 +69,7 @@ class NonconvexRate(Check):
     standing = "proved"
 
     def readings(self) -> Iterator[Reading]:
-        """Against K, against α, against ε."""
+        """Measure the rate in K, in α and in ε."""
         forms = dataclasses.replace(default_forms(), rho=6.0, omega=3.0)
         η = 1 / (float(torch.linalg.eigvalsh(forms.H)[-1]) + forms.rho * forms.omega**2)
         horizon = 200 if self.quick else 400

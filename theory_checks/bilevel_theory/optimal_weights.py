@@ -1,4 +1,4 @@
-"""The source weights that ScaleBiO learns are optimal: at their Φ, no other weights do better."""
+"""The source weights that ScaleBiO learns are optimal: no other weights have a smaller Φ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OptimalWeights(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Learn, and compare."""
+        """Learn the weights, and compare them with the optimum."""
         from scipy.optimize import minimize
 
         problem = RidgeReweighting()
@@ -50,7 +50,7 @@ class OptimalWeights(Check):
         start = float(problem.phi(torch.zeros_like(learned)))
         yield number(
             "total weight of the clean sources", float(weights[:k].sum()), float(best_weights[:k].sum()), 0.01,
-            "a softmax reaches 0 only in the limit; what is left falls as 1/steps",
+            "a softmax reaches 0 only in the limit; the remainder falls as 1/steps",
         )  # fmt: skip
         left = (float(problem.phi(learned)) - best.fun) / (start - best.fun)
         yield bound("(Φ - min Φ) / (Φ at equal weights - min Φ)", left, 0.0, 0.01, "as above, and a bias of 1/α")

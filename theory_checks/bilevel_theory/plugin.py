@@ -5,7 +5,7 @@ from bilevel.hookspecs import Register, hookimpl
 
 @hookimpl
 def bilevel_checks(register: Register) -> None:
-    """The claims, in the order in which they build on each other."""
+    """Register the claims, in the order in which they build on each other."""
     register("closed-forms", "bilevel_theory.closed_forms:ClosedForms")
     register("penalty-bias", "bilevel_theory.penalty_bias:PenaltyBias")
     register("lower-distance", "bilevel_theory.lower_distance:LowerDistance")

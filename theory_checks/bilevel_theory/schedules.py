@@ -13,13 +13,13 @@ from bilevel.testing.session import Session
 from bilevel.verify.claims import Reading, agreement, exponent, number
 from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import noisy_forms
-from bilevel_theory.linear_system import LinearSystem, Moments, Steps
+from bilevel_theory.linear_system import LinearSystem, Moments, StepSizes
 
-Schedule = Callable[[int], Steps]
+Schedule = Callable[[int], StepSizes]
 
 
 def moments_at(system: LinearSystem, schedule: Schedule, counts: Sequence[int], start: Any = None) -> list[Moments]:
-    """The exact moments after so many steps. Starts, by default, at rest for the first penalty: no transient."""
+    """The exact moments after these numbers of steps. The default start is the fixed point for the first penalty."""
     start = system.equilibrium(schedule(0).penalty) if start is None else start
     wanted = set(counts)
     run = system.run(start, map(schedule, range(max(counts))))
@@ -54,7 +54,7 @@ def solver_readings(
     solver: Solver[Any], system: LinearSystem, schedule: Schedule, *,
     upper_noise: float, lower_noise: float, steps: int, copies: int, seed: int,
 ) -> Iterator[Reading]:  # fmt: skip
-    """The solver itself: without noise against the mean, with noise, in many copies, against the moments."""
+    """Compare the solver without noise with the mean, and many copies of it with noise with the moments."""
     forms = noisy_forms()
     start_x = forms.solution() + forms.penalised_shift(schedule(0).penalty)
     start_y = forms.lower_solution(start_x)

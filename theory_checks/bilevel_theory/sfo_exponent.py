@@ -14,8 +14,8 @@ from bilevel_theory.instances import default_forms, random_x
 class SFOExponent(Check):
     """With S samples for each node the best ν balances bias² ~ ν^2p and variance ~ 1/(ν² S): error² ~ S^(-p/(p+1)).
 
-    Error ε thus takes S ~ ε^(-2(p+1)/p) samples, at each of the ε⁻² steps. A calculation on the solver's coefficients and
-    the exact bias; it needs no run.
+    Error ε thus takes S ~ ε^(-2(p+1)/p) samples, at each of the ε⁻² steps. This is a calculation
+    with the solver's coefficients and the exact bias; it needs no run.
     """
 
     statement = "O~(ε^-(4 + 2/p)) stochastic gradients to ‖∇Φ‖ ≤ ε: 6, 5, 4.5 for p = 1, 2, 4"
@@ -24,13 +24,13 @@ class SFOExponent(Check):
     standing = "proved"
 
     def readings(self) -> Iterator[Reading]:
-        """The best error over ν against the number of samples."""
+        """Measure the best error over ν as a function of the number of samples."""
         forms, x = default_forms(), random_x(5)
         samples = np.geomspace(1e6, 1e10, 5)
         penalties = np.geomspace(3, 1e5, 60 if self.quick else 150)
         for p in (1, 2, 4):
             c = {j: float(weight) for j, weight in difference(p).items()}
-            usable = [float(α) for α in penalties if α > 3 * (p // 2) * 5]  # where every g + jνf is convex
+            usable = [float(α) for α in penalties if α > 3 * (p // 2) * 5]  # there every g + jνf is convex
             bias = np.array([float(forms.difference_bias(x, α, c).square().sum()) for α in usable])
             noise = np.array([sum((j * w) ** 2 + (α * w) ** 2 for j, w in c.items()) for α in usable])
             best = [float((bias + noise / S).min()) for S in samples]

@@ -1,4 +1,4 @@
-"""y and z share their minibatch: then the noise of x's gradient does not grow with the penalty; otherwise as α²."""
+"""If y and z share their minibatch, the noise of x's gradient does not grow with the penalty; otherwise it grows as α²."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bilevel_problems.ridge_reweighting import RidgeReweighting
 
 
 class SharedMinibatch(Check):
-    """y and z stand at their solutions, and x at its start; only the minibatch differs from step to step."""
+    """y and z are at their solutions, and x is at its start; only the minibatch differs from step to step."""
 
     statement = "Var[α (∇_x g(y; ζ) - ∇_x g(z; ζ'))] is O(1) in α for ζ' = ζ, and O(α²) for independent ζ, ζ'"
     hypotheses = "∇_x g(·; ζ) Lipschitz in y for every sample, not only on average; ‖y - z‖ = O(1/α)"
@@ -25,7 +25,7 @@ class SharedMinibatch(Check):
     any_solver = True
 
     def readings(self) -> Iterator[Reading]:
-        """The solver's own step of x, over minibatches, for several penalties."""
+        """Measure the variance of the solver's own step of x over minibatches, for several penalties."""
         penalties = [10.0, 100.0, 1000.0, 10000.0]
         count = 50 if self.quick else 200
         solver = self.solver or ScaleBiO
@@ -56,7 +56,7 @@ class SharedMinibatch(Check):
         return gradients
 
     def _independent(self, α: float, count: int) -> float:
-        """The same gradient with one minibatch for y and another one for z."""
+        """The variance of the same gradient with one minibatch for y and another for z."""
         problem = RidgeReweighting(batch_size=20)
         gradients = []
         with Session(problem, configure(ScaleBiO, penalty=α), seed=self.seed) as session:

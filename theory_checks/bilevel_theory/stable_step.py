@@ -1,4 +1,4 @@
-"""How large a step of x is stable: independent of α if y and z move alike, and O(1/α) if they do not."""
+"""The largest stable step of x: it is independent of α if y and z move alike, and O(1/α) if they do not."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LIMIT = 1e8
 
 
 class ManySteps(Quadratic):
-    """Copies that differ in nothing but their step of x: copy r sees x = scale_r · x', so its step is scale_r² lr_x."""
+    """Copies that differ only in their step of x: copy r uses x = scale_r · x', so that its step is scale_r² lr_x."""
 
     scale: Tensor
 
     def upper(self) -> nn.Module:
-        """x'."""
+        """The scaled variable x'."""
         return _Scaled(self.start_x, self.scale)
 
 
@@ -54,7 +54,7 @@ class StableStep(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """Largest stable step against α: equal steps, half the step for y, and block masks, shared and not."""
+        """Measure the largest stable step as a function of α, for equal and unequal steps, and shared and separate masks."""
         penalties = [1e2, 1e3, 1e4]
         solver = self.solver or ScaleBiO
         because = "the grid of steps has a factor 1.2 between neighbours"
@@ -73,10 +73,10 @@ class StableStep(Check):
 
 @dataclass(frozen=True)
 class OwnMasks(ScaleBiO):
-    """z trains other blocks than y."""
+    """ScaleBiO whose z trains different blocks from y."""
 
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
-        """As ScaleBiO, after another draw for z."""
+        """Draw other blocks for z, then do a step of ScaleBiO."""
         z = state.replicas["z"]
         if z.blocks.repeated:
             backend.activate(z, LISA(blocks=4, period=1).at(t, z.blocks, seed=12345))
@@ -86,7 +86,7 @@ class OwnMasks(ScaleBiO):
 def largest_stable_step(
     solver: type[Solver[Any]], α: float, *, lr_y: float, active: Active | None = None, steps: int = 120
 ) -> float:
-    """Times the curvature of Φ, for condition number 10. 0 if none is stable."""
+    """The largest stable step times the curvature of Φ, for condition number 10; 0 if none is stable."""
     forms = QuadraticForms.random(3, 8, 10.0, seed=0)
     grid = torch.from_numpy(1.2 ** np.arange(24, -50, -1.0))[:, None]  # from 80 down to 1e-4
     rest = forms.solution() + forms.penalised_shift(α)
@@ -112,7 +112,7 @@ def largest_stable_step(
 
 
 def _put(session: Session, copies: Tensor, point: dict[str, Tensor], scale: Tensor) -> None:
-    """Put these copies to a point. Those that ran away are put to rest before they overflow."""
+    """Move these copies to a point. Copies that diverge are moved to the fixed point before they overflow."""
     for name, value in point.items():
         parts = session.backend.weights(session.variable(name))
         wanted = [value / scale] if name == "x" else value.expand(len(copies), -1).chunk(len(parts), dim=-1)

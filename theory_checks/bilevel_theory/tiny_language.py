@@ -28,10 +28,10 @@ class Sequences:
 
 
 class RegularisedModel(nn.Module):
-    """The language model that `llm-reweighting` trains, giving logits and ½‖y - y_0‖².
+    """The language model that `llm-reweighting` trains; it returns logits and ½‖y - y_0‖².
 
-    Pulling towards the start y_0, rather than to 0, keeps the minimum isolated: to rotate the values of attention, and its
-    output back, changes neither the model nor its norm.
+    A pull towards the start y_0, rather than towards 0, keeps the minimum isolated: a rotation of the attention values that
+    the output projection undoes changes neither the model nor its norm.
     """
 
     def __init__(self, model: Any) -> None:
@@ -51,7 +51,9 @@ class RegularisedModel(nn.Module):
 class TinyLanguage(Problem[Sequences]):
     """g = Σ_i p_i(x) L_i(y) + ½ ρ‖y - y_0‖², f = L_validation(y); the sources follow different rules for the next token.
 
-    rows: of each source. ridge: ρ. instance: seed of the data.
+    rows: the number of rows of each source.
+    ridge: ρ.
+    instance: the seed of the data.
     """
 
     rows: int = 6
@@ -63,10 +65,10 @@ class TinyLanguage(Problem[Sequences]):
         return SourceWeights(torch.tensor([0.5, 0.3, 0.2]), floor=0.01).double()
 
     def lower(self) -> nn.Module:
-        """One layer, eight dimensions."""
+        """A GPT-2 with one layer and eight dimensions."""
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        # GPT-2, as Llama's norms and attention compute in float32 whatever they are given
+        # not a Llama, whose norms and attention compute in float32 whatever they are given
         config = GPT2Config(
             vocab_size=VOCABULARY,
             n_positions=LENGTH,
@@ -88,11 +90,11 @@ class TinyLanguage(Problem[Sequences]):
             return RegularisedModel(GPT2LMHeadModel(config)).double()
 
     def upper_loss(self, x: Forward, y: Forward, batch: Sequences) -> Tensor:
-        """f."""
+        """f(y), the mean loss of the validation rows."""
         return _losses(y, batch)[0].mean()
 
     def lower_loss(self, x: Forward, y: Forward, batch: Sequences) -> Tensor:
-        """g."""
+        """g(x, y)."""
         losses, half_square = _losses(y, batch)
         means = torch.zeros(3, dtype=losses.dtype).index_add(0, batch.source, losses) / self.rows
         return torch.dot(x(), means) + self.ridge * half_square
@@ -110,7 +112,7 @@ class TinyLanguage(Problem[Sequences]):
         random = generator(self.instance, Stream.INIT)
 
         def rows(step: int, count: int) -> Tensor:
-            """Sequences that count in steps of `step`, with a tenth of the tokens at random."""
+            """Sequences that count in steps of `step`, in which a tenth of the tokens are random."""
             first = random.integers(VOCABULARY, size=(count, 1))
             ids = (first + step * torch.arange(LENGTH).numpy()) % VOCABULARY
             wrong = random.random(ids.shape) < 0.1
@@ -123,7 +125,7 @@ class TinyLanguage(Problem[Sequences]):
 
 
 def _losses(y: Forward, batch: Sequences) -> tuple[Tensor, Tensor]:
-    """The mean over the tokens of each row, and half the squared distance. In float64: differences of 1e-10 count."""
+    """The mean loss of each row, and half the squared distance. In float64, since differences of 1e-10 count."""
     rows, length = batch.ids.shape
     positions = torch.arange(rows * length).view(rows, length)[:, :-1].flatten()
     logits, half_square = y(batch.ids, positions)

@@ -19,6 +19,7 @@ from torch import Tensor
 from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Solver, State, Vector
 from bilevel.optimizer import AdamW, Optimizer
 from bilevel.schedule import Schedule, at
+from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
 from bilevel_llm.baselines.base import Outcome, Task, Weighting, outcome_of_training
 from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
@@ -50,6 +51,7 @@ class DoReMi(Solver[State], Weighting):
     optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
 
     resumable: ClassVar[bool] = True
+    takes: ClassVar[type[Problem[Any]]] = LLMReweighting
 
     def __post_init__(self) -> None:
         require_positive("eta", self.eta)
@@ -122,6 +124,10 @@ class DoReMi(Solver[State], Weighting):
             "backward_tokens": tokens,
             **({"warmup": 1.0} if reference else {"excess_parts": excess}),
         }
+
+    def workload(self) -> Workload:
+        """Of a step of the proxy: y and z forward for the excess loss, then a pass of y. The reference takes one pass."""
+        return Workload({name: self.optimizer for name in ("z", "y")}, lower_passes=1, lower_forwards=2, vectors=1)
 
     def moved(self, α: Tensor, excess: Tensor) -> Tensor:
         """The weights after an exponentiated-gradient step. Shapes: (k,), (k,) -> (k,)."""

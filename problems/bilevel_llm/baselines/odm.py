@@ -20,6 +20,7 @@ from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Shard,
 from bilevel.data import Stream, generator
 from bilevel.optimizer import AdamW, Optimizer
 from bilevel.schedule import Schedule, at
+from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
 from bilevel_llm.baselines.base import Outcome, Task, Weighting, outcome_of_training
 from bilevel_llm.baselines.token_means import source_means
@@ -49,6 +50,7 @@ class ODM(Solver[State], Weighting):
     optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
 
     resumable: ClassVar[bool] = True
+    takes: ClassVar[type[Problem[Any]]] = LLMReweighting
 
     def __post_init__(self) -> None:
         require_positive("lr", self.lr)
@@ -104,6 +106,10 @@ class ODM(Solver[State], Weighting):
             "tokens": tokens,
             "backward_tokens": tokens,
         }
+
+    def workload(self) -> Workload:
+        """One model, one pass."""
+        return Workload({"y": self.optimizer}, lower_passes=1)
 
 
 def policy(rewards: Tensor, t: int) -> Tensor:

@@ -8,9 +8,9 @@ import typer
 
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
-    to: Annotated[Literal["interleave", "llamafactory", "trl", "axolotl", "json", "csv"], typer.Option(help="Whose form.")],
+    to: Annotated[str, typer.Option(metavar="TRAINER", help="Write for this trainer; `bilevel list` shows all exporters.")],
     output: Annotated[
-        Path | None, typer.Option(help="The file to write (llamafactory: a directory). Default: print.")
+        Path | None, typer.Option(help="The file to write; a directory where there are several. Default: print.")
     ] = None,
     weights: Annotated[str, typer.Option(help="average, final, or a JSON file {source: weight}.")] = "average",
     mix: Annotated[Path | None, typer.Option(help="A file that `bilevel mix` drew by these weights, to train on.")] = None,

@@ -13,7 +13,8 @@ def mix(
     tokens: Annotated[int | None, typer.Option(help="Size of the mix in tokens, at most, as the run counts them.")] = None,
     weights: Annotated[str, typer.Option(help="average, final, or a JSON file {source: weight}.")] = "average",
     format: Annotated[
-        Literal["source", "messages"], typer.Option(help="Rows as they are, or all as messages of role and content.")
+        str,
+        typer.Option(help="Write rows as they are (source), or all in a registered format, such as messages."),
     ] = "source",
     max_repeats: Annotated[
         int, typer.Option(help="Copies of a row at most; up to about 4 cost little (Muennighoff et al. 2023).")

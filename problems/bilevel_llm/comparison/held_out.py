@@ -18,7 +18,7 @@ from bilevel.files import write_atomic
 from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.overlap import rows_in, without_rows
-from bilevel_llm.data.rows import read_rows
+from bilevel_llm.data.reading import read_rows
 from bilevel_llm.data.settings import patterns_of
 from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
 from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from bilevel.plain import flatten, to_plain
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
 from bilevel.run_directory import RunDirectory
+from bilevel.suggest import did_you_mean
 from bilevel_llm.comparison import harness, result
 from bilevel_llm.comparison.cell import Bench, Cell, check_tuning
 from bilevel_llm.comparison.held_out import pick_device, read_held_out
@@ -88,10 +88,9 @@ def load(
     labels = [label_of(entry) for entry in settings.methods]
     reference = settings.reference or ("uniform" if "uniform" in labels else labels[0])
     if reference not in labels:
-        near = difflib.get_close_matches(reference, labels, n=1)
-        guess = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(labels)}"
+        guess = did_you_mean(reference, labels)
         where = recipe.where([SECTION, "reference"])
-        raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods; {guess}")
+        raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods{guess}")
     learns = LEARNED in [entry if isinstance(entry, str) else entry.get("name") for entry in settings.methods]
     objects = OBJECTS if learns and "solver" in recipe.tree else {"problem": Problem, "backend": Backend}
     built, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 from bilevel.active import LISA
 from bilevel.plain import RECIPE_RULES
-from bilevel_llm.data.settings import Format
+from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.mixing.draw import MAX_REPEATS
-from bilevel_llm.mixing.mix import MixFormat
+from bilevel_llm.mixing.mix import AS_THEY_ARE, MixFormat
 from bilevel_llm.model.lora import LoRA
 
 Metric = Literal["loss", "row_loss", "perplexity", "token_accuracy", "exact_match"]
@@ -32,7 +32,7 @@ class TestSet:
 
     path: str | list[str]
     name: str = "test"
-    format: Format | None = None
+    format: FormatName | None = None
     metrics: tuple[Metric, ...] = ("loss", "row_loss", "perplexity", "token_accuracy")
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class CompareSettings:
     model: str | None = None
     max_repeats: int = MAX_REPEATS
     on_shortfall: Literal["redistribute", "error"] = "redistribute"
-    format: MixFormat = "source"
+    format: MixFormat = AS_THEY_ARE
     on_overlap: Literal["drop", "error"] = "drop"
     max_new_tokens: int = 400
 

@@ -7,7 +7,6 @@ before it.
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from bilevel.errors import InputError
+from bilevel.suggest import did_you_mean
 from bilevel_llm.data.rows import Row, Turn
 
 if TYPE_CHECKING:
@@ -117,10 +117,9 @@ class Encoder:
     # ------------------------------------------------------------------------------------------------- rows -> text
 
     def _write(self, row: Row) -> "_Written":
-        roles = [turn.role for turn in row.turns]
-        if "assistant" not in roles:
+        if not row.is_chat:
             return self._write_raw(row.turns)
-        last = max(index for index, role in enumerate(roles) if role == "assistant")
+        last = max(index for index, turn in enumerate(row.turns) if turn.learned)
         turns = row.turns[: last + 1]
         return self._write_plain(turns) if self.chat_template is None else self._write_with_model(turns, row.where)
 
@@ -140,7 +139,7 @@ class Encoder:
             header, _, tail = PLAIN_TEMPLATE[turn.role].partition("{text}")
             start = len(text) + len(header)
             text += header + turn.text + tail.format(eos=self._eos)
-            if turn.role == "assistant":
+            if turn.learned:
                 spans.append((start, len(text)))
         return _Written(text, tuple(spans), () if self._eos else (NO_END,), add_bos=True)
 
@@ -149,7 +148,7 @@ class Encoder:
         notes = {FIXED_DATE} if self._dated else set()
         spans = []
         for index, turn in enumerate(turns[:-1]):
-            if turn.role == "assistant":
+            if turn.learned:
                 with suppress(InputError):  # some templates want a user's turn first
                     if span := self._find_response(full, turns, index, where):
                         spans.append(span)
@@ -254,9 +253,7 @@ class _Written:
 def _chat_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> str | None:
     known = get_args(Template)
     if template not in known:
-        nearest = difflib.get_close_matches(template, known, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"unknown template {template!r}{hint}; known: {', '.join(known)}")
+        raise InputError(f"unknown template {template!r}{did_you_mean(template, known)}")
     if template == "plain" or (template == "auto" and not tokenizer.chat_template):
         return None
     try:

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bilevel.errors import InputError
-from bilevel_llm.data.rows import Row, read_file
+from bilevel_llm.data.reading import read_file
+from bilevel_llm.data.rows import Row
 from bilevel_llm.data.tokens import TokenTable
 
 WORD_COLUMNS = 64  # enough that the frequent words of a corpus seldom share one, few enough for some hundred steps

@@ -1,73 +1,113 @@
-"""How a record is laid out, more closely than its format: rows of one mix have one layout, and trainers are told it."""
+"""In which fields of a row its turns are: what a trainer that reads the file must be told.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+Rows of one file have one layout. It says more than the format does: rows of `messages` may name a turn's keys `role` and
+`content`, or `from` and `value`. There is one class for each way in which rows are written; a format whose rows are
+written in none of them gives a `Layout` of its own, and trainers cannot be told how to read it.
+"""
 
-from bilevel.errors import InputError
-from bilevel_llm.data.rows import Record, find_files, read_records
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ROLES: Mapping[str, str] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+"""Names of roles in files -> the three roles of a conversation."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Two records of one layout have their turns in the same fields.
+    """Two rows of one layout have their texts in the same fields.
 
-    format: one of `rows.FORMATS`.
-    field: the field that holds the list of turns; "" if texts are in fields of their own.
-    role, text: the keys of a turn; "" without turns.
+    format: name of the format, for messages and for reading the rows again.
     """
 
     format: str
-    field: str = ""
-    role: str = ""
-    text: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that are read; a row may lack some of them."""
+        return ()
 
     def __str__(self) -> str:
-        return f"{self.format} ({self.field} of {self.role} and {self.text})" if self.field else self.format
+        return self.format
 
 
-MESSAGES = Layout("messages", "messages", "role", "content")
+@dataclass(frozen=True)
+class ChatLayout(Layout):
+    """A conversation: lists of turns.
 
-
-def layout_of(record: Record) -> Layout:
-    """The layout of one record, by its first turn."""
-    candidates = {"messages": ["messages"], "sharegpt": ["conversations", "items"], "prompt_completion": ["prompt"]}
-    for field in candidates.get(record.format, []):
-        turns = record.fields.get(field)
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            role, text = ("from", "value") if "from" in turns[0] else ("role", "content")
-            return Layout(record.format, field, role, text)
-    return Layout(record.format)
-
-
-def first_records(patterns: Sequence[str], format: str | None) -> list[Record]:
-    """The first record of each file of a source."""
-    return [next(read_records(path, format)) for path in find_files(patterns)]
-
-
-def common_layout(records: Iterable[Record]) -> Layout:
-    """The layout that all these records share. Raises `InputError` naming two that differ."""
-    seen: dict[Layout, str] = {}
-    for record in records:
-        layout = layout_of(record)
-        seen.setdefault(layout, f"{record.where} is {layout}")
-    if len(seen) > 1:
-        first, second, *_ = seen.values()
-        raise InputError(f"the sources do not share one row format: {first}, but {second}; use --format messages")
-    (layout,) = seen
-    return layout
-
-
-def as_messages(record: Record) -> dict[str, Any]:
-    """The record as {"messages": [{role, content}]}.
-
-    Raises `InputError` for rows that are used without a chat template: as messages they would be other tokens than those
-    the weights were learned on.
+    fields: the fields that hold a list of turns each, in the order of the conversation. Usually it is one.
+    role, text: the keys of a turn.
+    roles: what a turn's role may be called -> the role.
     """
-    turns = record.row().turns
-    if any(turn.role in ("text", "prompt", "completion") for turn in turns):
-        raise InputError(
-            f"{record.where}: a row of format {record.format!r} goes to the model without a chat template, so it cannot be "
-            "written as messages; use --format source (for which all sources need one format)"
-        )
-    return {"messages": [{"role": turn.role, "content": turn.text} for turn in turns]}
+
+    fields: tuple[str, ...]
+    role: str
+    text: str
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES, compare=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Layout.columns`."""
+        return self.fields
+
+    def __str__(self) -> str:
+        return f"{self.format} ({' and '.join(self.fields)} of {self.role} and {self.text})"
+
+
+@dataclass(frozen=True)
+class InstructionLayout(Layout):
+    """A question and its answer, in fields of their own, to be put into a chat template.
+
+    instruction, output: the fields of the two.
+    input: a field whose text, if there is any, appears below the instruction; None if the format has none.
+    """
+
+    instruction: str
+    output: str
+    input: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Layout.columns`."""
+        names = (self.instruction, self.input, self.output)
+        return tuple(name for name in names if name is not None)
+
+
+@dataclass(frozen=True)
+class CompletionLayout(Layout):
+    """A prompt and its completion, two strings that go to the model without a chat template.
+
+    prompt, completion: the fields of the two.
+    """
+
+    prompt: str
+    completion: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Layout.columns`."""
+        return (self.prompt, self.completion)
+
+
+@dataclass(frozen=True)
+class TextLayout(Layout):
+    """A text that is learned as it is.
+
+    field: the field of the text.
+    """
+
+    field: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Layout.columns`."""
+        return (self.field,)

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
 
-Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+from bilevel_llm.data.registered_formats import FormatName
 
 
 @dataclass(frozen=True)
@@ -14,12 +13,12 @@ class Source:
 
     name: what its weight is called.
     path: a file, a directory, a glob, or a list of them.
-    format: how a row is written; None detects it from the first row.
+    format: how a row is written: the name of a registered format; None detects it from the first row of each file.
     """
 
     name: str
     path: str | list[str]
-    format: Format | None = None
+    format: FormatName | None = None
 
     @property
     def patterns(self) -> list[str]:
@@ -33,7 +32,7 @@ class ValidationSet:
 
     path: str | list[str]
     name: str = "validation"
-    format: Format | None = None
+    format: FormatName | None = None
     weight: float = 1.0
 
     @property

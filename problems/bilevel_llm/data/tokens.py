@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
-from bilevel_llm.data.rows import Row, file_type, find_files, fingerprint, read_file
+from bilevel_llm.data.files import file_type, find_files
+from bilevel_llm.data.reading import read_file
+from bilevel_llm.data.registered_formats import registered_formats
+from bilevel_llm.data.rows import Row, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +98,7 @@ def tokenise(
 ) -> TokenTable:
     """Read, tokenise and label all rows of the files that `patterns` name.
 
-    format: row format; None detects it (see `rows`).
+    format: name of the row format; None detects it from the first row of each file.
     template: chat template; "auto" is the model's own, where it has one (see `chat`).
     max_length: tokens of a row at most; the beginning is kept. Rows without a target among them are left out.
     cache: directory that keeps the result for the next time (see `default_cache`); None keeps nothing. What is found
@@ -115,7 +118,7 @@ def tokenise(
         made_from = {
             "version": _CACHE_VERSION,
             "content": content,
-            "format": format,
+            "format": registered_formats().identity(format),
             "chat_template": encoder.chat_template or dict(PLAIN_TEMPLATE),
             "tokenizer": _identity(tokenizer),
             "max_length": max_length,

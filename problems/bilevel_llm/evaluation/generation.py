@@ -39,7 +39,7 @@ def make_questions(rows: Sequence[Row], tokenizer: Any, template: Template) -> l
     """Raises `InputError` for a row without a question or without a final answer."""
     questions = []
     for row, encoded in zip(rows, Encoder(tokenizer, template).encode(rows), strict=True):
-        last = max(i for i, turn in enumerate(row.turns) if turn.role in ("assistant", "completion", "text"))
+        last = max(i for i, turn in enumerate(row.turns) if turn.learned)
         if row.turns[last].role == "text":
             raise InputError(f"{row.where}: exact_match needs a question and an answer, and this row is plain text")
         answer = final_answer(row.turns[last].text)

@@ -19,8 +19,8 @@ from torch import nn
 from bilevel import InputError
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
+from bilevel_llm.data.files import find_files
 from bilevel_llm.data.padding import PaddedRows
-from bilevel_llm.data.rows import find_files
 from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses

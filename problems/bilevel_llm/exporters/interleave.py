@@ -1,6 +1,9 @@
 """`datasets.interleave_datasets`: a Python module that builds the data set from the sources."""
 
+from packaging.version import Version
+
 from bilevel.errors import InputError
+from bilevel_llm.exporters.exporter import Exporter
 from bilevel_llm.exporters.weighted_data import WeightedData, WeightedSource
 
 STOPPING = {"first": "first_exhausted", "all": "all_exhausted"}
@@ -32,27 +35,34 @@ if __name__ == "__main__":
 '''
 
 
-def export(data: WeightedData) -> dict[str, str]:
-    """One Python file."""
-    if data.mixed:
-        raise InputError("a mix needs no interleaving: datasets.load_dataset reads the file; leave --mix out")
-    _ = data.layout  # all sources must be laid out alike
-    columns = {source.columns for source in data.sources}
-    shared = [name for name in data.sources[0].columns if all(name in fields for fields in columns)]
-    if missing := sorted({name for fields in columns for name in fields} - set(shared)):
-        raise InputError(
-            f"only some of the sources have the field {missing[0]!r}, and the data set would differ from the run's; "
-            "make one file of all by `bilevel mix`, which datasets.load_dataset reads"
+class Interleave(Exporter):
+    """A module that calls `datasets.interleave_datasets`."""
+
+    package = "datasets"
+    versions = ">=3,<5.3"
+    checked = "5.2.0"
+
+    def export(self, data: WeightedData, version: Version) -> dict[str, str]:
+        """One Python file. See `Exporter.export`."""
+        if data.mix is not None:
+            raise InputError("a mix needs no interleaving: datasets.load_dataset reads the file; leave --mix out")
+        _ = data.layout  # all sources must be laid out alike
+        columns = {source.columns for source in data.sources}
+        shared = [name for name in data.sources[0].columns if all(name in fields for fields in columns)]
+        if missing := sorted({name for fields in columns for name in fields} - set(shared)):
+            raise InputError(
+                f"only some of the sources have the field {missing[0]!r}, and the data set would differ from the run's; "
+                "make one file of all by `bilevel mix`, which datasets.load_dataset reads"
+            )
+        text = _MODULE.format(
+            origin=data.run.origin,
+            seed=data.seed,
+            columns=shared,
+            sources="".join(f"    {source.name!r}: {_loading(source)},\n" for source in data.sources),
+            probabilities="".join(f"    {source.name!r}: {source.weight!r},\n" for source in data.sources),
+            stopping=STOPPING[data.stop],
         )
-    text = _MODULE.format(
-        origin=data.origin,
-        seed=data.seed,
-        columns=shared,
-        sources="".join(f"    {source.name!r}: {_loading(source)},\n" for source in data.sources),
-        probabilities="".join(f"    {source.name!r}: {source.weight!r},\n" for source in data.sources),
-        stopping=STOPPING[data.stop],
-    )
-    return {"interleaved.py": text}
+        return {"interleaved.py": text}
 
 
 def _loading(source: WeightedSource) -> str:

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
-from bilevel_llm.exporters.plain import as_csv, as_json
-from bilevel_llm.exporters.trainers import find_exporter
-from bilevel_llm.exporters.weighted_data import Stop, data_of_mix, data_of_run
+from bilevel_llm.exporters.exporter import Exporter
+from bilevel_llm.exporters.weighted_data import Stop, WeightedData
 from bilevel_llm.reweighting.saved_run import read_run
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
-
-PLAIN = {"json": ("weights.json", as_json), "csv": ("weights.csv", as_csv)}
 
 
 def export(
@@ -35,23 +32,32 @@ def export(
     """The files that tell a trainer the weights, by name.
 
     output: where they will be written, for files that name each other. Nothing is written.
-    to: "json", "csv" or one of `trainers.TRAINERS`. mix: a file that `bilevel mix` wrote, to be trained on instead of the
-    sources. See `read_run` for weights, `Stop` for stop.
+    to: the name of a registered exporter. mix: a file that `bilevel mix` wrote, to be trained on instead of the sources.
+    See `read_run` for weights, `Stop` for stop.
 
     Raises `InputError` for what does not fit: run, weights, changed data, an unknown trainer or version, rows that the
     trainer cannot read.
     """
-    if to in PLAIN:
-        if mix is not None or trainer_version is not None:
-            raise InputError(f"--to {to} writes the weights alone: --mix and --trainer-version have no meaning there")
-        name, write_plain = PLAIN[to]
-        return {name: write_plain(read_run(directory, plugins, weights))}
+    exporter = find_exporter(to, plugins)
+    version = exporter.known_version(trainer_version)
     where = (output or Path()).resolve()
-    exporter = find_exporter(to, trainer_version)
-    run = read_run(directory, plugins, weights)
-    if not allow_changed_data:
-        run.check_data()
-    return exporter(data_of_mix(mix, run, where) if mix is not None else data_of_run(run, where, stop=stop, seed=seed))
+    data = WeightedData(
+        read_run(directory, plugins, weights), where, mix, stop=stop, seed=seed, allow_changed_data=allow_changed_data
+    )
+    return exporter.export(data, version)
+
+
+def find_exporter(name: str, plugins: Plugins) -> Exporter:
+    """The registered exporter of that name. Raises `InputError` naming the nearest known one."""
+    part = plugins.find("exporters", name)
+    kind = part.load()
+    if not (isinstance(kind, type) and issubclass(kind, Exporter)):
+        raise InputError(
+            f"the exporter {name!r} (plugin {part.plugin!r}): {part.target} must be a subclass of "
+            "bilevel_llm.exporters.exporter.Exporter"
+        )
+    exporter: Exporter = kind()
+    return exporter
 
 
 def check_free(output: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from bilevel.errors import InputError
-from bilevel_llm.data.layout import Layout, common_layout, layout_of
-from bilevel_llm.data.rows import ROLES, Record, file_type, find_files, read_records
+from bilevel_llm.data.files import file_type, find_files
+from bilevel_llm.data.layout import ChatLayout, Layout
+from bilevel_llm.data.reading import RawRow, common_layout, read_raw_rows
 from bilevel_llm.mixing.mix import card_file
 from bilevel_llm.reweighting.saved_run import WeightedRun, read_json
 
@@ -24,8 +26,8 @@ class WeightedSource:
 
     weight: its share of the rows; the weights of all sources sum to 1.
     files: its data files, absolute, and how many rows each has.
-    roles: names of roles in its turns.
-    columns: the fields of its layout that occur.
+    roles: names of roles in its turns; none if rows are not lists of turns.
+    columns: the fields of its layout (`Layout.columns`) that occur.
     """
 
     name: str
@@ -46,23 +48,49 @@ class WeightedSource:
 
     def names_of(self, role: str) -> list[str]:
         """What its files call a role ("user", "assistant", "system")."""
-        return sorted(name for name in self.roles if ROLES.get(name) == role)
+        known = self.layout.roles if isinstance(self.layout, ChatLayout) else {}
+        return sorted(name for name in self.roles if known.get(name) == role)
 
 
 @dataclass(frozen=True)
 class WeightedData:
-    """Sources by weight; or, where they have been mixed already, one file that stands for all (`mixed`).
+    """The sources of a run by weight; or, where they have been mixed already, one file that stands for all of them.
 
-    origin: where the weights are from.
+    run: where the weights are from.
     directory: where the exported files will be.
+    mix: the file that `bilevel mix` wrote; None without one.
+    stop, seed: of the interleaving.
+    allow_changed_data: read the data even if it is not what the weights were learned on.
     """
 
-    sources: tuple[WeightedSource, ...]
-    origin: str
+    run: WeightedRun
     directory: Path
-    mixed: bool = False
+    mix: Path | None = None
     stop: Stop = "first"
     seed: int = 0
+    allow_changed_data: bool = False
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of all sources, those of weight 0 included."""
+        return self.run.weights
+
+    @cached_property
+    def sources(self) -> tuple[WeightedSource, ...]:
+        """The sources with a positive weight, or the mix as the only one. Asked for the first time, it reads every row.
+
+        Raises `InputError` for changed data, for a source whose rows are not all laid out alike, and for a mix that
+        `bilevel mix` has not written.
+        """
+        if not self.allow_changed_data:
+            self.run.check_data()
+        if self.mix is not None:
+            return (_read_mix(self.mix),)
+        return tuple(
+            _read(source.name, self.weights[source.name], find_files(source.patterns), source.format)
+            for source in self.run.problem.sources
+            if self.weights[source.name]
+        )
 
     @property
     def layout(self) -> Layout:
@@ -78,57 +106,36 @@ class WeightedData:
 
 MAKE_A_MIX = "`bilevel mix RUN --format messages --output FILE` makes one file of all; then give --mix FILE"
 
-_TEXTS: Mapping[str, tuple[str, ...]] = {
-    "alpaca": ("instruction", "input", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
 
-
-def data_of_run(run: WeightedRun, directory: Path, *, stop: Stop = "first", seed: int = 0) -> WeightedData:
-    """The sources of a run, each row looked at. Raises `InputError` for a source whose rows are not all laid out alike."""
-    sources = [
-        _read(source.name, run.weights[source.name], find_files(source.patterns), source.format)
-        for source in run.problem.sources
-        if run.weights[source.name]
-    ]
-    return WeightedData(tuple(sources), run.origin, directory, stop=stop, seed=seed)
-
-
-def data_of_mix(file: Path, run: WeightedRun, directory: Path) -> WeightedData:
-    """One file that `bilevel mix` wrote, with its card beside it. Raises `InputError` for any other."""
+def _read_mix(file: Path) -> WeightedSource:
+    """A file that `bilevel mix` wrote, by the card beside it."""
     card = card_file(file)
     if not (file.is_file() and card.is_file()):
         missing = card if file.is_file() else file
         raise InputError(f"{file} is not a mix that `bilevel mix` wrote: there is no {missing}")
-    format = read_json(card).get("format")
-    return WeightedData((_read(file.name.partition(".")[0], 1.0, [file], format),), run.origin, directory, mixed=True)
+    return _read(file.name.partition(".")[0], 1.0, [file], read_json(card).get("format"))
 
 
 def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -> WeightedSource:
     rows: Counter[Path] = Counter()
     roles: set[str] = set()
     columns: dict[str, None] = {}
-    first: Record | None = None
+    first: RawRow | None = None
     for file in files:
-        for record in read_records(file, format):
-            first = first or record
-            layout = common_layout((first, record))
-            fields = [field for field in _fields(layout) if field in record.fields]
-            columns.update(dict.fromkeys(fields))
-            if layout.field:
-                roles.update(_roles(record, fields, layout))
-            rows[file.resolve()] += 1
+        path = file.resolve()
+        for row in read_raw_rows(file, format):
+            first = first or row
+            layout = common_layout((first, row))
+            columns.update(dict.fromkeys(column for column in layout.columns if column in row.fields))
+            if isinstance(layout, ChatLayout):
+                roles.update(_roles(row, layout))
+            rows[path] += 1
     assert first is not None  # an empty file is an error
-    return WeightedSource(name, weight, rows, layout_of(first), frozenset(roles), tuple(columns))
+    return WeightedSource(name, weight, rows, first.layout, frozenset(roles), tuple(columns))
 
 
-def _fields(layout: Layout) -> tuple[str, ...]:
-    return _TEXTS.get(layout.format, (layout.field,))
-
-
-def _roles(record: Record, fields: Sequence[str], layout: Layout) -> set[str]:
-    turns = [turn for field in fields for turn in record.fields[field]]
+def _roles(row: RawRow, layout: ChatLayout) -> set[str]:
+    turns = [turn for field in layout.fields for turn in row.fields[field]]
     if any(layout.role not in turn or layout.text not in turn for turn in turns):
-        raise InputError(f"{record.where}: not every turn has {layout.role!r} and {layout.text!r}; {MAKE_A_MIX}")
+        raise InputError(f"{row.where}: not every turn has {layout.role!r} and {layout.text!r}; {MAKE_A_MIX}")
     return {turn[layout.role] for turn in turns}

@@ -25,8 +25,10 @@ from bilevel.data import Stream
 from bilevel.problem import Record
 from bilevel_llm.data.batches import TokenBatch, per_token
 from bilevel_llm.data.overlap import without_rows
-from bilevel_llm.data.rows import fingerprint, read_rows
-from bilevel_llm.data.settings import Format, patterns_of
+from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.registered_formats import FormatName
+from bilevel_llm.data.rows import fingerprint
+from bilevel_llm.data.settings import patterns_of
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.files import ReadWeight
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
@@ -60,7 +62,7 @@ class FineTuning(LanguageModelProblem):
 
     data: str | list[str]
     _: KW_ONLY
-    format: Format | None = None
+    format: FormatName | None = None
     held_out: list[str] = field(default_factory=list)
     on_overlap: Literal["drop", "error"] = "drop"
     lora: LoRA | None = None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bilevel import InputError
-from bilevel.config import Config, build_config
+from bilevel.config import Config, load_config
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
 from bilevel.schedule import at
+from bilevel.suggest import did_you_mean
 
 PROBLEM = "llm-finetuning"
 WARMUP = 0.03  # of all steps: Adam's second moments need a few dozen gradients before they can be trusted
@@ -102,13 +102,13 @@ def finetune_config(
     def build(steps: int) -> Config:
         _put(recipe, "run.steps", steps)
         if not (isinstance(steps, int) and steps > 0):
-            return build_config(recipe, plugins)  # it says what is wrong
+            return load_config(recipe, plugins)  # it says what is wrong
         if lr is not None:
             warmup = min(round(WARMUP * steps), steps - 1)
             _put(recipe, "solver.lr", {"name": "cosine", "peak": lr, "steps": steps, "warmup": warmup})
         if evaluate:
             _put(recipe, "solver.evaluate_every", -(-steps // EVALUATIONS))
-        return build_config(recipe, plugins)
+        return load_config(recipe, plugins)
 
     steps = length.steps or (_get(recipe, "run.steps") if length == Length() else None)
     if steps is not None:
@@ -138,9 +138,7 @@ def _check_schedule(config: Config) -> None:
 
 def _method(name: str) -> Mapping[str, Any]:
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"--method {name}: there is no such method{guess} Known: {', '.join(METHODS)}")
+        raise InputError(f"--method {name}: there is no such method{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 

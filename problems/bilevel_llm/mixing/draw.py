@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.errors import InputError
-from bilevel_llm.data.layout import MESSAGES, as_messages, common_layout, first_records
-from bilevel_llm.mixing.mix import Mix, MixFormat, OnShortfall
+from bilevel_llm.data.reading import common_layout, first_rows
+from bilevel_llm.mixing.mix import AS_THEY_ARE, Mix, OnShortfall, writing_format
 from bilevel_llm.mixing.pool import Pool, make_pools
 from bilevel_llm.mixing.quotas import Counts, Weights, largest_remainder, largest_total, redistribute
 from bilevel_llm.reweighting.saved_run import fit_weights
@@ -36,7 +36,7 @@ def make_mix(
     seed: int = 0,
     max_repeats: int = MAX_REPEATS,
     on_shortfall: OnShortfall = "error",
-    format: MixFormat = "source",
+    format: str = AS_THEY_ARE,
     selection: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Mix:
     """Draw rows of the problem's sources by weights.
@@ -45,6 +45,7 @@ def make_mix(
     rows, tokens: size of the mix, one of the two. Tokens are a bound: one row more would exceed it.
     seed: of which rows are drawn and of their order. A larger mix of the same seed and weights holds the rows of a smaller.
     max_repeats: copies of a row at most.
+    format: "source" writes rows as they are; the name of a format that writes (see `Format.write`) writes all in that one.
     selection: source -> rows of its table; no others are drawn. None: all may be.
 
     A row is not drawn a second time before all of its source have been drawn once. Rows that also stand in a validation
@@ -54,17 +55,13 @@ def make_mix(
     one file, and a mix larger than the data allows, with the largest that fits.
     """
     _check_settings(rows, tokens, seed, max_repeats)
+    written_as = writing_format(format)
     given = fit_weights(weights, [source.name for source in problem.sources], "weights")
-    first = [
-        record
-        for source in problem.sources
-        if given[source.name]
-        for record in first_records(source.patterns, source.format)
-    ]
-    if format == "messages":
-        for record in first:
-            as_messages(record)  # or refuse, before the long work
-    layout = MESSAGES if format == "messages" else common_layout(first)
+    first = [row for source in problem.sources if given[source.name] for row in first_rows(source.patterns, source.format)]
+    if written_as is None:
+        layout = common_layout(first)
+    else:
+        layout, *_ = [written_as.layout(written_as.write(row.row())) for row in first]  # or refuse, before the long work
     pools = make_pools(problem.source_tables, problem.validation_tables, seed, selection)
     shares = np.array(list(given.values()))
     capacity = np.array([len(pool.rows) * max_repeats for pool in pools], np.int64)
@@ -87,7 +84,7 @@ def make_mix(
         shares,
         quotas,
         counts,
-        format,
+        written_as,
         layout,
         seed,
         max_repeats,

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.errors import RunError
-from bilevel_llm.data.rows import Record, read_records
+from bilevel_llm.data.reading import RawRow, read_raw_rows
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.mixing.spool import Spool
 
-Written = Callable[[Record], Mapping[str, Any]]
-"""A record -> its row in the mix."""
+Written = Callable[[RawRow], Mapping[str, Any]]
+"""A row of a data file -> the fields of that row in the mix."""
 
 
 def gather(
@@ -38,10 +38,10 @@ def gather(
 
 
 def _gather_from(file: Path, format: str | None, slots: dict[int, int], written: Written, spool: Spool) -> None:
-    for record in read_records(file, format):
-        slot = slots.pop(record.number, None)
+    for row in read_raw_rows(file, format):
+        slot = slots.pop(row.number, None)
         if slot is not None:
-            spool.put(slot, written(record))
+            spool.put(slot, written(row))
         if not slots:
             return
     raise RunError(f"{file}: row {min(slots)} is not there any more: the file changed while the mix was being written")

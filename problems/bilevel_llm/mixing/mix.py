@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -20,8 +21,10 @@ from rich.text import Text
 from bilevel.data import generator
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
-from bilevel_llm.data.layout import Layout, as_messages, layout_of
-from bilevel_llm.data.rows import Record
+from bilevel_llm.data.format import Format
+from bilevel_llm.data.layout import Layout
+from bilevel_llm.data.reading import RawRow
+from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.mixing.gather import gather
 from bilevel_llm.mixing.pool import Pool
 from bilevel_llm.mixing.quotas import Counts, Weights
@@ -36,7 +39,30 @@ _ORDER = 1002  # of the rows in the mix; see `pool._DRAW`
 OnShortfall = Literal["error", "report", "redistribute"]
 """What to do where a source has too few rows: refuse; make a smaller mix; or fill up from the other sources."""
 
-MixFormat = Literal["source", "messages"]
+AS_THEY_ARE = "source"
+"""Stands for a format where one is asked for: each row is written as its file has it."""
+
+
+def writing_format(name: str) -> Format | None:
+    """The format that rows are written in; None for `AS_THEY_ARE`. Raises `InputError` for an unknown one."""
+    if name == AS_THEY_ARE:
+        return None
+    try:
+        return registered_formats().find(name)
+    except InputError as error:
+        raise InputError(f"{error}; or {AS_THEY_ARE}, which leaves rows as they are") from error
+
+
+def _check_format(name: str) -> str:
+    try:
+        writing_format(name)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+MixFormat = Annotated[str, AfterValidator(_check_format)]
+"""`AS_THEY_ARE`, or the name of the format that all rows are written in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +74,7 @@ class Mix:
     weights: their shares. Shape: (sources,).
     quotas: rows that the weights ask of each. Shape: (sources,).
     counts: rows that each gives; different from the quotas where one has too few. Shape: (sources,).
-    format: "source" writes rows as they are, "messages" rewrites them all as conversations.
+    format: the format that all rows are written in; None writes them as they are.
     layout: how a written row is laid out.
     """
 
@@ -57,7 +83,7 @@ class Mix:
     weights: Weights
     quotas: Counts
     counts: Counts
-    format: MixFormat
+    format: Format | None
     layout: Layout
     seed: int
     max_repeats: int
@@ -166,15 +192,14 @@ class Mix:
         table.add_row("all", "", f"{available:,}", f"{self.rows:,}", "", f"{sum(self.tokens):,}")
         return Group(table, *(Text(f"- {note}") for note in self.notes()))
 
-    def _written(self, record: Record) -> Mapping[str, Any]:
-        if self.format == "messages":
-            return as_messages(record)
-        if layout_of(record) != self.layout:
+    def _written(self, row: RawRow) -> Mapping[str, Any]:
+        if self.format is not None:
+            return self.format.write(row.row())
+        if row.layout != self.layout:
             raise InputError(
-                f"{record.where}: the row is {layout_of(record)}, unlike the first one ({self.layout}); "
-                "use --format messages"
+                f"{row.where}: the row is {row.layout}, unlike the first one ({self.layout}); use --format messages"
             )
-        return {name: value for name, value in record.fields.items() if name != PROVENANCE}  # an earlier mix has it
+        return {name: value for name, value in row.fields.items() if name != PROVENANCE}  # an earlier mix has it
 
     def _provenance(self, source: int, row: int, copy: int) -> dict[str, Any]:
         table = self.pools[source].table

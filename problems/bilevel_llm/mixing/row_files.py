@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel.errors import InputError
+from bilevel.files import written_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -51,21 +49,9 @@ def write_rows(path: Path, rows: Rows) -> None:
     Raises `InputError` if the rows do not fit into such a file; then nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(path) as part:
+    with written_whole(path) as part:
         (_write_parquet if path.suffix == ".parquet" else _write_jsonl)(part, rows)
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        check_output(path)  # somebody may have been quicker
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+        check_output(path)  # another process may have been quicker
 
 
 def _write_jsonl(path: Path, rows: Rows) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import nn
 
 from bilevel import InputError
 from bilevel.checkpoint import SavedVariable, saved_variables
+from bilevel.files import written_whole
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoder
 from bilevel_llm.model.files import BUNDLED, find_model, quiet_transformers
@@ -177,18 +176,14 @@ def _write(directory: Path, model: Any, tokenizer: Any, how: Mapping[str, Any]) 
     """Into a hidden directory beside it, which takes the name when all is there."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        part = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.part")
-        part.mkdir()
+        with written_whole(directory) as part:
+            part.mkdir()
+            with quiet_transformers():
+                model.save_pretrained(part, **how)
+            (part / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
+            tokenizer.save_pretrained(part)
+            for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
+                file.chmod((part / "tokenizer_config.json").stat().st_mode)
+            check_new(directory)
     except OSError as error:
-        raise InputError(f"{directory} cannot be written: {error.strerror}") from error
-    try:
-        with quiet_transformers():
-            model.save_pretrained(part, **how)
-        (part / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
-        tokenizer.save_pretrained(part)
-        for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
-            file.chmod((part / "tokenizer_config.json").stat().st_mode)
-        check_new(directory)
-        part.rename(directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"{directory} cannot be written: {error.strerror or error}") from error

@@ -6,8 +6,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from bilevel import InputError
+from bilevel.files import written_whole
 from bilevel_llm.data.tokens import default_cache
 
 log = logging.getLogger("bilevel.llm")
@@ -190,16 +189,13 @@ def _convert_gguf(file: Path) -> ModelFiles:
         return ModelFiles(final)
     log.info("converting %s (once)", file.name)
     final.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=final.parent))
     try:
-        _write_plain(file, part)
-        try:
-            part.rename(final)
-        except OSError:  # another process has just finished the same
-            if not final.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with written_whole(final) as part:
+            part.mkdir()
+            _write_plain(file, part)
+    except OSError:
+        if not final.is_dir():  # otherwise another process has just finished the same
+            raise
     return ModelFiles(final)
 
 

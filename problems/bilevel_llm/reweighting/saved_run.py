@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bilevel.errors import InputError
 from bilevel.run_directory import RunDirectory
+from bilevel.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
@@ -96,9 +96,7 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
         raise InputError(f"{origin}: these are no weights; an object {{source: weight}} is needed")
     for name in values:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            guess = f"did you mean {near[0]!r}?" if near else f"its sources: {', '.join(names)}"
-            raise InputError(f"{origin}: {name!r} is not a source of the recipe; {guess}")
+            raise InputError(f"{origin}: {name!r} is not a source of the recipe{did_you_mean(str(name), names)}")
     for name in names:
         if name not in values:
             raise InputError(f"{origin}: the source {name!r} has no weight; give one for every source (0 leaves it out)")

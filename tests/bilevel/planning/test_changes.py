@@ -1,8 +1,11 @@
 """What is advised about a run that does not fit."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import pytest
 
-from bilevel import LISA, All, ScaleBiO
+from bilevel import LISA, Active, All, Blocks, F2SAp, ScaleBiO
 from bilevel.planning.changes import Advice, advise
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
@@ -66,7 +69,40 @@ def test_training_fewer_blocks_comes_after_what_changes_no_result() -> None:
     assert not any("active" in word for word in enough.cheapest.words)
     less = advice(TorchBackend(dtype="bfloat16"), All(), limit=smallest - 1, gpus=1)
     assert less.cheapest is not None
-    assert less.cheapest.words[:2] == ("--set active.name=lisa", "--set active.blocks=2")
+    assert less.cheapest.words[0] == "--set active.name=lisa"
+
+
+def test_fewer_blocks_are_written_as_the_key_that_differs() -> None:
+    found = advice(TorchBackend(dtype="bfloat16"), LISA(blocks=4, head="train"), limit=10, gpus=1, rows=8)
+    words = [change.words for change in found.alone if "active" in change.words[0]]
+    assert words == [("--set active.blocks=2",), ("--set active.blocks=1",)]
+
+
+def test_a_rule_of_a_plugin_says_itself_what_is_lighter() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class First(Active):
+        count: int = 3
+        name: str = "first"
+
+        def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
+            return frozenset(blocks.repeated[: self.count])
+
+        def heaviest(self, blocks: Blocks, sizes: Mapping[str, int]) -> list[frozenset[str]]:
+            return [self.at(0, blocks, 0)]
+
+        def lighter(self) -> list[Active]:
+            return [LISA(blocks=1)]
+
+    found = advice(TorchBackend(dtype="bfloat16"), First(), limit=10, gpus=1, rows=8)
+    assert ("--set active.name=lisa", "--set active.blocks=1") in [change.words for change in found.alone]
+
+
+def test_what_problem_and_solver_name_besides_is_passed_on() -> None:
+    cost = dataclasses.replace(small_cost(), savings=("shorter rows (problem.length)",))
+    setup = Setup(TorchBackend(), All(), F2SAp(p=4).workload())
+    found = advise(Footprint(cost, None), setup, Hardware(gpu_memory=1e-6))
+    assert found.cheapest is None
+    assert found.others == ("shorter rows (problem.length)", "a lower order (solver.p)")
 
 
 def test_a_backend_is_asked_for_nothing_that_it_has_not() -> None:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bilevel.cli import app, main
-from bilevel.plugins import Plugins
+from bilevel.plugins import Part, Plugins
 from tests.bilevel.planning.conftest import PLANS, ROOT
 from tests.bilevel_llm.tiny import FAMILIES
 
@@ -83,8 +83,8 @@ def test_fewer_labels_need_less_memory(recipe) -> None:  # type: ignore[no-untyp
         (["--mfu", "40"], "--mfu is the part of the peak"),
         (["--labelled-share", "0"], "the labelled share is a part of the tokens"),
         (["--set", "active.blocks=9"], "active.blocks is 9"),
+        (["--set", "solver.name=odm", "--set", "problem={name: quadratic}"], "the solver ODM solves a LLMReweighting"),
         (["--set", "problem.model=nowhere/at-all"], "neither a directory"),
-        (["--set", "solver.name=f2sa"], "does not say what a step takes"),
     ],
 )
 def test_what_cannot_be_planned_says_why(recipe, capsys, monkeypatch, words: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
@@ -95,14 +95,53 @@ def test_what_cannot_be_planned_says_why(recipe, capsys, monkeypatch, words: lis
     assert message in capsys.readouterr().err
 
 
-def test_a_problem_without_a_cost_model_says_so(tmp_path: Path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    text = "problem: {name: quadratic}\nsolver: {name: scalebio}\nbackend: {name: torch}\nrun: {steps: 1, output: out}\n"
-    (tmp_path / "recipe.yaml").write_text(text)
-    monkeypatch.setattr("sys.argv", ["bilevel", "plan", str(tmp_path / "recipe.yaml")])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    assert "has no cost model" in capsys.readouterr().err
+PLAIN = """
+problem: {problem}
+solver: {{name: {solver}}}
+backend: {{name: torch}}
+run: {{steps: 3, output: out}}
+"""
+CALIBRATION = "{name: calibration, readings: [1.0, 2.0], references: [3.0, 5.0, 4.0]}"
+
+
+@pytest.mark.parametrize(
+    ("problem", "solver", "rows"),
+    [
+        ("{name: quadratic}", "scalebio", 3),
+        ("{name: hyper-cleaning, rows: 40, validation_rows: 30}", "f2sa", 4 * 40 + 2 * 30),
+        ("{name: ridge-reweighting, clean: 2, flipped: 1, rows: 5, validation_rows: 7}", "descent", 3 * 5),
+        ("{name: ridge-reweighting, clean: 2, flipped: 1, rows: 5, validation_rows: 7}", "aid", 10 * 15 + 7 + 102 * 15),
+        (CALIBRATION, "bome", 12 * 2 + 3),
+    ],
+)
+def test_a_plain_problem_can_be_planned_with_any_solver(
+    problem: str, solver: str, rows: int, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rows` by the pass counts of the docs; the last one is a plugin's problem, which says nothing of its cost."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "third_party_plugin"))
+    plugins.parts["problems"]["calibration"] = Part("calibration", "bilevel_calibration.problem:Calibration", "example")
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: plugins)
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(PLAIN.format(problem=problem, solver=solver))
+    output = plan("recipe.yaml", "--json", "plan.json")
+    found = json.loads(Path("plan.json").read_text())
+    assert "fits: " in output
+    assert (found["units"], found["unit"]) == (rows, "rows")
+    assert found["gpu"]["output, loss and working memory"] > 0
+    assert not Path("out").exists()
+
+
+def test_nothing_of_a_product_is_advised_for_a_plain_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(PLAIN.format(problem="{name: hyper-cleaning}", solver="f3sa"))
+    output = plan("recipe.yaml", "--gpu-memory", "0.001", expect=1)
+    assert "what is left is a solver without momentum (f2sa)" in output
+    assert not any(word in output for word in ("max_length", "model", "token"))
+
+
+def test_what_is_left_for_a_language_model_is_for_its_problem_to_say(recipe) -> None:  # type: ignore[no-untyped-def]
+    output = plan(recipe(), "--gpu-memory", "0.001", expect=1)
+    assert "what is left is a smaller model (problem.model), shorter rows (problem.max_length), larger GPUs or" in output
 
 
 def test_shipped_recipes_plan_from_the_command_line(zero_plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """A backend that only plans: one whose settings are those of ZeRO, so that plans for several GPUs need no such library."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bilevel.backend import Placement
 from bilevel_backends.torch_backend import TorchBackend
@@ -21,6 +23,10 @@ class Zero(TorchBackend):
         super().__post_init__()
         if self.offload_parameters and self.zero_stage < 3:
             raise ValueError("offload_parameters needs zero_stage 3")
+
+    def savings(self, rows: int) -> dict[str, Sequence[Any]]:
+        more = {"zero_stage": range(self.zero_stage + 1, 4), "offload_optimizer": [True], "offload_parameters": [True]}
+        return {**super().savings(rows), **more}
 
     def placement(self, world_size: int) -> Placement:
         return Placement(

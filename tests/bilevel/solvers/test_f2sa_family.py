@@ -14,7 +14,7 @@ from bilevel.solvers.f2sa_p import difference
 from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.quadratic import Quadratic
-from tests.bilevel.solvers.conftest import small
+from tests.bilevel.solvers.grid import small
 
 
 def x_after(solver: Solver, steps: int, **noise: float) -> Tensor:

@@ -1,6 +1,5 @@
 """Every solver on the reweighting of a (tiny) language model: with blocks frozen, in bfloat16, in micro-batches."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,20 +7,19 @@ import pytest
 
 from bilevel import LISA, AdamW, InputError, RunError, fit
 from bilevel.backend import Vector
-from bilevel.testing.session import Session
+from bilevel.testing.session import Session, configure
 from bilevel_backends.torch_backend import TorchBackend
-from tests.bilevel.solvers.conftest import CASES, FIRST_ORDER
+from tests.bilevel.solvers.grid import CASES, SHARED, Case, grid
 from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
 
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("name", [name for name in FIRST_ORDER if name not in ("f2sa-p, p=1", "f2sa-p, p=3", "f2sa-p, p=4")])
-def test_first_order_solvers_train_some_blocks_in_bfloat16(name: str, problem: Make) -> None:  # noqa: F811
-    case = CASES[name]
-    solver = dataclasses.replace(case.solver, lr_x=0.01, lr_z=1e-3, optimizer_z=AdamW())
-    if name.startswith("f2sa-p"):  # what its arithmetic resolves depends on the precision of x, which is float32 here
-        solver = dataclasses.replace(solver, penalty=5.0)
+@grid(without=lambda case: case.second_order or case.known.repeats)
+def test_first_order_solvers_train_some_blocks_in_bfloat16(case: Case, problem: Make) -> None:  # noqa: F811
+    # a penalty of 5, as what the differences of f2sa-p resolve depends on the precision of x, which is float32 here
+    settings = {**SHARED, **case.known.settings, "penalty": 5.0, "lr_x": 0.01, "lr_z": 1e-3, "optimizer_z": AdamW()}
+    solver = configure(type(case.solver), **settings)
     backend = TorchBackend(device="cpu", dtype="bfloat16", micro_batch_size=3)
     result = fit(problem(), solver, backend, steps=2, active=LISA(blocks=1, period=1))
     first, last = (list(record["upper"].values()) for record in result.history)

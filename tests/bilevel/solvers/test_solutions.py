@@ -11,49 +11,52 @@ from bilevel import BOME, InputError, Metrics, fit
 from bilevel.active import LISA
 from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend
-from tests.bilevel.solvers.conftest import CASES, FIRST_ORDER, LR_X, WITH_OPTIMUM, small
+from tests.bilevel.solvers.grid import CASES, LR_X, Case, grid, small
+
+with_optimum = grid(without=lambda case: case.known.optimum is None)
+of_second_order = grid(without=lambda case: not case.second_order)
 
 
-@pytest.mark.parametrize("name", WITH_OPTIMUM)
-def test_at_the_lower_optimum_x_moves_along_the_closed_form_gradient(name: str) -> None:
+@with_optimum
+def test_at_the_lower_optimum_x_moves_along_the_closed_form_gradient(case: Case) -> None:
     """Rounding is multiplied by the penalty (20) and divided by the step (0.01): 1e-11 leaves it a factor of 20."""
-    case, problem = WITH_OPTIMUM[name], small()
+    problem = small()
     with Session(problem, case.solver) as session:
         x = session.values("x")
-        optimum = case.optimum(problem.forms, x)
+        optimum = case.known.optimum(problem.forms, x)
         for variable, value in optimum.items():
             session.put(variable, {"value": value})
         session.step()
         moved = (x - session.values("x")) / LR_X
-        torch.testing.assert_close(moved, case.scale * case.gradient(problem.forms, x), rtol=0, atol=1e-11)
+        torch.testing.assert_close(moved, case.known.scale * case.known.gradient(problem.forms, x), rtol=0, atol=1e-11)
         for variable, value in optimum.items():
             torch.testing.assert_close(session.values(variable), value, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", WITH_OPTIMUM)
-def test_with_x_held_the_lower_variables_go_to_their_optimum(name: str) -> None:
+@with_optimum
+def test_with_x_held_the_lower_variables_go_to_their_optimum(case: Case) -> None:
     """The slowest loses 10% in a lower step (curvature 1/3, step 0.3): 120 leave 4e-6 of the start, which is below 10."""
-    case, problem = WITH_OPTIMUM[name], small()
+    problem = small()
     with Session(problem, dataclasses.replace(case.solver, lr_x=0.0)) as session:
         x = session.values("x")
-        session.step(120 if "pbgd" in name else 120 // getattr(case.solver, "lower_steps", 1))
-        for variable, value in case.optimum(problem.forms, x).items():
+        session.step(120 if case.registered == "pbgd" else 120 // getattr(case.solver, "lower_steps", 1))
+        for variable, value in case.known.optimum(problem.forms, x).items():
             torch.testing.assert_close(session.values(variable), value, rtol=0, atol=4e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_OPTIMUM if name in FIRST_ORDER])
-def test_with_some_blocks_frozen_the_lower_optimum_is_the_same_and_frozen_blocks_do_not_move(name: str) -> None:
-    case, problem = WITH_OPTIMUM[name], small(split=4)
+@grid(without=lambda case: case.known.optimum is None or case.second_order)
+def test_with_some_blocks_frozen_the_lower_optimum_is_the_same_and_frozen_blocks_do_not_move(case: Case) -> None:
+    problem = small(split=4)
     with Session(problem, case.solver, active=LISA(blocks=2, period=1)) as session:
         x = session.values("x")
-        optimum = case.optimum(problem.forms, x)
+        optimum = case.known.optimum(problem.forms, x)
         for variable, value in optimum.items():
             session.put(variable, {f"blocks.{i}.value": value[i : i + 1] for i in range(4)})
         session.step()
         for variable, value in optimum.items():
             torch.testing.assert_close(session.values(variable), value, rtol=0, atol=1e-13)
         torch.testing.assert_close(
-            (x - session.values("x")) / LR_X, case.scale * case.gradient(problem.forms, x), rtol=0, atol=1e-11
+            (x - session.values("x")) / LR_X, case.known.scale * case.known.gradient(problem.forms, x), rtol=0, atol=1e-11
         )
         before = {variable: session.values(variable) for variable in optimum}
         session.step()
@@ -62,17 +65,17 @@ def test_with_some_blocks_frozen_the_lower_optimum_is_the_same_and_frozen_blocks
             assert torch.equal(session.values(variable)[frozen], before[variable][frozen])
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in FIRST_ORDER])
-def test_second_derivatives_with_frozen_blocks_are_refused(name: str) -> None:
+@of_second_order
+def test_second_derivatives_with_frozen_blocks_are_refused(case: Case) -> None:
     with pytest.raises(InputError, match="blocks of the lower variable frozen"):
-        fit(small(split=4), CASES[name].solver, TorchBackend(), steps=1, active=LISA(blocks=2))
+        fit(small(split=4), case.solver, TorchBackend(), steps=1, active=LISA(blocks=2))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in FIRST_ORDER])
-def test_a_backend_without_second_derivatives_is_refused_before_running(name: str) -> None:
+@of_second_order
+def test_a_backend_without_second_derivatives_is_refused_before_running(case: Case) -> None:
     backend = TorchBackend(compile=True)
-    with pytest.raises(InputError, match=rf"{name.split(',')[0]}.*second derivatives.*TorchBackend"):
-        fit(small(), CASES[name].solver, backend, steps=1)
+    with pytest.raises(InputError, match=rf"{case.registered}.*second derivatives.*TorchBackend"):
+        fit(small(), case.solver, backend, steps=1)
     assert backend.processed == 0
 
 
@@ -149,8 +152,8 @@ def root(linear: Callable[[Tensor], Tensor]) -> Tensor:
 @pytest.mark.parametrize(("name", "lr_x", "steps"), [("f2sa-p, p=2", 0.3, 80), ("meha", 2.0, 350), ("aid", 0.3, 80)])
 def test_from_the_start_the_whole_method_ends_at_its_own_stationary_point(name: str, lr_x: float, steps: int) -> None:
     """Linear convergence by 0.81 a step (meha, in which x and y descend together, 0.97): at most 2e-5 of the start is left."""
-    case = WITH_OPTIMUM[name]
-    expected = root(lambda x: case.gradient(small().forms, x))
+    case = CASES[name]
+    expected = root(lambda x: case.known.gradient(small().forms, x))
     solver = dataclasses.replace(case.solver, lr_x=lr_x)
     x = fit(small(), solver, TorchBackend(), steps=steps).x["value"]
     torch.testing.assert_close(x, expected, rtol=0, atol=3e-5)

@@ -1,11 +1,10 @@
 """A solver that needs more than a problem has says so before anything is built."""
 
-from typing import Any
-
 import pytest
 
-from bilevel import AID, BOME, MEHA, PBGD, F2SAp, InputError, ScaleBiO, Solver, fit
+from bilevel import Descent, InputError, fit
 from bilevel_backends.torch_backend import TorchBackend
+from tests.bilevel.solvers.grid import Case, grid
 from tests.conftest import Distance
 
 
@@ -20,18 +19,27 @@ class Flat(Distance):
     strongly_convex = False
 
 
-@pytest.mark.parametrize("solver", [AID(), PBGD(kind="gradient-norm"), F2SAp(p=2)])
-def test_second_derivatives_are_asked_for(solver: Solver[Any]) -> None:
+class Plain(Distance):
+    smooth = False
+    strongly_convex = False
+
+
+@grid(without=lambda case: not case.known.smooth)
+def test_second_derivatives_are_asked_for(case: Case) -> None:
     with pytest.raises(InputError, match="needs second derivatives, and the problem Kinked"):
-        fit(Kinked(), solver, TorchBackend(device="cpu"), steps=1)
+        fit(Kinked(), case.solver, TorchBackend(device="cpu"), steps=1)
 
 
-@pytest.mark.parametrize("solver", [AID(), F2SAp(p=3)])
-def test_strong_convexity_is_asked_for(solver: Solver[Any]) -> None:
+@grid(without=lambda case: not case.known.strongly_convex)
+def test_strong_convexity_is_asked_for(case: Case) -> None:
     with pytest.raises(InputError, match="needs a lower loss that is strongly convex in y, and the problem Flat"):
-        fit(Flat(), solver, TorchBackend(device="cpu"), steps=1)
+        fit(Flat(), case.solver, TorchBackend(device="cpu"), steps=1)
 
 
-@pytest.mark.parametrize("solver", [ScaleBiO(), BOME(), MEHA(), PBGD(), F2SAp(p=1)])
-def test_solvers_that_need_neither_run(solver: Solver[Any]) -> None:
-    assert len(fit(Flat(), solver, TorchBackend(device="cpu"), steps=2).history) == 2
+@grid(without=lambda case: case.known.smooth or case.known.strongly_convex)
+def test_solvers_that_need_neither_run(case: Case) -> None:
+    assert len(fit(Plain(), case.solver, TorchBackend(device="cpu"), steps=2).history) == 2
+
+
+def test_training_alone_needs_neither() -> None:
+    assert len(fit(Plain(), Descent(), TorchBackend(device="cpu"), steps=2).history) == 2

@@ -41,7 +41,7 @@ def test_the_problem_of_a_recipe_is_checked(tmp_path: Path) -> None:
     ("name", "words"),
     [
         ("llm-reweighting", "needs model, sources, validation; check it with a recipe"),
-        ("nothing", "nothing is named 'nothing'"),
+        ("nothing", "neither a recipe file nor an installed part is named 'nothing'; known: aid, "),
         ("mix", "'mix' is one of the commands"),
     ],
 )

@@ -13,7 +13,7 @@ from bilevel.solver import Metrics, State
 from bilevel.testing.contract import ContractError, check_backend, check_problem, check_solver
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.quadratic import Noise, Quadratic
-from bilevel_problems.variables import Vector
+from bilevel_problems.variables import ParameterVector
 
 SOLVER = ScaleBiO(penalty=20.0, lr_x=0.05, lr_z=0.6, lower_steps=3, warmup=5, optimizer_x=SGD(), optimizer_z=SGD())
 
@@ -51,7 +51,7 @@ class Deaf(Quadratic):
         return (y() ** 2).sum() * batch.share
 
 
-class Bare(Vector):
+class Bare(ParameterVector):
     def forward(self) -> Any:
         return self.value
 
@@ -109,7 +109,7 @@ class Uphill(ScaleBiO):
 
 
 @pytest.mark.parametrize(
-    ("solver", "complaint"), [(Remembering, "belongs into `State.memory`"), (Uphill, "should have halved")]
+    ("solver", "complaint"), [(Remembering, "belongs in `State.memory`"), (Uphill, "should have halved")]
 )
 def test_a_wrong_solver_is_told_what_is_wrong(solver: type[ScaleBiO], complaint: str) -> None:
     with pytest.raises(ContractError, match=complaint):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bilevel.verify.rates import fit_power_law, student_quantile
+from bilevel.verify.rates import fit_power_law
 
 
 def test_a_power_law_is_recovered() -> None:
@@ -31,8 +31,3 @@ def test_two_points_and_equal_points_are_refused() -> None:
         fit_power_law([1, 2], [1, 2])
     with pytest.raises(ValueError, match="all x are equal"):
         fit_power_law([2, 2, 2], [1, 2, 3])
-
-
-@pytest.mark.parametrize(("freedom", "value"), [(1, 12.706), (2, 4.3027), (5, 2.5706), (30, 2.0423)])
-def test_quantiles_are_those_of_the_tables(freedom: int, value: float) -> None:
-    assert student_quantile(freedom) == pytest.approx(value, rel=1e-4)

@@ -11,7 +11,7 @@ from bilevel.cli import main
 from bilevel.errors import InputError
 from bilevel.testing.session import NotApplicable, configure, plugins
 from bilevel.verify.claims import Check, Reading, agreement, bound, exponent, number
-from bilevel.verify.run import Report, judge, measure, verify, write
+from bilevel.verify.run import VerificationReport, judge, measure, verify, write
 
 FAST = ["closed-forms", "sfo-exponent"]
 
@@ -26,11 +26,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> VerificationReport:
     return verify(FAST, quick=True, processes=1)
 
 
-def test_claims_that_hold_are_reported_with_what_was_measured(report: Report) -> None:
+def test_claims_that_hold_are_reported_with_what_was_measured(report: VerificationReport) -> None:
     assert report.holds
     console = Console(width=240, record=True, file=io.StringIO())
     console.print(report.table())
@@ -40,7 +40,7 @@ def test_claims_that_hold_are_reported_with_what_was_measured(report: Report) ->
     assert "derived" in text
 
 
-def test_everything_is_in_the_json_and_the_picture(report: Report, tmp_path: Path) -> None:
+def test_everything_is_in_the_json_and_the_picture(report: VerificationReport, tmp_path: Path) -> None:
     write(report, picture=tmp_path / "verify.png", data=tmp_path / "verify.json")
     data = json.loads((tmp_path / "verify.json").read_text())
     assert data["holds"] is True
@@ -63,7 +63,7 @@ def test_a_claim_that_fails_makes_the_command_fail(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(SFOExponent, "readings", lambda self: iter([number("broken", 3.0, 2.0, 0.1, "a test")]))
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "verify", "sfo-exponent", "--quick") == 1
-    assert "does not hold: sfo-exponent" in capfd.readouterr().err
+    assert "these claims do not hold: sfo-exponent" in capfd.readouterr().err
     assert (tmp_path / "verify.png").exists()
 
 

@@ -237,7 +237,7 @@ def test_what_it_cannot_do_is_said_first(task: Make) -> None:
         SMALL.check(task(steps=3))
     with pytest.raises(InputError, match="4 checkpoints need as many"):
         LESS(checkpoints=4).check(task(steps=3))
-    with pytest.raises(InputError, match=r"weighting\.blocks: no block named 'layer9'"):
+    with pytest.raises(InputError, match=r"weighting\.blocks: no block is named 'layer9'"):
         LESS(blocks=("layer9",)).weigh(task())
     bad = [{"share": 0}, {"share": 1.5}, {"dimension": 100}, {"rank": 0}, {"warmup_steps": 0}, {"lr": 0}, {"checkpoints": 0}]
     for settings in [*bad, {"blocks": ("a",), "dtype": "bfloat16"}]:

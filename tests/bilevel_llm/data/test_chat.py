@@ -121,6 +121,19 @@ def test_chatml_labels_every_response_of_a_conversation():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("template", ["model", "plain"])
+def test_a_masked_response_is_seen_but_not_labelled(template):
+    tokenizer = words(CHATML)
+    first, answer, *rest = TALK.turns
+    masked = Row((first, Turn(answer.role, answer.text, masked=True), *rest), TALK.where)
+    whole, part = (encode(row, tokenizer, template=template) for row in (TALK, masked))
+    assert part.ids == whole.ids
+    labels = labelled(whole, tokenizer)
+    assert (
+        labelled(part, tokenizer) == labels[labels.index("Ġ!") + 2 :]
+    )  # without the first response and the end of its turn
+
+
 def test_chatml_takes_the_rows_own_system_prompt():
     tokenizer = words(CHATML)
     encoded = encode(TOLD, tokenizer)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from bilevel.errors import InputError
 from bilevel_llm.data import tokens as module
 from bilevel_llm.data.chat import NO_END
+from bilevel_llm.data.formats.alpaca import Alpaca
 from bilevel_llm.data.tokens import TokenTable, content_hash, default_cache, tokenise
 
 TEMPLATE = (
@@ -194,6 +195,14 @@ def test_a_damaged_cache_file_is_made_again(tmp_path, damage, no_reading):
     assert equal(fresh, tokenise([path], word_tokenizer(), max_length=9, cache=cache))
     no_reading()
     assert equal(fresh, tokenise([path], word_tokenizer(), max_length=9, cache=cache))
+
+
+def test_a_format_that_reads_rows_in_another_way_than_before_makes_the_tokens_again(tmp_path, monkeypatch):
+    path, cache = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache"
+    for version, files in ((1, 1), (2, 2), (1, 2)):
+        monkeypatch.setattr(Alpaca, "version", version)
+        tokenise([path], word_tokenizer(), max_length=9, cache=cache)
+        assert len(list(cache.iterdir())) == files
 
 
 def test_many_may_write_the_same_cache_file_at_once(tmp_path, monkeypatch):

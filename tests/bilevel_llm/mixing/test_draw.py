@@ -9,7 +9,7 @@ import pytest
 
 from bilevel.errors import InputError
 from bilevel_llm.data.chat import encode
-from bilevel_llm.data.rows import read_rows
+from bilevel_llm.data.reading import read_rows
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.mixing.mix import Mix, card_file
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -293,7 +293,7 @@ MESSAGES = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant"
         (None, {"rows": 5, "max_repeats": 0}, "--max-repeats must be at least 1, not 0"),
         (None, {"tokens": 3}, "a mix of 3 tokens does not hold one row"),
         ({"a": TEXT, "b": alpaca("b", 5)}, {"rows": 4}, "do not share one row format: "),
-        ({"a": TEXT, "b": alpaca("b", 5)}, {"rows": 4, "format": "messages"}, "a.jsonl:1: a row of format 'text' goes to"),
+        ({"a": TEXT, "b": alpaca("b", 5)}, {"rows": 4, "format": "messages"}, "a.jsonl:1: the row cannot be written in format 'messages': it goes to the model without a chat template"),
         ({"a": MESSAGES, "b": alpaca("b", 5)}, {"rows": 4}, "messages of role and content), but "),
     ],
 )  # fmt: skip

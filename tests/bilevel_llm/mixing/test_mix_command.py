@@ -67,7 +67,7 @@ def test_given_weights_and_tokens_go_into_parquet_as_messages(
         (["run", "--rows", "5", "--output", "m.txt"], "unknown type of file '.txt'"),
         (["run", "--rows", "5", "--output", "web.jsonl"], "web.jsonl exists, and nothing is overwritten"),
         (["away", "--rows", "5", "--output", "m.jsonl"], "away is not a run"),
-        (["run", "--rows", "5", "--output", "m.jsonl", "--format", "alpaca"], "Invalid value for '--format'"),
+        (["run", "--rows", "5", "--output", "m.jsonl", "--format", "massages"], "did you mean 'messages'?"),
         (["run", "--rows", "5"], "Missing option '--output'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Give memory to modules that were built without any (on the meta device), piece by piece."""
+"""Materialize modules whose initialization was deferred (their parameters are on the meta device), piece by piece."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from bilevel_backends.layout import Layout
+from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
-def skeleton(module: nn.Module) -> nn.Module:
-    """The same module with parameters that have a shape and no memory. Buffers are copied; ties stay ties."""
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy of the module with its parameters on the meta device. Buffers are copied; tied parameters stay tied."""
     shapes = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
         for parameter in module.parameters()
@@ -21,9 +21,9 @@ def skeleton(module: nn.Module) -> nn.Module:
 
 
 def stored_weights(module: nn.Module) -> Callable[[str], Tensor] | None:
-    """Where a module that was built without memory says that its weights are; None for one that has them.
+    """The module's function that reads its weights, if its initialization was deferred; None for a module that has them.
 
-    Raises `TypeError` for a module without memory that does not say.
+    Raises `TypeError` for a module on the meta device that has no such function.
     """
     if not any(parameter.is_meta for parameter in module.parameters()):
         return None
@@ -34,26 +34,27 @@ def stored_weights(module: nn.Module) -> Callable[[str], Tensor] | None:
 
 
 def weight_source(
-    module: nn.Module, device: torch.device, dtype: str | None, like: Layout | None
+    module: nn.Module, device: torch.device, dtype: str | None, like: ShardingStrategy | None
 ) -> Callable[[str, nn.Parameter], Tensor]:
-    """What to fill a module's parameters with: the weights it has, or says where to read, on a device and in a precision.
+    """A function that gives a module's weights, on a device and in a precision, whether the module has them or reads them.
 
-    dtype: None keeps that of the weights. like: only make room, in that layout's precision; its values will follow.
+    dtype: None keeps that of the weights.
+    like: allocate zeros in the precision of these parameters; the caller copies their values afterwards.
     """
     if like is not None:
         kinds = {name: parameter.dtype for name, parameter in like.parameters.items()}
-        return lambda name, standing: torch.zeros(standing.shape, dtype=kinds[name], device=device)
+        return lambda name, parameter: torch.zeros(parameter.shape, dtype=kinds[name], device=device)
     read = stored_weights(module)
     kind = getattr(torch, dtype) if dtype is not None else None
     if read is not None:
-        return lambda name, standing: read(name).to(device, kind).contiguous()
-    return lambda name, standing: standing.detach().to(device, kind).contiguous()
+        return lambda name, parameter: read(name).to(device, kind).contiguous()
+    return lambda name, parameter: parameter.detach().to(device, kind).contiguous()
 
 
-def fill(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Parameter], Tensor]) -> None:
-    """Put real parameters in the place of the named ones, wherever the module uses them.
+def materialize(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Parameter], Tensor]) -> None:
+    """Replace the named parameters by real ones, wherever the module uses them.
 
-    value: (name, what stands there now) -> the new values.
+    value: (name, the module's parameter of that name so far) -> the values of the new one.
     """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
@@ -68,7 +69,7 @@ def fill(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Param
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Buffers alone, in the precision they have: models compute some in float32 (rotary frequencies) and rely on that."""
+    """Move the buffers, in the precision they have: models compute some in float32 (rotary frequencies) and rely on that."""
     for name, buffer in list(module.named_buffers()):
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, buffer.to(device))

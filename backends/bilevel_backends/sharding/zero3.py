@@ -1,8 +1,8 @@
-"""ZeRO stage 3 by DeepSpeed: it splits the parameters over processes and gathers each block while it is used.
+"""ZeRO stage 3 by DeepSpeed: it shards the parameters over processes and gathers each block while it is used.
 
 DeepSpeed is given no optimizer: then it partitions parameters and nothing else, and what trains can change at any step.
 Masters, moments and the reduction of gradients are ours (`ModuleVariable`). Used beside the public API: a parameter's
-`ds_tensor` (the flat stretch that this process keeps, padded to equal sizes) and the coordinator's trace, which is a
+`ds_tensor` (the flat shard that this process keeps, padded to equal sizes) and the coordinator's trace, which is a
 cache of the order in which blocks are needed.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
-from bilevel_backends.layout import Layout
-from bilevel_backends.materialise import fill
+from bilevel_backends.deferred_init import materialize
 from bilevel_backends.processes import Processes
-from bilevel_backends.zero import padded, stretch
+from bilevel_backends.sharding.flat import flat_shard, pad_to
+from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
-class Zero3(Layout):
+class Zero3(ShardingStrategy):
     """A module whose parameters DeepSpeed has partitioned.
 
     The module is called, not the engine around it, which would expect to run the backward pass too.
@@ -35,32 +35,32 @@ class Zero3(Layout):
         self.processes = processes
         self._shapes = shapes
 
-    def part(self, name: str) -> Tensor:
-        """The stretch that this process keeps."""
-        part: Tensor = self.parameters[name].ds_tensor  # type: ignore[attr-defined]
-        return part
+    def local(self, name: str) -> Tensor:
+        """The flat shard that this process keeps."""
+        shard: Tensor = self.parameters[name].ds_tensor  # type: ignore[attr-defined]
+        return shard
 
     def reduce(self, name: str, gradient: Tensor) -> Tensor:
         """Reduce-scatter."""
-        length = self.part(name).numel() * self.processes.world_size
-        return self.processes.sum_scatter(padded(gradient.reshape(-1), length).contiguous())
+        length = self.local(name).numel() * self.processes.world_size
+        return self.processes.reduce_scatter(pad_to(gradient.reshape(-1), length).contiguous())
 
-    def cut(self, name: str, whole: Tensor) -> Tensor:
-        """A stretch."""
-        return stretch(whole.reshape(-1), self.part(name).numel(), self.processes.rank)
+    def shard(self, name: str, tensor: Tensor) -> Tensor:
+        """A stretch of the flattened tensor."""
+        return flat_shard(tensor.reshape(-1), self.local(name).numel(), self.processes.rank)
 
-    def join(self, name: str, part: Tensor, rank: int) -> Tensor | None:
-        """Gather the stretches."""
-        joined = self.processes.join_at(part, rank)
+    def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
+        """The shards one after the other, without the padding."""
+        gathered = self.processes.gather(shard, rank)
         shape = self.shape(name)
-        return None if joined is None else joined[: torch.Size(shape).numel()].view(shape)
+        return None if gathered is None else gathered[: torch.Size(shape).numel()].view(shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As it was before the partition."""
+        """The shape that the parameter had before it was partitioned."""
         return self._shapes[name]
 
-    def settle(self) -> None:
-        """Give back whatever is still gathered: the next pass may follow an update, or train other blocks.
+    def reshard(self) -> None:
+        """Free whatever is still gathered: the next pass may follow an update, or train other blocks.
 
         Blocks that got no gradient have no hook that would free them, and small parameters stay gathered by design.
         """
@@ -74,18 +74,18 @@ def partition(
     config: Mapping[str, Any],
     processes: Processes,
 ) -> Zero3:
-    """Let DeepSpeed split the parameters of a module.
+    """Let DeepSpeed shard the parameters of a module.
 
-    Parameters are made, filled and split one repeated block at a time (and one by one outside of them): at no time does
-    this process hold more of the model whole.
+    Parameters are materialized and sharded one repeated block at a time, and one by one outside these blocks: at no time
+    does this process hold more of the model whole.
 
-    value: (name, what stands in the module) -> the values of one parameter.
+    value: (name, the module's parameter of that name so far) -> the values of that parameter.
     """
     import deepspeed
 
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     for names in _groups(module, blocks):
-        fill(module, names, value)
+        materialize(module, names, value)
         current = dict(module.named_parameters())
         group = nn.ParameterList([current[name] for name in names])
         deepspeed.zero.Init(module=group, config_dict_or_path=dict(config))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from bilevel.errors import InputError
-from bilevel_llm.data.rows import Row, Turn, fingerprint, read_rows
+from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.rows import Row, Turn, fingerprint
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 TWO_TURNS = (Turn("user", "Hi"), Turn("assistant", "Hello"))
@@ -217,7 +218,7 @@ ROW_ERRORS = [
     ),
     (ALPACA, "messages", ["a.jsonl:1: the row has no 'messages', which format 'messages' needs", "format: alpaca"]),
     ({"prompt": "a"}, "prompt_completion", ["has no 'completion'", "it has prompt"]),
-    (ALPACA, "sharegtp", ["unknown format 'sharegtp'; did you mean 'sharegpt'?", "alpaca"]),
+    (ALPACA, "sharegtp", ["unknown format 'sharegtp'; did you mean 'sharegpt'?"]),
     ({**ALPACA, "output": 3}, None, ["a.jsonl:1: field 'output' is a number, but must be a string"]),
     ({**ALPACA, "output": None}, None, ["field 'output' is null"]),
     ({**ALPACA, "input": ["x"]}, None, ["field 'input' is a list"]),

@@ -1,0 +1,1 @@
+"""One way to shard a module's parameters a file."""

@@ -1,0 +1,38 @@
+"""ZeRO stage 0, which is data parallelism: every process holds and updates the same parameters."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.strategy import ShardingStrategy
+
+
+class Replicated(ShardingStrategy):
+    """All processes hold all parameters; so are variables held that are not sharded, such as x."""
+
+    reduces_at_step = True
+
+    def __init__(self, module: nn.Module, processes: Processes) -> None:
+        super().__init__(module)
+        self.processes = processes
+
+    def local(self, name: str) -> Tensor:
+        """The parameter."""
+        return self.parameters[name].detach()
+
+    def reduce(self, name: str, gradient: Tensor) -> Tensor:
+        """All-reduce."""
+        return self.processes.all_reduce(gradient.contiguous())
+
+    def shard(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole tensor."""
+        return tensor
+
+    def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
+        """The tensor, which every process has whole already."""
+        return shard if self.processes.rank == rank else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The parameter's shape."""
+        return tuple(self.parameters[name].shape)

@@ -1,0 +1,31 @@
+"""One process, which holds everything."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bilevel_backends.sharding.strategy import ShardingStrategy
+
+
+class Unsharded(ShardingStrategy):
+    """There are no other processes to share parameters with."""
+
+    def local(self, name: str) -> Tensor:
+        """The parameter."""
+        return self.parameters[name].detach()
+
+    def reduce(self, name: str, gradient: Tensor) -> Tensor:
+        """The gradient itself: there is nothing to add to it."""
+        return gradient
+
+    def shard(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole tensor."""
+        return tensor
+
+    def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
+        """The tensor, which is whole already."""
+        return shard
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The parameter's shape."""
+        return tuple(self.parameters[name].shape)

@@ -1,0 +1,1 @@
+"""The formats that this package reads, one a file."""

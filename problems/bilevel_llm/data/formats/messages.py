@@ -1,0 +1,29 @@
+"""`messages`: a list of {role, content}, as OpenAI and Hugging Face write conversations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bilevel_llm.data.fields import chat_layout, conversation, written_turns
+from bilevel_llm.data.format import Evidence, Format
+from bilevel_llm.data.layout import ChatLayout
+from bilevel_llm.data.rows import Row, Turn
+
+
+class Messages(Format):
+    """A conversation, of which all that the assistant says is learned."""
+
+    name = "messages"
+    required = (("messages",),)
+    evidence = Evidence.TURNS
+
+    def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
+        """See `Format.read`."""
+        return conversation(fields, "messages", where)
+
+    def layout(self, fields: Mapping[str, Any]) -> ChatLayout:
+        """See `Format.layout`."""
+        return chat_layout(self, fields, "messages")
+
+    def write(self, row: Row) -> dict[str, Any]:
+        """See `Format.write`."""
+        return {"messages": written_turns(self, row, "role", "content")}

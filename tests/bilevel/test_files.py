@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from bilevel.files import write_atomic, written_whole
+
+
+def test_nobody_sees_a_file_before_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "rows.jsonl"
+    target.write_text("old")
+    with written_whole(target) as part:
+        part.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_directory_appears_with_everything_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with written_whole(target) as part:
+        (part / "shards").mkdir(parents=True)
+        (part / "shards" / "0").write_text("weights")
+        assert not target.exists()
+    assert (target / "shards" / "0").read_text() == "weights"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("as_directory", [False, True])
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path, as_directory: bool) -> None:
+    def fail() -> None:
+        with written_whole(tmp_path / "target") as part:
+            if as_directory:
+                part.mkdir()
+            (part / "half" if as_directory else part).write_text("half")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_never_replaces_one_that_holds_something(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "weights").write_text("precious")
+
+    def overwrite() -> None:
+        with written_whole(target) as part:
+            part.mkdir()
+
+    with pytest.raises(OSError, match="not empty"):
+        overwrite()
+    assert (target / "weights").read_text() == "precious"
+
+
+def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "text", "α\n")
+    write_atomic(tmp_path / "bytes", b"\x00\xff")
+    assert (tmp_path / "text").read_bytes() == "α\n".encode()
+    assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"

@@ -1,0 +1,60 @@
+"""What somebody else would write: a plugin of one module, with a format of data and an exporter of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from packaging.version import Version
+
+from bilevel.hookspecs import Register, hookimpl
+from bilevel_llm.data.fields import string
+from bilevel_llm.data.format import Evidence, Format
+from bilevel_llm.data.layout import ChatLayout
+from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.exporters.exporter import Exporter
+from bilevel_llm.exporters.weighted_data import WeightedData
+
+ROLES = {"asker": "user", "helper": "assistant", "moderator": "system"}
+
+
+class Forum(Format):
+    """`thread`: a list of {by, says}."""
+
+    name = "forum"
+    required = (("thread",),)
+    evidence = Evidence.TURNS
+
+    def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
+        return tuple(Turn(ROLES[string(post, "by", where)], string(post, "says", where)) for post in fields["thread"])
+
+    def layout(self, fields: Mapping[str, Any]) -> ChatLayout:
+        return ChatLayout(self.name, ("thread",), "by", "says", ROLES)
+
+    def write(self, row: Row) -> dict[str, Any]:
+        names = {role: name for name, role in ROLES.items()}
+        return {"thread": [{"by": names[turn.role], "says": turn.text} for turn in row.turns]}
+
+
+class Shopping(Exporter):
+    """A list of files, each with its weight."""
+
+    package = "shopping-trainer"
+    versions = ">=2"
+    checked = "2.1"
+
+    def export(self, data: WeightedData, version: Version) -> dict[str, str]:
+        lines = [
+            f"{source.weight:.2f} {file.name} {rows} rows of {source.layout}, read by {self.package} {version}\n"
+            for source in data.sources
+            for file, rows in source.files.items()
+        ]
+        return {"list.txt": "".join(lines)}
+
+
+@hookimpl
+def bilevel_formats(register: Register) -> None:
+    register("forum", f"{__name__}:Forum")
+
+
+@hookimpl
+def bilevel_exporters(register: Register) -> None:
+    register("shopping", f"{__name__}:Shopping")
