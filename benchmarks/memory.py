@@ -100,7 +100,8 @@ def problem(case: Case, directory: Path) -> Any:
 
 def reweighting(case: Case, directory: Path) -> Any:
     """The problem of model and data that `problem` has made."""
-    from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+    from bilevel_llm.data.settings import Source, ValidationSet
+    from bilevel_llm.reweighting.problem import LLMReweighting
 
     return LLMReweighting(
         model=str(directory),
