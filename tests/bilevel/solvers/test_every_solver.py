@@ -116,10 +116,10 @@ def test_the_result_does_not_depend_on_micro_batches(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_reports_losses_and_the_norm_of_the_gradient_of_x(name: str) -> None:
     (record,) = fit(RidgeReweighting(rows=5, d=2), CASES[name].solver, TorchBackend(), steps=1).history
-    expected = {"upper_loss", "lower_loss", "grad_norm_x", "lower_parts", "upper_parts"}
-    assert expected <= record.keys()
+    assert {"upper_loss", "lower_loss", "grad_norm_x"} <= record.metrics.keys()
+    assert {"lower_parts", "upper_parts"} <= record.parts.keys()
     if name != "aid":
-        assert {"gap", "penalty", "gap_parts"} <= record.keys()
+        assert {"gap", "penalty"} <= record.metrics.keys()
     if name not in ("aid", "pbgd, gradient norm"):
         assert set(record.parts["gap_parts"]) == set(RidgeReweighting().names)
 
