@@ -14,35 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from bilevel.active import ActiveRule
 from bilevel.backend import Backend
 from bilevel.errors import InputError
-from bilevel.loop import Observer, Result, fit
+from bilevel.loop import Observer, Result
 from bilevel.plain import name_of, to_plain
 from bilevel.plugins import Plugins
 from bilevel.problem import Problem
 from bilevel.recipe import Recipe
+from bilevel.run_settings import RunSettings
 from bilevel.solver import Solver
 from bilevel.suggest import did_you_mean
 
 ABSENT = ("missing", "missing_argument", "unexpected_keyword_argument", "extra_forbidden")
 OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": Backend}
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """The section `run` of a recipe; `bilevel.fit` explains each setting."""
-
-    steps: int
-    output: str
-    seed: int = 0
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "keep_checkpoints", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -58,16 +40,11 @@ class Config:
 
     def fit(self, *, resume: bool = False, observer: Observer | None = None) -> Result:
         """Carry out the run; see `bilevel.fit`."""
-        return fit(
+        return self.run.fit(
             self.problem,
             self.solver,
             self.backend,
             active=self.active,
-            steps=self.run.steps,
-            seed=self.run.seed,
-            output=self.run.output,
-            checkpoint_every=self.run.checkpoint_every,
-            keep_checkpoints=self.run.keep_checkpoints,
             resume=resume,
             recipe=self.recipe,
             observer=observer,
@@ -115,6 +92,8 @@ def build_parts(
     built = {kind: _build_part(recipe, kind, base, plugins) for kind, base in objects.items()}
     active = build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
     run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
+    if run.output is None:
+        raise InputError(f"{recipe.where(['run'])}: run.output is missing")
     resolved = {
         **{kind: {**_identity(recipe.tree[kind]), **to_plain(part)} for kind, part in built.items()},
         "active": to_plain(active),

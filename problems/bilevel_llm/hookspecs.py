@@ -4,8 +4,8 @@ from bilevel.hookspecs import Register, hookspec
 
 
 @hookspec
-def bilevel_weightings(register: Register) -> None:
-    """Register ways to weigh or select training data: subclasses of `bilevel_llm.baselines.base.Weighting`."""
+def bilevel_baselines(register: Register) -> None:
+    """Register ways to weigh or select training data: subclasses of `bilevel_llm.baselines.base.Baseline`."""
 
 
 @hookspec

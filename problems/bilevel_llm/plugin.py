@@ -52,7 +52,7 @@ def bilevel_solvers(register: Register) -> None:
 
 
 @hookimpl
-def bilevel_weightings(register: Register) -> None:
+def bilevel_baselines(register: Register) -> None:
     """What learned weights are compared with."""
     register("uniform", "bilevel_llm.baselines.uniform:Uniform")
     register("proportional", "bilevel_llm.baselines.proportional:Proportional")
@@ -70,5 +70,5 @@ def bilevel_commands(register: Register) -> None:
     register("finetune", "bilevel_llm.commands.finetune:finetune")
     register("export", "bilevel_llm.commands.export:export")
     register("evaluate", "bilevel_llm.commands.evaluate:evaluate")
-    register("weigh", "bilevel_llm.commands.weigh:weigh")
+    register("baseline", "bilevel_llm.commands.baseline:baseline")
     register("compare", "bilevel_llm.commands.compare:compare")

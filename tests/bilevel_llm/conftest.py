@@ -1,6 +1,6 @@
 """Tiny models, data and runs for every test of the language-model package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from bilevel.plain import to_plain
+from bilevel.plugins import Plugins, load_plugins
 from bilevel.record import Record
 from bilevel.run_directory import RunDirectory
+from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -131,3 +133,17 @@ def tuning(model_directory: Callable[[str], Path], data: dict[str, str]) -> Call
         return FineTuning(**{**fields, **settings})
 
     return make
+
+
+@pytest.fixture
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
+    """The plugins, with that of `third_party` among them, as if pip had installed it."""
+    site = tmp_path_factory.mktemp("site-packages")
+    facts = site / "third_party-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[bilevel]\nthird_party = tests.bilevel_llm.third_party\n")
+    monkeypatch.syspath_prepend(site)
+    registered_formats.cache_clear()
+    yield load_plugins()
+    registered_formats.cache_clear()

@@ -1,17 +1,16 @@
 """A format and an exporter of another package are used as the built-in ones are: one module and its registration each."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bilevel.errors import InputError
-from bilevel.plugins import Plugins, load_plugins
+from bilevel.plugins import Plugins
 from bilevel_llm.data.format_contract import check_format
 from bilevel_llm.data.reading import read_rows
-from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.data.rows import Turn
 from bilevel_llm.exporters.run import export
 from bilevel_llm.mixing.draw import make_mix
@@ -24,20 +23,6 @@ MakeRun = Callable[..., Path]
 
 def thread(number: int) -> dict[str, Any]:
     return {"thread": [{"by": "asker", "says": f"how {number}?"}, {"by": "helper", "says": f"so {number}"}]}
-
-
-@pytest.fixture
-def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
-    """The plugins, with that of `third_party` among them, as if pip had installed it."""
-    site = tmp_path_factory.mktemp("site-packages")
-    facts = site / "third_party-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[bilevel]\nthird_party = tests.bilevel_llm.third_party\n")
-    monkeypatch.syspath_prepend(site)
-    registered_formats.cache_clear()
-    yield load_plugins()
-    registered_formats.cache_clear()
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
-"""What somebody else would write: a plugin of one module, with a format of data and an exporter of its own."""
+"""What somebody else would write: a plugin of one module, with a format of data, an exporter and a baseline of its own."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from packaging.version import Version
 
 from bilevel.hookspecs import Register, hookimpl
+from bilevel_llm.baselines.base import Baseline, Outcome, Selection, Task
 from bilevel_llm.data.fields import string
 from bilevel_llm.data.format import Evidence, Format
 from bilevel_llm.data.layout import ChatLayout
@@ -50,6 +53,25 @@ class Shopping(Exporter):
         return {"list.txt": "".join(lines)}
 
 
+@dataclass(frozen=True)
+class Shortest(Baseline):
+    """The rows with the fewest tokens, so many of them.
+
+    count: rows to select.
+    """
+
+    count: int = 12
+    trains = False
+
+    def most_rows(self, rows: int) -> int:
+        return min(self.count, rows)
+
+    def find(self, task: Task) -> Outcome:
+        scores = {name: -table.lengths.astype(np.float64) for name, table in task.problem.source_tables.items()}
+        selection = Selection.best(scores, self.most_rows(sum(map(len, scores.values()))))
+        return Outcome(selection.shares, selection=selection)
+
+
 @hookimpl
 def bilevel_formats(register: Register) -> None:
     register("forum", f"{__name__}:Forum")
@@ -58,3 +80,8 @@ def bilevel_formats(register: Register) -> None:
 @hookimpl
 def bilevel_exporters(register: Register) -> None:
     register("shopping", f"{__name__}:Shopping")
+
+
+@hookimpl
+def bilevel_baselines(register: Register) -> None:
+    register("shortest", f"{__name__}:Shortest")

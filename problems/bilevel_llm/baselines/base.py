@@ -1,25 +1,25 @@
-"""What a way to weigh or select training data is: an object whose fields are its settings, with `weigh`."""
+"""What a baseline is: an object whose fields are its settings, with `find`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel import Active, All, Backend, Result, Solver, fit
+from bilevel import Active, All, Backend, Result, Solver
 from bilevel.loop import Observer
 from bilevel.plain import RECIPE_RULES
 from bilevel.record import average, total_seconds
+from bilevel.run_settings import RunSettings
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
 @dataclass(frozen=True)
-class Cost:
+class Spent:
     """What finding the weights took.
 
     seconds: wall time, without reading and tokenising the data.
@@ -70,7 +70,7 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a weighting found.
+    """What a baseline found.
 
     weights: source -> weight, not negative, summing to 1. Of a selection: the source's share of the selected rows.
     cost: what it took.
@@ -80,7 +80,7 @@ class Outcome:
     """
 
     weights: Mapping[str, float]
-    cost: Cost = Cost()
+    cost: Spent = Spent()
     selection: Selection | None = None
     trajectory: Mapping[str, Sequence[float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -88,69 +88,69 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be weighed, and with what.
+    """The data that a baseline is to find weights for, and what it may use.
 
     problem: prepared: its model is found, its data read and checked.
     backend: where a model may be trained; not started.
-    steps: the budget: at most so many training steps, each on a batch of `problem.batch_size` rows.
-    seed: of everything random.
-    active: which blocks train at a step.
-    directory: the run directory, where a method may keep metrics and checkpoints; None: nothing is written.
-    resume: go on from what an earlier, interrupted call left in `directory`.
+    run: the budget (at most `steps` training steps, each on a batch of `problem.batch_size` rows), the seed of everything
+        that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is written where
+        `output` is None.
+    active: the blocks that train at a step.
+    resume: whether to continue from what an earlier, interrupted call left in the directory.
     recipe: what to keep as recipe.yaml.
-    observer: told of training steps.
+    observer: is told of training steps.
     """
 
     problem: LLMReweighting
     backend: Backend
-    steps: int
-    seed: int = 0
+    run: RunSettings
     active: Active = field(default_factory=All)
-    directory: Path | None = None
     resume: bool = False
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
     recipe: Mapping[str, Any] | None = None
     observer: Observer | None = None
 
     def train(self, solver: Solver[Any]) -> Result:
         """Run a solver within the budget."""
-        return fit(
+        return self.run.fit(
             self.problem,
             solver,
             self.backend,
-            steps=self.steps,
-            seed=self.seed,
             active=self.active,
-            output=self.directory,
-            checkpoint_every=self.checkpoint_every,
-            keep_checkpoints=self.keep_checkpoints,
             resume=self.resume,
             recipe=self.recipe,
             observer=self.observer,
         )
 
 
-class Weighting(ABC):
-    """A way to weigh or select training data. Subclasses are frozen dataclasses: the fields are the settings."""
+class Baseline(ABC):
+    """A way to weigh or select training data. Subclasses are frozen dataclasses: the fields are the settings.
+
+    What the class variables and `most_rows` say is all that others know of a baseline.
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     resumable: ClassVar[bool] = False
-    """Whether an interrupted call can go on where it stopped."""
+    """Whether an interrupted call can be resumed where it stopped."""
+    trains: ClassVar[bool] = True
+    """Whether the weights come from a model, and so depend on the seed. False: they follow from the data alone."""
+
+    def most_rows(self, rows: int) -> int | None:
+        """How many of all sources' rows together it selects at most; None for a baseline that weighs sources."""
+        return None
 
     def check(self, task: Task) -> None:  # noqa: B027 (most methods have nothing to check)
         """Raise `InputError` for what the user has to mend, before a model is loaded. Checks nothing by default."""
 
     @abstractmethod
-    def weigh(self, task: Task) -> Outcome:
+    def find(self, task: Task) -> Outcome:
         """Find the weights, or select rows. May use nothing but its argument: the same task gives the same outcome."""
 
 
 def outcome_of_training(result: Result, notes: Sequence[str]) -> Outcome:
     """The outcome of a solver whose steps report `average`, `tokens` and `backward_tokens`; its average is the result."""
     history = result.history
-    cost = Cost(
+    cost = Spent(
         total_seconds(history),
         sum(int(record.metrics["tokens"]) for record in history),
         sum(int(record.metrics["backward_tokens"]) for record in history),

@@ -21,7 +21,7 @@ from bilevel.optimizer import AdamW, Optimizer
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
-from bilevel_llm.baselines.base import Outcome, Task, Weighting, outcome_of_training
+from bilevel_llm.baselines.base import Baseline, Outcome, Task, outcome_of_training
 from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.model.language_model import token_losses
@@ -30,12 +30,12 @@ from bilevel_llm.reweighting.source_weights import logits_of
 
 
 @dataclass(frozen=True)
-class DoReMi(Solver[State], Weighting):
+class DoReMi(Solver[State], Baseline):
     """Weights by which the worst excess loss over a reference model shrinks. The validation data is not looked at.
 
     eta: η, step of the weights. 1, as in the paper.
     smoothing: c, the share of the uniform distribution that is mixed in at every step. 1e-3, as in the paper.
-    reference_steps: steps that train the reference; the rest trains the proxy. None, as a weighting: half of them, so that
+    reference_steps: steps that train the reference; the rest trains the proxy. None, as a baseline: half of them, so that
         both models get the same, as in the paper. As a solver of its own it has to be given.
     lr: step size of both models. The paper pretrains, at 1e-3; this is what fine-tunes here (as `lr_z` of ScaleBiO).
     optimizer: of both models. The gradient's norm is clipped at 1, as in the paper.
@@ -64,14 +64,14 @@ class DoReMi(Solver[State], Weighting):
     def check(self, task: Task) -> None:
         """Both models need a step, and the weights must be free to move."""
         steps = self._reference_steps(task)
-        if steps >= task.steps:
+        if steps >= task.run.steps:
             raise InputError(
-                f"doremi: {steps} of run.steps={task.steps} steps train the reference, which leaves none for the proxy; "
-                "raise run.steps or lower weighting.reference_steps"
+                f"doremi: {steps} of run.steps={task.run.steps} steps train the reference, which leaves none for the proxy; "
+                "raise run.steps or lower baseline.reference_steps"
             )
         _check_floor(task.problem)
 
-    def weigh(self, task: Task) -> Outcome:
+    def find(self, task: Task) -> Outcome:
         """Train the reference, then the proxy."""
         result = task.train(dataclasses.replace(self, reference_steps=self._reference_steps(task)))
         return outcome_of_training(
@@ -134,7 +134,7 @@ class DoReMi(Solver[State], Weighting):
         return (1 - self.smoothing) * torch.softmax(α.log() + self.eta * excess, 0) + self.smoothing / len(α)
 
     def _reference_steps(self, task: Task) -> int:
-        return task.steps // 2 if self.reference_steps is None else self.reference_steps
+        return task.run.steps // 2 if self.reference_steps is None else self.reference_steps
 
 
 def _excess(y: Forward, z: Forward, batch: TokenBatch, names: Sequence[str]) -> Loss:

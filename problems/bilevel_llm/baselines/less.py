@@ -43,7 +43,7 @@ from bilevel.blocks import find_blocks
 from bilevel.data import Stream, generator
 from bilevel.launch import world_size
 from bilevel.optimizer import AdamW
-from bilevel_llm.baselines.base import Cost, Outcome, Selection, Task, Weighting
+from bilevel_llm.baselines.base import Baseline, Outcome, Selection, Spent, Task
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import How, RowGradients, row_batches
 from bilevel_llm.baselines.token_means import batch_tokens, source_means
@@ -60,7 +60,7 @@ HELD = 1 << 27  # numbers of unprojected gradients that wait for the signs at a 
 
 
 @dataclass(frozen=True)
-class LESS(Weighting):
+class LESS(Baseline):
     """Select the rows whose training step most resembles a step on the validation rows.
 
     share: of all rows, that is selected. 5%, as in the paper.
@@ -106,10 +106,10 @@ class LESS(Weighting):
     def check(self, task: Task) -> None:
         """The budget must hold the warm-up, and every process all parameters."""
         steps = self._steps(task)
-        if steps > task.steps:
-            raise InputError(f"less: weighting.warmup_steps={steps} is more than the budget run.steps={task.steps}")
+        if steps > task.run.steps:
+            raise InputError(f"less: baseline.warmup_steps={steps} is more than the budget run.steps={task.run.steps}")
         if steps < self.checkpoints:
-            raise InputError(f"less: {self.checkpoints} checkpoints need as many warm-up steps, run.steps is {task.steps}")
+            raise InputError(f"less: {self.checkpoints} checkpoints need as many warm-up steps; run.steps={task.run.steps}")
         placement = task.backend.placement(world_size())
         if placement.split_parameters:
             raise InputError(
@@ -118,17 +118,21 @@ class LESS(Weighting):
                 "backend.zero_stage=2 (or lower) for several"
             )
 
-    def weigh(self, task: Task) -> Outcome:
+    def most_rows(self, rows: int) -> int:
+        """The share of them, and at least one."""
+        return max(1, round(self.share * rows))
+
+    def find(self, task: Task) -> Outcome:
         """Warm up, score every row, select the best."""
         started = time.perf_counter()
         scores = self.scores(task)
         seconds = time.perf_counter() - started
-        selection = Selection.best(scores, max(1, round(self.share * sum(map(len, scores.values())))))
+        selection = Selection.best(scores, self.most_rows(sum(map(len, scores.values()))))
         tables = [*task.problem.source_tables.values(), *task.problem.validation_tables.values()]
-        tokens = sum(batch_tokens(task.problem, t, task.seed) for t in range(self._steps(task)))
+        tokens = sum(batch_tokens(task.problem, t, task.run.seed) for t in range(self._steps(task)))
         tokens += self.checkpoints * sum(len(table.ids) for table in tables)
         notes = [f"less scores single rows: {len(selection)} are in selection.jsonl; the weights are their shares by source"]
-        return Outcome(selection.shares, Cost(round(seconds, 3), tokens, tokens), selection=selection, notes=notes)
+        return Outcome(selection.shares, Spent(round(seconds, 3), tokens, tokens), selection=selection, notes=notes)
 
     def scores(self, task: Task) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         """Source -> score of every row of its table, the same in every process."""
@@ -141,11 +145,11 @@ class LESS(Weighting):
 
         ends = frozenset(steps * (i + 1) // self.checkpoints for i in range(self.checkpoints))
         fit(
-            _WarmUp(problem, self, task.seed),
+            _WarmUp(problem, self, task.run.seed),
             _DescentWithStops(lr=self.lr, optimizer=ADAM, stops=ends, at_stop=add_cosines),
             task.backend,
             steps=steps,
-            seed=task.seed,
+            seed=task.run.seed,
             active=task.active,
             recipe=task.recipe or {},
             observer=task.observer,
@@ -154,7 +158,7 @@ class LESS(Weighting):
         for name, score in scores.items():
             if not np.isfinite(score).all():
                 where = problem.source_tables[name].where(int((~np.isfinite(score)).argmax()))
-                raise NonFiniteError(f"less: the score of the row {where} is not finite; lower weighting.lr")
+                raise NonFiniteError(f"less: the score of the row {where} is not finite; lower baseline.lr")
         return scores
 
     def model(self, problem: LLMReweighting, seed: int) -> LanguageModel:
@@ -168,7 +172,7 @@ class LESS(Weighting):
             try:
                 chosen = set(find_blocks(model).parameters(frozenset(self.blocks)))
             except InputError as error:
-                raise InputError(f"weighting.blocks: {error}") from error
+                raise InputError(f"baseline.blocks: {error}") from error
         else:
             chosen = _add_adapters(model, self.rank, seed)
         for name, parameter in model.named_parameters():
@@ -225,7 +229,7 @@ class LESS(Weighting):
         if self.warmup_steps is not None:
             return self.warmup_steps
         rows = sum(map(len, task.problem.source_tables.values()))
-        return min(task.steps, max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size)))
+        return min(task.run.steps, max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,7 +329,7 @@ def _add_adapters(model: LanguageModel, rank: int, seed: int) -> set[str]:
     targets = [name for name in linear if "att" in name.rpartition(".")[0].rpartition(".")[2].lower()]
     targets = targets or [name for name in linear if any(part.isdigit() for part in name.split("."))]
     if not targets:
-        raise InputError("less: this model has no linear layers to put adapters on; name weighting.blocks instead")
+        raise InputError("less: this model has no linear layers to put adapters on; name baseline.blocks instead")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, Stream.INIT).integers(2**63)))
         config = LoraConfig(

@@ -22,7 +22,7 @@ from bilevel.optimizer import AdamW, Optimizer
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
-from bilevel_llm.baselines.base import Outcome, Task, Weighting, outcome_of_training
+from bilevel_llm.baselines.base import Baseline, Outcome, Task, outcome_of_training
 from bilevel_llm.baselines.token_means import source_means
 from bilevel_llm.data.batches import TokenBatch, micro_batches, per_token
 from bilevel_llm.model.language_model import token_losses
@@ -34,7 +34,7 @@ DRAW = 31
 
 
 @dataclass(frozen=True)
-class ODM(Solver[State], Weighting):
+class ODM(Solver[State], Baseline):
     """Online data mixing. The validation data is not looked at.
 
     smoothing: β, the share of the old reward that is kept. 0.9, our choice: a memory of about ten draws of a source.
@@ -61,7 +61,7 @@ class ODM(Solver[State], Weighting):
         """The policy must be free to move."""
         _check_problem(task.problem)
 
-    def weigh(self, task: Task) -> Outcome:
+    def find(self, task: Task) -> Outcome:
         """Train, and average the policy."""
         return outcome_of_training(
             task.train(self), ["odm does not look at the validation data: it trains more on what has the larger loss"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bilevel_llm.baselines.base import Outcome, Task, Weighting
+from bilevel_llm.baselines.base import Baseline, Outcome, Task
 from bilevel_llm.data.tokens import TokenTable
 
 Unit = Literal["rows", "tokens", "targets"]
@@ -19,16 +19,18 @@ def sizes(tables: Mapping[str, TokenTable], by: Unit) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Proportional(Weighting):
+class Proportional(Baseline):
     """Weights in proportion to size.
 
     by: count rows, tokens, or targets. Rows by default, because rows are what is drawn when a mix is made: these weights
         then leave the data as it is.
     """
 
+    trains = False
+
     by: Unit = "rows"
 
-    def weigh(self, task: Task) -> Outcome:
+    def find(self, task: Task) -> Outcome:
         """n_i / Σ n."""
         size = sizes(task.problem.source_tables, self.by)
         return Outcome({name: n / sum(size.values()) for name, n in size.items()})

@@ -99,7 +99,7 @@ class RowGradients:
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if self.how == "vmap":
                 raise InputError(
-                    f"this model cannot be vectorised over rows ({error}); use weighting.gradients=loop"
+                    f"this model cannot be vectorised over rows ({error}); use baseline.gradients=loop"
                 ) from error
             log.warning("this model cannot be vectorised over rows; its gradients are taken one by one (%s)", error)
             self.how = "loop"

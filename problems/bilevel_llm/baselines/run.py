@@ -1,4 +1,4 @@
-"""Weigh or select training data by a registered method, and write what a run would."""
+"""Let a baseline weigh or select training data, and write what a reweighting run would."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,61 +8,57 @@ from bilevel.launch import rank
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bilevel_llm.baselines.base import Outcome, Task, Weighting
+    from bilevel_llm.baselines.base import Baseline, Outcome, Task
 
 
 def load(
     method: str, file: Path, plugins: Any, *, changes: list[str], output: str | None, resume: bool = False
-) -> "tuple[Weighting, Task]":
+) -> "tuple[Baseline, Task]":
     """Read a recipe. Raises `InputError` for what the user has to mend; no data is read yet."""
     from bilevel import Backend, InputError, Problem
     from bilevel.config import build_parts, read_recipe
-    from bilevel_llm.baselines.base import Task, Weighting
+    from bilevel_llm.baselines.base import Baseline, Task
     from bilevel_llm.reweighting.problem import LLMReweighting
 
     recipe = read_recipe(file, changes=changes, output=output)
-    section = recipe.tree.setdefault("weighting", {})
+    section = recipe.tree.setdefault("baseline", {})
     if isinstance(section, dict) and section.setdefault("name", method) != method:
         raise InputError(
-            f"{recipe.where(['weighting', 'name'])}: the recipe is one of the weighting {section['name']!r}, and "
+            f"{recipe.where(['baseline', 'name'])}: the recipe is for the baseline {section['name']!r}, and "
             f"{method!r} was asked for; name that one, or take the section out"
         )
-    objects = {"problem": Problem, "weighting": Weighting, "backend": Backend}
+    objects = {"problem": Problem, "baseline": Baseline, "backend": Backend}
     parts, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])
     if not isinstance(parts["problem"], LLMReweighting):
         raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be weighed")
-    weighting, settings = parts["weighting"], parts["run"]
-    if resume and not weighting.resumable:
+    baseline = parts["baseline"]
+    if resume and not baseline.resumable:
         raise InputError(f"{method} keeps nothing to resume from; run it again without --resume, with another --output")
     task = Task(
         problem=parts["problem"],
         backend=parts["backend"],
         active=parts["active"],
-        steps=settings.steps,
-        seed=settings.seed,
-        directory=Path(settings.output),
+        run=parts["run"],
         resume=resume,
-        checkpoint_every=settings.checkpoint_every,
-        keep_checkpoints=settings.keep_checkpoints,
         recipe=resolved,
         observer=plugins.hooks,
     )
-    return weighting, task
+    return baseline, task
 
 
-def run(method: str, weighting: "Weighting", task: "Task") -> "Outcome":
+def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
     """Prepare, weigh, check, and, where the task has a directory, write. Raises `InputError` before anything is loaded."""
     import math
 
     from bilevel import RunError
     from bilevel.run_directory import RunDirectory
 
-    directory = RunDirectory(task.directory) if task.directory is not None else None
+    directory = RunDirectory(Path(task.run.output)) if task.run.output is not None else None
     if directory is not None and not task.resume and rank() == 0:
         directory.check_free()
     task.problem.prepare()
-    weighting.check(task)
-    outcome = weighting.weigh(task)
+    baseline.check(task)
+    outcome = baseline.find(task)
     weights = outcome.weights
     if set(weights) != set(task.problem.source_tables):
         raise RunError(
@@ -72,11 +68,11 @@ def run(method: str, weighting: "Weighting", task: "Task") -> "Outcome":
         raise RunError(f"{method} gave weights that are not a distribution: {dict(weights)}")
     if directory is not None and rank() == 0:
         directory.create(task.recipe or {})
-        directory.write(files(method, weighting, outcome, task))
+        directory.write(files(method, baseline, outcome, task))
     return outcome
 
 
-def files(method: str, weighting: "Weighting", outcome: "Outcome", task: "Task") -> dict[str, str]:
+def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -> dict[str, str]:
     """weights.json as a reweighting run has it, with `method` and `cost`; and selection.jsonl where rows were selected."""
     import dataclasses
     import json
@@ -95,12 +91,12 @@ def files(method: str, weighting: "Weighting", outcome: "Outcome", task: "Task")
         "sources": weights,
         "average": weights,
         "logits": dict(zip(weights, logits.tolist(), strict=True)),
-        "method": {"name": method, **to_plain(weighting)},
+        "method": {"name": method, **to_plain(baseline)},
         "cost": dataclasses.asdict(outcome.cost),
-        "steps": task.steps,
+        "steps": task.run.steps,
         "findings": [dataclasses.asdict(Finding("note", False, note)) for note in outcome.notes],
         "trajectory": {name: [round(value, 6) for value in values] for name, values in outcome.trajectory.items()},
-        "seed": task.seed,
+        "seed": task.run.seed,
         "versions": {name: version(name) for name in ("bilevel", "torch")},
         **task.problem.identity(),
     }

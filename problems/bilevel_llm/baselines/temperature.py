@@ -10,18 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bilevel_llm.baselines.base import Outcome, Task, Weighting
+from bilevel_llm.baselines.base import Baseline, Outcome, Task
 from bilevel_llm.baselines.proportional import Unit, sizes
 
 
 @dataclass(frozen=True)
-class Temperature(Weighting):
+class Temperature(Baseline):
     """Between proportional and uniform.
 
     temperature: T. 5 is what the paper settles on for languages of very different size. XLM-R (arXiv 1911.02116) writes
         the exponent α = 1/T and takes 0.3, which is T = 3.3.
     by: count rows, tokens or targets; see `Proportional`.
     """
+
+    trains = False
 
     temperature: float = 5.0
     by: Unit = "rows"
@@ -30,7 +32,7 @@ class Temperature(Weighting):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, not {self.temperature}; `uniform` is the limit")
 
-    def weigh(self, task: Task) -> Outcome:
+    def find(self, task: Task) -> Outcome:
         """n_i^(1/T), normalised; in logarithms, so that a low temperature does not overflow."""
         size = sizes(task.problem.source_tables, self.by)
         logs = np.log(list(size.values())) / self.temperature

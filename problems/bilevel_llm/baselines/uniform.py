@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
-from bilevel_llm.baselines.base import Outcome, Task, Weighting
+from bilevel_llm.baselines.base import Baseline, Outcome, Task
 
 
 @dataclass(frozen=True)
-class Uniform(Weighting):
+class Uniform(Baseline):
     """The same weight for every source. No settings, no cost."""
 
-    def weigh(self, task: Task) -> Outcome:
+    trains = False
+
+    def find(self, task: Task) -> Outcome:
         """1 / k each."""
         names = list(task.problem.source_tables)
         return Outcome(dict.fromkeys(names, 1 / len(names)))

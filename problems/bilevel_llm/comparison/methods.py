@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel import Active, Backend, Finding, InputError
-from bilevel.config import OBJECTS, Config, RunSettings, build_parts, build_section
+from bilevel.config import OBJECTS, Config, build_parts, build_section
 from bilevel.plain import to_plain
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
@@ -22,12 +22,9 @@ from bilevel.record import total_seconds, total_size
 from bilevel.run_directory import RunDirectory
 from bilevel.run_reader import SavedRun
 from bilevel.run_reader import read_run as saved_run
-from bilevel_llm.baselines import run as weigh
-from bilevel_llm.baselines.base import Task, Weighting
-from bilevel_llm.baselines.less import LESS
-from bilevel_llm.baselines.proportional import Proportional
-from bilevel_llm.baselines.temperature import Temperature
-from bilevel_llm.baselines.uniform import Uniform
+from bilevel.run_settings import RunSettings
+from bilevel_llm.baselines import run as baselines
+from bilevel_llm.baselines.base import Baseline, Task
 from bilevel_llm.comparison.settings import BASE, LEARNED, label_of
 from bilevel_llm.reweighting.problem import LLMReweighting
 from bilevel_llm.reweighting.saved_run import fit_weights, flags, read_json, read_run
@@ -98,10 +95,10 @@ def check_entries(entries: list[str | dict[str, Any]], recipe: Recipe, plugins: 
             raise InputError(f"{where}: two methods are called {label!r}; give one of them a label of its own")
         if label == BASE or not label or any(sign in label for sign in "/\\\0") or label in (".", ".."):
             raise InputError(f"{where}: a method cannot be called {label!r}")
-        if _kind(entry) == "weighting":
+        if _kind(entry) == "baseline":
             name = entry if isinstance(entry, str) else entry["name"]
             try:
-                plugins.find("weightings", name)
+                plugins.find("baselines", name)
             except InputError as error:
                 raise InputError(f"{where}: {error}; or {LEARNED}, or a name of your own with `weights` or `run`") from error
         elif isinstance(entry, dict):
@@ -120,7 +117,7 @@ def _kind(entry: str | Mapping[str, Any]) -> str:
         for kind in ("weights", "run"):
             if kind in entry:
                 return kind
-    return LEARNED if (entry if isinstance(entry, str) else entry.get("name")) == LEARNED else "weighting"
+    return LEARNED if (entry if isinstance(entry, str) else entry.get("name")) == LEARNED else "baseline"
 
 
 def _make(position: int, entry: str | dict[str, Any], parts: Parts) -> Method:
@@ -136,7 +133,7 @@ def _make(position: int, entry: str | dict[str, Any], parts: Parts) -> Method:
         found = Found(weights, "given by hand")
         return Method(label, {"weights": weights}, lambda seed, _: found, found)
     settings = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k not in ("name", "label")}
-    return _weighting(label, entry if isinstance(entry, str) else entry["name"], settings, path, parts)
+    return _baseline(label, entry if isinstance(entry, str) else entry["name"], settings, path, parts)
 
 
 def _learned(label: str, parts: Parts) -> Method:
@@ -160,28 +157,24 @@ def _learned(label: str, parts: Parts) -> Method:
     return Method(label, described, find)
 
 
-def _weighting(label: str, name: str, settings: dict[str, Any], path: tuple[str | int, ...], parts: Parts) -> Method:
-    kind = parts.plugins.find("weightings", name).load()
-    weighting: Weighting = build_section(kind, settings, parts.recipe, path)
+def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str | int, ...], parts: Parts) -> Method:
+    kind = parts.plugins.find("baselines", name).load()
+    baseline: Baseline = build_section(kind, settings, parts.recipe, path)
     objects: dict[str, type] = {"backend": Backend}
 
     def task(seed: int, directory: Path | None) -> Task:
         ignored = ["solver", "problem"]
         built, resolved = build_parts(parts.recipe, objects, parts.plugins, ignored=ignored)
-        run = dataclasses.replace(parts.run, seed=seed, output=str(directory))
+        run = dataclasses.replace(parts.run, seed=seed, output=None if directory is None else str(directory))
         return Task(
             problem=parts.problem,
             backend=built["backend"],
             active=parts.active,
-            steps=run.steps,
-            seed=seed,
-            directory=directory,
-            resume=weighting.resumable and directory is not None and _begun(directory),
-            checkpoint_every=run.checkpoint_every,
-            keep_checkpoints=run.keep_checkpoints,
+            run=run,
+            resume=baseline.resumable and directory is not None and _begun(directory),
             recipe={
                 "problem": {"name": "llm-reweighting", **to_plain(parts.problem)},
-                "weighting": {"name": name, **to_plain(weighting)},
+                "baseline": {"name": name, **to_plain(baseline)},
                 **resolved,
                 "run": to_plain(run),
             },
@@ -189,9 +182,9 @@ def _weighting(label: str, name: str, settings: dict[str, Any], path: tuple[str 
         )
 
     def find(seed: int, directory: Path | None) -> Found:
-        if directory is not None and not weighting.resumable:
+        if directory is not None and not baseline.resumable:
             shutil.rmtree(directory, ignore_errors=True)  # half of what cannot be gone on from
-        outcome = weigh.run(name, weighting, task(seed, directory))
+        outcome = baselines.run(name, baseline, task(seed, directory))
         selection = outcome.selection
         return Found(
             dict(outcome.weights),
@@ -202,15 +195,14 @@ def _weighting(label: str, name: str, settings: dict[str, Any], path: tuple[str 
             [Finding("note", False, note) for note in outcome.notes],
         )
 
-    steady = isinstance(weighting, Uniform | Proportional | Temperature)  # no seed, and no model
     rows = sum(map(len, parts.problem.source_tables.values()))
     return Method(
         label,
-        {"weighting": name, **to_plain(weighting), "steps": parts.run.steps},
+        {"baseline": name, **to_plain(baseline), "steps": parts.run.steps},
         find,
-        find(0, None) if steady else None,
-        lambda: weighting.check(task(0, None)),
-        max(1, round(weighting.share * rows)) if isinstance(weighting, LESS) else None,
+        None if baseline.trains else find(0, None),
+        lambda: baseline.check(task(0, None)),
+        baseline.most_rows(rows),
     )
 
 

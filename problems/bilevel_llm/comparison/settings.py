@@ -85,7 +85,7 @@ class FineTune:
 class CompareSettings:
     """What is compared, and on what.
 
-    methods: each "learned" (the bilevel run of this recipe), a registered weighting ("uniform", or {name: temperature,
+    methods: each "learned" (the bilevel run of this recipe), a registered baseline ("uniform", or {name: temperature,
         temperature: 2}), weights by hand ({name: mine, weights: {a: 3, b: 1}}), or the weights of a run
         ({name: earlier, run: runs/a}). `label` names one in the tables.
     seeds: each does everything anew: weights (where they depend on one), mix, training.

@@ -32,6 +32,7 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
     Raises `InputError` before anything is trained, and whatever `fit` raises.
     """
     assert isinstance(config.problem, FineTuning)
+    assert config.run.output is not None  # a recipe must say it
     output = Path(config.run.output)
     model = output / "model"
     if resume:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bilevel.run_settings import RunSettings
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -17,6 +18,6 @@ def task(problem: Callable[..., LLMReweighting]) -> Callable[..., Task]:
     def make(family: str = "llama", *, steps: int = 6, seed: int = 0, **settings: Any) -> Task:
         made = problem(family, **settings)
         made.prepare()
-        return Task(made, TorchBackend(device="cpu"), steps=steps, seed=seed)
+        return Task(made, TorchBackend(device="cpu"), RunSettings(steps, seed=seed))
 
     return make

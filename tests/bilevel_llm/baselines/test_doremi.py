@@ -78,9 +78,9 @@ def test_the_steps_are_those_of_algorithm_1(task: Make, micro_batch_size: int | 
     assert np.abs(expected[-1] - [0.5, 0.3, 0.2]).max() > 0.01  # they moved at all
 
 
-def test_as_a_weighting_it_gives_the_average_and_its_cost(task: Make) -> None:
+def test_as_a_baseline_it_gives_the_average_and_its_cost(task: Make) -> None:
     t = task(steps=6, seed=3)
-    outcome = DoReMi(lr=0.1).weigh(t)
+    outcome = DoReMi(lr=0.1).find(t)
     history = fit(t.problem, DoReMi(lr=0.1, reference_steps=3), TorchBackend(device="cpu"), steps=6, seed=3).history
     assert outcome.weights == history[-1].average
     assert outcome.weights == {k: pytest.approx(np.mean([r.upper[k] for r in history[3:]])) for k in outcome.weights}

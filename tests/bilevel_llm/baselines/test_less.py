@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_vectorised_is_looped_over(task: Make, caplog: py
     torch.testing.assert_close(rows(batch), RowGradients(plain, trained, "loop")(batch))
     assert rows.how == "loop"
     assert "one by one" in caplog.text
-    with pytest.raises(InputError, match=r"weighting\.gradients=loop"):
+    with pytest.raises(InputError, match=r"baseline\.gradients=loop"):
         RowGradients(stubborn, trained, "vmap")(batch)
 
 
@@ -174,7 +174,7 @@ def test_scores_are_the_mean_cosines_of_projected_gradients(task: Make) -> None:
     """The whole score, recomputed: warm-up by torch's AdamW on the mean over sources, then cosine by cosine."""
     t = task()
     less = dataclasses.replace(SMALL, checkpoints=2)
-    found = less.weigh(t).selection
+    found = less.find(t).selection
     assert found is not None
     model = less.model(t.problem, 0)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -200,7 +200,7 @@ def test_rows_like_the_target_are_selected(task: Make, data: dict[str, str], tmp
     """`clean` comes from the target's distribution; the other sources are made of other letters."""
     digits = write_rows(tmp_path / "digits.jsonl", sentences(5, 30, [str(n) for n in range(100, 130)]))
     sources = [Source("digits", digits), Source("clean", data["clean"]), Source("noise", data["noise"])]
-    outcome = dataclasses.replace(SMALL, share=0.3, warmup_steps=6).weigh(task(sources=sources))
+    outcome = dataclasses.replace(SMALL, share=0.3, warmup_steps=6).find(task(sources=sources))
     selection = outcome.selection
     assert selection is not None
     means = {name: scores.mean() for name, scores in selection.scores.items()}
@@ -215,7 +215,7 @@ def test_a_row_counts_for_the_set_that_it_serves_best(task: Make, data: dict[str
     """max over validation sets: a second one, like `noise`, lifts the rows of `noise`, and lowers no row."""
     second = write_rows(tmp_path / "second.jsonl", sentences(9, 20, [chr(c) * 3 for c in range(65, 91)]))
     sets = [ValidationSet(data["target"]), ValidationSet(second, name="second")]
-    one, both = (SMALL.weigh(task(validation=v)).selection for v in (sets[:1], sets))
+    one, both = (SMALL.find(task(validation=v)).selection for v in (sets[:1], sets))
     assert one is not None
     assert both is not None
     for name in ("clean", "other", "noise"):
@@ -224,7 +224,7 @@ def test_a_row_counts_for_the_set_that_it_serves_best(task: Make, data: dict[str
 
 
 def test_the_same_task_gives_the_same_rows_and_the_cost_is_counted(task: Make) -> None:
-    outcome, again = SMALL.weigh(task(seed=4)), SMALL.weigh(task(seed=4))
+    outcome, again = SMALL.find(task(seed=4)), SMALL.find(task(seed=4))
     assert outcome.selection is not None
     assert again.selection is not None
     assert list(outcome.selection) == list(again.selection)
@@ -253,8 +253,8 @@ def test_what_it_cannot_do_is_said_first(task: Make) -> None:
         SMALL.check(task(steps=3))
     with pytest.raises(InputError, match="4 checkpoints need as many"):
         LESS(checkpoints=4).check(task(steps=3))
-    with pytest.raises(InputError, match=r"weighting\.blocks: no block is named 'layer9'"):
-        LESS(blocks=("layer9",)).weigh(task())
+    with pytest.raises(InputError, match=r"baseline\.blocks: no block is named 'layer9'"):
+        LESS(blocks=("layer9",)).find(task())
     bad = [{"share": 0}, {"share": 1.5}, {"dimension": 100}, {"rank": 0}, {"warmup_steps": 0}, {"lr": 0}, {"checkpoints": 0}]
     for settings in bad:
         with pytest.raises(ValueError, match="must be"):
@@ -402,6 +402,7 @@ def test_gradients_are_those_of_the_blocks_that_train_at_the_checkpoint(task: Ma
 SCRIPT = """
 import json, os, sys, torch
 torch.set_num_threads(1)
+from bilevel.run_settings import RunSettings
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -411,7 +412,7 @@ given = json.loads(sys.argv[1])
 problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], validation=[ValidationSet(given["target"])], max_length=64, batch_size=10)
 problem.prepare()
 less = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2)
-selection = less.weigh(Task(problem, DeepSpeedBackend(zero_stage=given["stage"], dtype="float32"), steps=6)).selection
+selection = less.find(Task(problem, DeepSpeedBackend(zero_stage=given["stage"], dtype="float32"), RunSettings(6))).selection
 json.dump({name: scores.tolist() for name, scores in selection.scores.items()}, open(sys.argv[2] + os.environ["RANK"], "w"))
 """
 
@@ -441,7 +442,7 @@ def test_two_processes_of_a_launcher_agree_with_one(
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     outputs = [json.loads((tmp_path / f"scores{rank}").read_text()) for rank in range(2)]
     assert outputs[0] == outputs[1]
-    one = SMALL.weigh(task()).selection
+    one = SMALL.find(task()).selection
     assert one is not None
     for name, scores in one.scores.items():
         np.testing.assert_allclose(outputs[0][name], scores, atol=1e-3)

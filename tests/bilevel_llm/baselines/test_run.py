@@ -1,4 +1,4 @@
-"""`bilevel weigh`: what it writes, third-party methods, and bad input, said before a model is loaded."""
+"""`bilevel baseline`: what it writes, third-party methods, and bad input, said before a model is loaded."""
 
 import json
 import sys
@@ -44,8 +44,8 @@ def first_party(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: plugins)
 
 
-def weigh(*words: str | Path) -> None:
-    app(["weigh", *map(str, words)], standalone_mode=False)
+def baseline(*words: str | Path) -> None:
+    app(["baseline", *map(str, words)], standalone_mode=False)
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def read(directory: Path) -> dict[str, Any]:
 def test_the_directory_is_that_of_a_run(method: str, recipe: Path, tmp_path: Path, plugins: Plugins) -> None:
     """Whoever reads the weights of `bilevel run` can read these, and the other way round."""
     load_config(recipe, plugins, output=str(tmp_path / "learned")).fit()
-    weigh(method, recipe)
+    baseline(method, recipe)
     learned, weighed = read(tmp_path / "learned"), read(tmp_path / "run")
     assert learned.keys() - {"targets", "granularity"} <= weighed.keys()
     for key in ("data", "model", "versions", "seed"):
@@ -68,19 +68,19 @@ def test_the_directory_is_that_of_a_run(method: str, recipe: Path, tmp_path: Pat
     assert set(weighed["cost"]) == {"seconds", "tokens", "backward_tokens"}
     assert (weighed["cost"]["tokens"] > 0) == (method in ("doremi", "odm", "less"))
     resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    assert resolved["weighting"]["name"] == method
+    assert resolved["baseline"]["name"] == method
     assert "solver" not in resolved
 
 
 def test_the_recipe_that_was_kept_gives_the_same_weights(recipe: Path, tmp_path: Path) -> None:
-    weigh("temperature", recipe, "--set", "weighting.temperature=2")
-    weigh("temperature", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    baseline("temperature", recipe, "--set", "baseline.temperature=2")
+    baseline("temperature", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
     assert read(tmp_path / "again")["sources"] == read(tmp_path / "run")["sources"]
     assert read(tmp_path / "run")["method"] == {"name": "temperature", "temperature": 2.0, "by": "rows"}
 
 
 def test_a_selection_names_file_line_and_score_of_every_row(recipe: Path, tmp_path: Path, data: dict[str, str]) -> None:
-    weigh("less", recipe, "--set", "weighting.share=0.2", "--set", "weighting.dimension=64")
+    baseline("less", recipe, "--set", "baseline.share=0.2", "--set", "baseline.dimension=64")
     rows = [json.loads(line) for line in (tmp_path / "run" / "selection.jsonl").read_text().splitlines()]
     assert len(rows) == 19 == read(tmp_path / "run")["selection"]["rows"]
     scores = [row["score"] for row in rows]
@@ -95,7 +95,7 @@ def test_a_selection_names_file_line_and_score_of_every_row(recipe: Path, tmp_pa
 
 def test_doremi_is_resumed_after_an_interruption(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     longer = ("--set", "run.steps=5", "--set", "run.checkpoint_every=2")
-    weigh("doremi", recipe, *longer, "--output", tmp_path / "whole")
+    baseline("doremi", recipe, *longer, "--output", tmp_path / "whole")
     original, calls = LLMReweighting.lower_batch, [0]
 
     def failing(self: LLMReweighting, index: int, shard: Any) -> Any:
@@ -106,10 +106,10 @@ def test_doremi_is_resumed_after_an_interruption(recipe: Path, tmp_path: Path, m
 
     monkeypatch.setattr(LLMReweighting, "lower_batch", failing)
     with pytest.raises(RunError, match="went away"):
-        weigh("doremi", recipe, *longer)
+        baseline("doremi", recipe, *longer)
     monkeypatch.undo()
     monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: load_plugins(own_points()))
-    weigh("doremi", recipe, *longer, "--resume")
+    baseline("doremi", recipe, *longer, "--resume")
     assert read(tmp_path / "run")["sources"] == read(tmp_path / "whole")["sources"]
     assert read(tmp_path / "run")["cost"]["tokens"] == read(tmp_path / "whole")["cost"]["tokens"]
 
@@ -121,17 +121,17 @@ def own_points() -> list[EntryPoint]:
 OTHERS = """
 from dataclasses import dataclass
 from bilevel import hookimpl
-from bilevel_llm.baselines.base import Outcome, Weighting
+from bilevel_llm.baselines.base import Outcome, Baseline
 
 @hookimpl
-def bilevel_weightings(register):
-    register("favourite", "others_weighting:Favourite")
+def bilevel_baselines(register):
+    register("favourite", "others_baseline:Favourite")
 
 @dataclass(frozen=True)
-class Favourite(Weighting):
+class Favourite(Baseline):
     name_of: str
     share: float = 1.0
-    def weigh(self, task):
+    def find(self, task):
         others = [name for name in task.problem.source_tables if name != self.name_of]
         return Outcome({self.name_of: self.share, **{name: 0.0 for name in others}})
 """
@@ -139,18 +139,18 @@ class Favourite(Weighting):
 
 @pytest.fixture
 def with_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "others_weighting.py").write_text(OTHERS)
+    (tmp_path / "others_baseline.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("others_weighting", None)
-    loaded = load_plugins([*own_points(), EntryPoint("others", "others_weighting", "bilevel")])
+    sys.modules.pop("others_baseline", None)
+    loaded = load_plugins([*own_points(), EntryPoint("others", "others_baseline", "bilevel")])
     monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: loaded)
 
 
 @pytest.mark.usefixtures("with_plugin")
-def test_a_plugin_can_bring_a_weighting(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plugin_can_bring_a_baseline(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app(["list"], standalone_mode=False)
     assert "favourite" in capsys.readouterr().out
-    weigh("favourite", recipe, "--set", "weighting.name_of=other")
+    baseline("favourite", recipe, "--set", "baseline.name_of=other")
     assert read(tmp_path / "run")["sources"] == {"clean": 0, "other": 1, "noise": 0}
 
 
@@ -160,25 +160,25 @@ def test_a_plugin_can_bring_a_weighting(recipe: Path, tmp_path: Path, capsys: py
 )
 def test_what_a_method_gives_is_checked(recipe: Path, tmp_path: Path, changes: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        weigh("favourite", recipe, "--set", "weighting.name_of=other", "--set", f"weighting.{changes}")
+        baseline("favourite", recipe, "--set", "baseline.name_of=other", "--set", f"baseline.{changes}")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["temprature"], "no weighting is named 'temprature'; did you mean 'temperature'"),
+        (["temprature"], "no baseline is named 'temprature'; did you mean 'temperature'"),
         (
-            ["temperature", "--set", "weighting.temperatur=3"],
-            r"unknown key weighting\.temperatur; did you mean 'temperature'",
+            ["temperature", "--set", "baseline.temperatur=3"],
+            r"unknown key baseline\.temperatur; did you mean 'temperature'",
         ),
-        (["temperature", "--set", "weighting.temperature=0"], r"weighting: temperature must be positive"),
-        (["less", "--set", "weighting.share=2"], "share must be above 0"),
-        (["less", "--set", "weighting.gradients=jacobian"], r"weighting\.gradients is 'jacobian'"),
-        (["less", "--set", "weighting.name=doremi"], "'doremi', and 'less' was asked for"),
-        (["less", "--set", "weighting.warmup_steps=99"], r"more than the budget run\.steps=3"),
+        (["temperature", "--set", "baseline.temperature=0"], r"baseline: temperature must be positive"),
+        (["less", "--set", "baseline.share=2"], "share must be above 0"),
+        (["less", "--set", "baseline.gradients=jacobian"], r"baseline\.gradients is 'jacobian'"),
+        (["less", "--set", "baseline.name=doremi"], "'doremi', and 'less' was asked for"),
+        (["less", "--set", "baseline.warmup_steps=99"], r"more than the budget run\.steps=3"),
         (["less", "--resume"], "less keeps nothing to resume from"),
-        (["doremi", "--set", "run.steps=1", "--set", "weighting.reference_steps=1"], "leaves none for the proxy"),
+        (["doremi", "--set", "run.steps=1", "--set", "baseline.reference_steps=1"], "leaves none for the proxy"),
         (["doremi", "--resume"], "there is no run to resume"),
         (["uniform", "--set", "problem={name: quadratic}"], "only data of an llm-reweighting problem"),
         (["uniform", "--set", "mystery={}"], "unknown section 'mystery'"),
@@ -189,25 +189,25 @@ def test_bad_input_is_named_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("a model was loaded"))
     with pytest.raises(InputError, match=message):
-        weigh(words[0], recipe, *words[1:])
+        baseline(words[0], recipe, *words[1:])
 
 
 def test_nothing_is_overwritten(recipe: Path, tmp_path: Path) -> None:
-    weigh("uniform", recipe)
+    baseline("uniform", recipe)
     before = (tmp_path / "run" / "weights.json").read_bytes()
     with pytest.raises(InputError, match="holds another run"):
-        weigh("proportional", recipe)
+        baseline("proportional", recipe)
     assert (tmp_path / "run" / "weights.json").read_bytes() == before
 
 
-def test_a_run_does_not_take_the_recipe_of_a_weighting_for_its_own(recipe: Path, tmp_path: Path, plugins: Plugins) -> None:
-    weigh("uniform", recipe)
-    with pytest.raises(InputError, match="unknown section 'weighting'"):
+def test_a_run_does_not_take_the_recipe_of_a_baseline_for_its_own(recipe: Path, tmp_path: Path, plugins: Plugins) -> None:
+    baseline("uniform", recipe)
+    with pytest.raises(InputError, match=r"solver\.name is missing"):
         load_config(tmp_path / "run" / "recipe.yaml", plugins)
 
 
 def test_only_the_first_process_writes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    weigh("uniform", recipe)
+    baseline("uniform", recipe)
     assert not (tmp_path / "run").exists()
     assert command.rank() == 1

@@ -196,7 +196,7 @@ def test_another_model_may_be_tuned_than_the_weights_were_learned_on(
 @pytest.mark.parametrize(
     ("compare", "message"),
     [
-        ({"methods": ["unifrom"]}, r"no weighting is named 'unifrom'; did you mean 'uniform'\?"),
+        ({"methods": ["unifrom"]}, r"no baseline is named 'unifrom'; did you mean 'uniform'\?"),
         ({"methods": []}, "methods: name at least one"),
         ({"methods": ["uniform", "uniform"]}, "two methods are called 'uniform'"),
         ({"methods": [{"name": "less", "shar": 1}]}, r"unknown key compare\.methods\.0\.shar; did you mean 'share'\?"),
@@ -281,3 +281,27 @@ def test_exact_match_is_measured_where_it_is_asked_for(recipe: Callable[..., Pat
     assert np.isclose(
         content["differences"][0]["mean"], found["base"]["exact_match/math"] - found["uniform"]["exact_match/math"]
     )
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_baseline_of_another_package_is_compared_like_our_own(recipe: Make, tmp_path: Path) -> None:
+    """It selects rows, and says so only by what every baseline says: the mix is drawn from the selected rows alone."""
+    methods = ["uniform", {"name": "shortest", "count": 20}]
+    with pytest.raises(InputError, match="shortest"):
+        bilevel("compare", recipe(rows=100, methods=methods))
+    bilevel("compare", recipe(rows=20, methods=methods))
+    where = tmp_path / "out" / "cells" / "shortest" / "seed-0"
+    selected = {(row["file"], row["number"]) for row in map(json.loads, (where / "weights" / "selection.jsonl").open())}
+    assert len(selected) == 20
+    card = json.loads((where / "weights.json").read_text())
+    assert sum(map(len, card["selection"].values())) == 20
+    assert cell(tmp_path / "out", "shortest")["metrics"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_baseline_of_another_package_has_the_command_of_our_own(recipe: Make, tmp_path: Path) -> None:
+    shown = bilevel("baseline", "shortest", recipe(), "--set", "baseline.count=7")
+    assert "selected" in shown
+    learned = json.loads((tmp_path / "out" / "weights.json").read_text())
+    assert learned["method"] == {"name": "shortest", "count": 7}
+    assert learned["selection"]["rows"] == 7

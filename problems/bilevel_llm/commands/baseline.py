@@ -1,0 +1,34 @@
+"""`bilevel baseline METHOD RECIPE`: weigh or select training data by a baseline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilevel.launch import rank
+
+
+def baseline(
+    method: Annotated[str, typer.Argument(help="The name of a baseline; `bilevel list` shows them.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe of an llm-reweighting problem. Its solver is not used.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as baseline.share=0.1."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The directory to write to, in place of run.output.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume from the last checkpoint, where the baseline keeps any."),
+    ] = False,
+) -> None:
+    """Weigh or select training data by a baseline, to compare learned weights with."""
+    from rich.console import Console
+
+    from bilevel.plugins import load_plugins
+    from bilevel_llm.baselines.run import load, run, table
+
+    plugins = load_plugins()
+    chosen, task = load(method, recipe, plugins, changes=changes or [], output=output, resume=resume)
+    outcome = run(method, chosen, task)
+    if rank() == 0:
+        Console().print(table(method, outcome, task))
