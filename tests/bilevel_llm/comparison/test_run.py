@@ -291,7 +291,8 @@ def test_a_baseline_of_another_package_is_compared_like_our_own(recipe: Make, tm
         bilevel("compare", recipe(rows=100, methods=methods))
     bilevel("compare", recipe(rows=20, methods=methods))
     where = tmp_path / "out" / "cells" / "shortest" / "seed-0"
-    selected = {(row["file"], row["number"]) for row in map(json.loads, (where / "weights" / "selection.jsonl").open())}
+    lines = (where / "weights" / "selection.jsonl").read_text().splitlines()
+    selected = {(row["file"], row["number"]) for row in map(json.loads, lines)}
     assert len(selected) == 20
     card = json.loads((where / "weights.json").read_text())
     assert sum(map(len, card["selection"].values())) == 20
