@@ -122,6 +122,17 @@ def test_every_hook_is_documented() -> None:
     assert sorted(re.findall(r"^### `(.*)`$", HOOKS.read_text(), re.MULTILINE)) == sorted(specified_hooks())
 
 
+def test_the_checklists_name_hooks_and_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    hooks = {hook.split("(")[0] for hook in specified_hooks()}
+    assert set(re.findall(r"`(bilevel_\w+)`", text)) <= hooks
+    named = re.findall(r"`((?:bilevel|problems|backends|theory_checks|tests)/[\w./]+)`", text)
+    assert len(named) > 20
+    for path in named:
+        file = ROOT / path
+        assert (file.parent if file.stem.startswith("NAME") else file).exists(), path
+
+
 @pytest.mark.parametrize("block", [block for _, block in code("python", [HOOKS]) if "hookimpl" in block])
 def test_the_plugins_on_the_page_of_hooks_can_be_registered(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = ModuleType("my_plugin")
