@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from bilevel.plain import to_plain
+from bilevel.record import Record
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
@@ -110,7 +111,7 @@ def make_run(make_problem: Callable[..., LLMReweighting], tmp_path: Path) -> Cal
         directory = RunDirectory(tmp_path / "run")
         recipe = {"problem": {"name": "llm-reweighting", **to_plain(problem)}, "solver": {"name": "not-installed"}}
         directory.create(recipe)
-        history = [{"upper": average, "gap": 0.0}, {"upper": final}]  # no gap: a step that did not move the weights
+        history = [Record(0, 0.1, average), Record(1, 0.1, final, moved=False)]
         directory.write(problem.artifacts(history, {"seed": 0}))
         return directory.path
 

@@ -15,14 +15,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
-from bilevel import Forward, InputError, Loss, Shard, Stratified
+from bilevel import Finding, Forward, InputError, Labels, Loss, Shard, Stratified, Table
 from bilevel.data import Stream
-from bilevel.problem import Record
+from bilevel.record import Record, total_size
 from bilevel_llm.data.batches import TokenBatch, per_token
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.reading import read_rows
@@ -67,6 +67,10 @@ class FineTuning(LanguageModelProblem):
     on_overlap: Literal["drop", "error"] = "drop"
     lora: LoRA | None = None
     mean_over: Literal["rows", "tokens"] = "rows"
+
+    labels: ClassVar[Labels] = Labels(
+        unit="tokens", lower_loss="training loss", upper_loss="validation loss", upper_part="set"
+    )
 
     @property
     def source_tables(self) -> Mapping[str, TokenTable]:
@@ -114,37 +118,60 @@ class FineTuning(LanguageModelProblem):
         """training.json."""
         content = {
             "steps": len(history),
-            "tokens": sum(record["size"] for record in history),
+            "tokens": total_size(history),
             "validation": [
-                {"step": record["step"], "loss": record["upper_loss"], "parts": record["upper_parts"]}
+                {"step": record.step, "loss": record.metrics["upper_loss"], "parts": record.parts["upper_parts"]}
                 for record in history
-                if "upper_loss" in record
+                if "upper_loss" in record.metrics
             ],
             **facts,
+            **self.identity(),
+        }
+        return {"training.json": json.dumps(content, indent=1, ensure_ascii=False)}
+
+    def identity(self) -> dict[str, Any]:
+        """Rows and hashes of the data, name and hash of the model."""
+        return {
             "data": {
                 "training": {**_identity(self._train), "dropped_as_held_out": self._read_train[1]},
                 "validation": {name: _identity(table) for name, table in self._targets.items()},
             },
             "model": {"name": self.model, "hash": self._files.fingerprint},
         }
-        return {"training.json": json.dumps(content, indent=1, ensure_ascii=False)}
+
+    def findings(self, history: Sequence[Record]) -> Sequence[Finding]:
+        """Whether the validation loss has risen since its lowest point."""
+        seen = [(record.metrics["upper_loss"], record.step) for record in history if "upper_loss" in record.metrics]
+        if not seen or seen[-1][0] == min(seen)[0]:
+            return []
+        words = (
+            f"the validation loss has risen since step {min(seen)[1]}, where it was lowest: fewer steps, or a smaller step "
+            "size, may serve it better"
+        )
+        return [Finding("validation-rises", True, words)]
+
+    def tables(self, history: Sequence[Record]) -> Sequence[Table]:
+        """How many rows there are."""
+        rows = [("training", len(self._train)), *((name, len(table)) for name, table in self._targets.items())]
+        return [Table("Data", ("set", "rows"), rows)]
 
     def report(self, history: Sequence[Record]) -> RenderableType:
         """Where the losses came from and went to."""
         part = max(1, len(history) // 4)
-        first, last = (np.mean([record["lower_loss"] for record in steps]) for steps in (history[:part], history[-part:]))
+        first, last = (
+            np.mean([record.metrics["lower_loss"] for record in steps]) for steps in (history[:part], history[-part:])
+        )
         lines = [
             f"training loss {first:.4f} -> {last:.4f} (means over the first and the last {part} of {len(history)} steps)"
         ]
-        seen = [(record["step"], record["upper_loss"]) for record in history if "upper_loss" in record]
+        seen = [(record.step, record.metrics["upper_loss"]) for record in history if "upper_loss" in record.metrics]
         if seen:
             lowest = min(seen, key=lambda point: point[1])
             words = f"validation loss {seen[0][1]:.4f} before the first step"
             if len(seen) > 1:
                 words += f", {seen[-1][1]:.4f} after {seen[-1][0]} steps, lowest {lowest[1]:.4f} after {lowest[0]}"
             lines.append(words)
-            if lowest != seen[-1]:
-                lines.append("the validation loss has risen since: fewer steps, or a smaller step size, may serve it better")
+        lines += [finding.sentence for finding in self.findings(history)]
         return "\n".join(f"- {line}" for line in lines)
 
     @property

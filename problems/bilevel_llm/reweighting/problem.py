@@ -16,16 +16,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from rich.console import Group
 from rich.text import Text
 from torch import Tensor, nn
 
-from bilevel import Forward, InputError, Loss
+from bilevel import Finding, Forward, InputError, Labels, Loss, Table
 from bilevel.plain import to_plain
-from bilevel.problem import Record
+from bilevel.record import Record, average, moving
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
@@ -78,6 +78,15 @@ class LLMReweighting(LanguageModelProblem):
     prior: Start = "uniform"
     prior_strength: float = 0.0
     on_overlap: Literal["report", "error"] = "report"
+
+    labels: ClassVar[Labels] = Labels(
+        unit="tokens",
+        upper="source",
+        lower_loss="training loss",
+        upper_loss="validation loss",
+        lower_part="source",
+        upper_part="set",
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
@@ -155,19 +164,16 @@ class LLMReweighting(LanguageModelProblem):
 
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """weights.json."""
-        trust = self._trust(history)
-        final = history[-1]["upper"]
+        final = history[-1].upper
         logits = logits_of(torch.tensor(list(final.values()), dtype=torch.float64), self.floor)
         content = {
             "sources": final,
-            "average": trust.average,
+            "average": average(history),
             "logits": dict(zip(final, logits.tolist(), strict=True)),
             "steps": len(history),
-            "trust": self._verdicts(trust, history),
-            "flags": trust.flags(),
             "granularity": to_plain(self.granularity),
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
-            "trajectory": {name: [round(record["upper"][name], 6) for record in history] for name in final},
+            "trajectory": {name: [round(record.upper[name], 6) for record in history] for name in final},
             **facts,
             **self.identity(),
         }
@@ -185,26 +191,40 @@ class LLMReweighting(LanguageModelProblem):
             files["scorer.json"] = json.dumps(describe(module.score, *self._features), indent=1, ensure_ascii=False)
         return files
 
+    def findings(self, history: Sequence[Record]) -> Sequence[Finding]:
+        """Whether to trust the weights."""
+        found = list(self._trust(history).findings)
+        if isinstance(self.granularity, PerSource):
+            return found
+        words = "the findings are about what each source's rows weigh together"
+        found.append(Finding("by-source", False, words))
+        if isinstance(self.granularity, PerSample):
+            seldom = rarely_drawn(self._train, self._lower_sampler, len(moving(history)))
+            found += [seldom] if seldom else []
+        return found
+
+    def tables(self, history: Sequence[Record]) -> Sequence[Table]:
+        """How many rows each source has, and how each validation set fared."""
+        losses = self._target_losses(history)
+        return [
+            Table("Training data", ("source", "rows"), [(name, len(table)) for name, table in self._train.items()]),
+            Table(
+                "Validation data",
+                ("set", "rows", "part of the loss", "loss at first", "loss at last"),
+                [(name, len(self._targets[name]), loss.weight, loss.first, loss.last) for name, loss in losses.items()],
+            ),
+        ]
+
     def report(self, history: Sequence[Record]) -> RenderableType:
         """The table of weights, and whether to trust them; how each target fared, if there are several."""
         parts: list[RenderableType] = [self._trust(history).table({name: len(table) for name, table in self._train.items()})]
-        parts += [Text(f"- {warning}") for warning in self._row_warnings(history)]
+        parts += [Text(f"- {finding.sentence}") for finding in self.findings(history)]
         if len(self._targets) > 1:
             parts += [Text(), target_table(self._target_losses(history))]
         return Group(*parts)
 
     def _trust(self, history: Sequence[Record]) -> Trust:
         return Trust(history, self._target_rows)
-
-    def _verdicts(self, trust: Trust, history: Sequence[Record]) -> list[str]:
-        return [*trust.verdicts(), *self._row_warnings(history)]
-
-    def _row_warnings(self, history: Sequence[Record]) -> list[str]:
-        if isinstance(self.granularity, PerSource):
-            return []
-        moving = sum(1 for record in history if "gap" in record)
-        seldom = rarely_drawn(self._train, self._lower_sampler, moving) if isinstance(self.granularity, PerSample) else None
-        return ["the lines above are about what each source's rows weigh together", *([seldom] if seldom else [])]
 
     def _target_losses(self, history: Sequence[Record]) -> dict[str, TargetLoss]:
         return target_losses(history, dict(zip(self._targets, self._target_weights.tolist(), strict=True)))

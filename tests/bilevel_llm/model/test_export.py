@@ -182,7 +182,7 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
 
 
 def test_what_cannot_be_exported_is_said(tuning: Make, tmp_path: Path, model_directory: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"is not the directory of a run: it has no recipe\.yaml"):
+    with pytest.raises(InputError, match=r"is not a run: there is no recipe\.yaml"):
         export_model(tmp_path, tmp_path / "new")
     train(tuning(), tmp_path / "run", steps=1)
     with pytest.raises(InputError, match="has not trained an adapter.*without --adapter"):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilevel import AdamW, InputError, ScaleBiO, fit, hookimpl
+from bilevel.record import Record
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.features import SourceRows
 from bilevel_llm.data.settings import Source, ValidationSet
@@ -261,7 +262,7 @@ def test_corrupted_rows_of_a_source_end_below_its_clean_rows(problem: Make, tmp_
     assert min(mixed[0::2]) > max(mixed[1::2])
     assert sum(mixed[0::2]) > 4 * sum(mixed[1::2])
     written = json.loads((output / "weights.json").read_text())
-    assert written["sources"] == result.history[-1]["upper"]
+    assert written["sources"] == result.history[-1].upper
     assert written["sources"]["mixed"] == pytest.approx(sum(mixed), rel=1e-9)
     assert written["granularity"] == {"max_rows": 1_000_000, "per": "sample"}
 
@@ -306,7 +307,7 @@ def test_a_scorer_learns_the_sign_of_an_informative_feature(
     assert list(features) == ["capitals.share", "capitals.nothing"]
     assert features["capitals.share"]["weight"] < -0.5
     assert abs(features["capitals.nothing"]["weight"]) < 0.5 * abs(features["capitals.share"]["weight"])
-    assert sum(result.history[-1]["upper"].values()) == pytest.approx(1)
+    assert sum(result.history[-1].upper.values()) == pytest.approx(1)
 
 
 def test_scorer_json_is_enough_to_score_rows(small: Make) -> None:
@@ -350,16 +351,13 @@ def test_an_interrupted_run_of_row_weights_ends_with_the_same_files(small: Make,
 def test_rows_that_were_drawn_too_seldom_are_said_to(small: Make) -> None:
     p = small(PerSample())
     p.prepare()
-    step = {
-        "upper": dict.fromkeys(SIZES, 1 / 3),
-        "lower_loss": 1.0,
-        "gap": 0.0,
-        "penalty": 1.0,
-        "upper_parts": {"validation": 1.0},
-    }
-    history = [{**step, "step": t, "gap_parts": dict.fromkeys(SIZES, 0.0)} for t in range(39)]
-    assert any("a row of 'three' was drawn 4.9 times" in verdict for verdict in p._verdicts(p._trust(history), history))
-    assert not any("seldom" in verdict for verdict in p._verdicts(p._trust(history), [*history, history[-1]]))
+    parts = {"upper_parts": {"validation": 1.0}, "gap_parts": dict.fromkeys(SIZES, 0.0)}
+    metrics = {"lower_loss": 1.0, "gap": 0.0, "penalty": 1.0}
+    history = [Record(t, 0.1, dict.fromkeys(SIZES, 1 / 3), metrics=metrics, parts=parts) for t in range(39)]
+    found = {finding.name: finding for finding in p.findings(history)}
+    assert found["rows-seldom"].flagged
+    assert "a row of 'three' was drawn 4.9 times" in found["rows-seldom"].sentence
+    assert "rows-seldom" not in {finding.name for finding in p.findings([*history, history[-1]])}
 
 
 def test_hashed_words_see_words_and_not_their_number_or_case(tmp_path: Path, problem: Make) -> None:
@@ -396,7 +394,7 @@ def test_one_source_is_enough_where_rows_have_weights(problem: Make, data: dict[
         problem(sources=[Source("clean", data["clean"])])
     p = problem(sources=[Source("clean", data["clean"])], granularity=PerSample())
     result = fit(p, ScaleBiO(lr_x=0.2, lr_z=1e-3, warmup=1), TorchBackend(device="cpu"), steps=3)
-    assert result.history[-1]["upper"]["clean"] == pytest.approx(1)
+    assert result.history[-1].upper["clean"] == pytest.approx(1)
     assert result.x["score.logits"].std() > 0
 
 
@@ -567,7 +565,7 @@ def test_every_target_s_loss_is_reported(problem: Make, data: dict[str, str], tm
     p = problem(validation=sets)
     result = fit(p, ScaleBiO(lr_z=1e-3, warmup=1), TorchBackend(device="cpu"), steps=5, output=tmp_path / "run")
     written = json.loads((tmp_path / "run" / "weights.json").read_text())["targets"]
-    losses = [record["upper_parts"]["odd"] for record in result.history if "upper_parts" in record]
+    losses = [record.parts["upper_parts"]["odd"] for record in result.history if "upper_parts" in record.parts]
     assert len(losses) == 4
     assert written["odd"] == pytest.approx({"weight": 0.25, "first": losses[0], "last": losses[-1]})
     assert written["good"]["weight"] == pytest.approx(0.75)
