@@ -16,7 +16,7 @@ from bilevel.planning.plan import Plan, Setup, make_plan
 from bilevel.problem import deferred_initialization
 from bilevel_backends.deferred_init import materialize
 from bilevel_backends.torch_backend import TorchBackend
-from bilevel_llm.data.settings import ValidationSet, unique_names
+from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.files import ModelFiles
 from bilevel_llm.model.lora import LoRA
@@ -79,19 +79,6 @@ def test_fine_tuning_is_not_resumed_from_another_model_in_the_same_place(
 
 
 # ---------------------------------------------------------------------------------------------------- several validation sets
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["v", "v", "v"], ["v", "v-2", "v-3"]),
-        (["v-3", "v", "v"], ["v-3", "v", "v-2"]),
-        (["v-2", "v", "v"], ["v-2", "v", "v-3"]),
-        (["v", "v", "v-2"], ["v", "v-2", "v-2-2"]),
-    ],
-)
-def test_sets_of_the_same_name_get_names_of_their_own(given: list[str], expected: list[str]) -> None:
-    assert unique_names([ValidationSet("x", name) for name in given]) == expected
 
 
 def test_sets_of_the_same_name_are_all_evaluated(either: Make, data: dict[str, str]) -> None:
