@@ -53,8 +53,8 @@ class PerSample:
         """Raises `InputError` for more rows than are allowed."""
         if rows > self.max_rows:
             raise InputError(
-                f"problem.granularity: one weight for each of {rows:,} rows takes {BYTES_OF_A_ROW * rows / 1e6:,.0f} MB, and "
-                "a softmax over all of them in every forward; take {per: scorer}, fewer rows, or raise "
+                f"problem.granularity: one weight for each of {rows:,} rows takes {BYTES_OF_A_ROW * rows / 1e6:,.0f} MB, "
+                "and a softmax over all of them in every forward; take {per: scorer}, fewer rows, or raise "
                 f"problem.granularity.max_rows ({self.max_rows:,})"
             )
 
