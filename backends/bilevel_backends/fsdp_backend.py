@@ -84,11 +84,14 @@ class FSDPBackend(ModuleBackend):
             "reshard_after_forward": True,
         }
         move_buffers(module, self._device)
+        outside = dict(module.named_parameters())
         for path in blocks.repeated:  # each is whole only until it is sharded
-            materialize(module, blocks.members[path], value)
+            inside = [name for name in outside if name.startswith(f"{path}.")]  # those that never train, too
+            materialize(module, inside, value)
             fully_shard(module.get_submodule(path), **policy)
-        in_blocks = {name for path in blocks.repeated for name in blocks.members[path]}
-        materialize(module, [name for name, _ in module.named_parameters() if name not in in_blocks], value)
+            for name in inside:
+                del outside[name]
+        materialize(module, outside, value)
         fully_shard(module, **policy)
         sharding = FullySharded(module, self._processes)
         sharding.meta_module = on_meta

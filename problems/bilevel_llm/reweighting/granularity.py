@@ -22,6 +22,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from bilevel import InputError
+
+BYTES_OF_A_ROW = 72
+"""Of a weight of its own: logit, gradient, two moments, and what a softmax over all rows needs in every forward."""
+
 
 @dataclass(frozen=True)
 class PerSource:
@@ -34,8 +39,7 @@ class PerSource:
 class PerSample:
     """One weight for each row. For small data: a row must be drawn several times before its weight says something.
 
-    max_rows: more rows than this are refused. A row takes about 72 bytes (logit, gradient, two moments, and what a softmax
-        over all rows needs in every forward), and its weight is a line of the result.
+    max_rows: more rows than this are refused. A row takes about `BYTES_OF_A_ROW`, and its weight is a line of the result.
     """
 
     max_rows: int = 1_000_000
@@ -44,6 +48,15 @@ class PerSample:
     def __post_init__(self) -> None:
         if self.max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, not {self.max_rows}")
+
+    def check(self, rows: int) -> None:
+        """Raises `InputError` for more rows than are allowed."""
+        if rows > self.max_rows:
+            raise InputError(
+                f"problem.granularity: one weight for each of {rows:,} rows takes {BYTES_OF_A_ROW * rows / 1e6:,.0f} MB, "
+                "and a softmax over all of them in every forward; take {per: scorer}, fewer rows, or raise "
+                f"problem.granularity.max_rows ({self.max_rows:,})"
+            )
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,11 @@ class LLMReweighting(LanguageModelProblem):
         super().prepare()
         _ = self._start
         self._distribution(self.prior, "problem.prior")
-        self._check_granularity()
+        match self.granularity:
+            case PerSample() as per_sample:
+                per_sample.check(sum(self._sizes))
+            case PerScorer():
+                log.info("the scorer sees %d features of %d rows", len(self._features[0]), sum(self._sizes))
         overlap = find_overlap(self._train, self._targets)
         if overlap:
             if self.on_overlap == "error":
@@ -298,18 +302,6 @@ class LLMReweighting(LanguageModelProblem):
 
     def _distribution(self, rule: Start, key: str) -> Tensor:
         return named_distribution(rule, list(self._train), self._sizes, key)
-
-    def _check_granularity(self) -> None:
-        rows = sum(self._sizes)
-        if isinstance(self.granularity, PerSample) and rows > self.granularity.max_rows:
-            raise InputError(
-                f"problem.granularity: one weight for each of {rows:,} rows takes {72 * rows / 1e6:,.0f} MB, and a softmax "
-                "over all of them in every forward; take {per: scorer}, fewer rows, or raise problem.granularity.max_rows "
-                f"({self.granularity.max_rows:,})"
-            )
-        if isinstance(self.granularity, PerScorer):
-            names, _ = self._features
-            log.info("the scorer sees %d features of %d rows", len(names), rows)
 
 
 def _identity(tables: Mapping[str, TokenTable]) -> dict[str, dict[str, Any]]:

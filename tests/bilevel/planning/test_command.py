@@ -56,6 +56,21 @@ def test_a_config_alone_can_be_planned(recipe, family: str) -> None:  # type: ig
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("lora", ["null", "{rank: 2}"])
+@pytest.mark.parametrize("mean_over", ["rows", "tokens"])
+def test_fine_tuning_can_be_planned(recipe, lora: str, mean_over: str) -> None:  # type: ignore[no-untyped-def]
+    recipe("llama")
+    Path("tune.yaml").write_text(
+        "problem: {name: llm-finetuning, model: llama, data: not/there.jsonl, validation: [{path: nor/there.jsonl}], "
+        f"lora: {lora}, mean_over: {mean_over}, max_length: 64, batch_size: 8}}\n"
+        "solver: {name: descent}\nbackend: {name: torch, dtype: bfloat16}\nrun: {steps: 20, output: out}\n"
+    )
+    plan("tune.yaml", "--json", "plan.json")
+    found = json.loads(Path("plan.json").read_text())
+    assert found["fits"]
+    assert (found["active"] < found["parameters"] / 2) == (lora != "null")
+
+
 def test_what_does_not_fit_ends_with_1_and_the_settings_to_change(recipe) -> None:  # type: ignore[no-untyped-def]
     name = recipe()
     plan(name, "--json", "plan.json")

@@ -9,7 +9,7 @@ import torch
 
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel_backends.distributed.cases import tensors
-from tests.bilevel_backends.distributed.language import reweight
+from tests.bilevel_backends.distributed.language import TUNINGS, reweight, tune
 from tests.bilevel_llm.conftest import data, model_directory  # noqa: F401 (fixtures)
 
 Work = Callable[..., Path]
@@ -32,10 +32,28 @@ def test_two_processes_learn_what_one_does(
 
     found = work("language_models", prepare) / f"{family}-{kind}"
     reweight(TorchBackend(dtype="float32", device="cpu"), settings[family], tmp_path / "run")
-    expected, actual = tensors(tmp_path / "run", 4), tensors(found, 4)
-    assert actual.keys() == expected.keys()
-    for name, tensor in expected.items():
-        # float32 rounding in another order, through AdamW, after 4 steps of 1e-3
-        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=2e-5)
+    agree(found, tmp_path / "run")
     last = [json.loads((where / "metrics.jsonl").read_text().splitlines()[-1]) for where in (tmp_path / "run", found)]
     assert last[1]["size"] == last[0]["size"], "throughput counts the tokens of all processes"
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp"])
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_two_processes_tune_as_one_does_without_loading_the_model_whole(
+    tuning: str, kind: str, settings: dict[str, dict[str, object]], work: Work, tmp_path: Path
+) -> None:
+    def prepare(where: Path) -> None:
+        (where / "settings.json").write_text(json.dumps(settings["llama-tied"]))
+
+    found = work("fine_tuning", prepare) / f"{tuning}-{kind}"
+    tune(TorchBackend(dtype="float32", device="cpu"), settings["llama-tied"], TUNINGS[tuning], tmp_path / "run")
+    agree(found, tmp_path / "run")
+
+
+def agree(found: Path, expected: Path) -> None:
+    """All tensors of the checkpoints of step 4 are the same."""
+    actual, wanted = tensors(found, 4), tensors(expected, 4)
+    assert actual.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        # float32 rounding in another order, through AdamW, after 4 steps of 1e-3
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=2e-5)

@@ -102,11 +102,28 @@ def language_models(where: Path) -> None:
             reweight(backend, settings, where / f"{family}-{kind}")
 
 
+def fine_tuning(where: Path) -> None:
+    """Models whose weights no process reads whole, with and without adapters."""
+    from bilevel_llm.model.files import ModelFiles
+    from tests.bilevel_backends.distributed.language import TUNINGS, tune
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the model was loaded whole")
+
+    ModelFiles.load_model = refuse  # type: ignore[assignment,method-assign]
+    settings = json.loads((where / "settings.json").read_text())
+    for name, lora in TUNINGS.items():
+        for kind in ("zero2", "zero3", "fsdp"):
+            backend = backend_of(kind, micro_batch_size=2, activation_checkpointing=kind != "zero2")
+            tune(backend, settings, lora, where / f"{name}-{kind}")
+
+
 CASES: dict[str, Callable[[Path], None]] = {
     "equal": equal,
     "resume": resume,
     "switches": switches,
     "language_models": language_models,
+    "fine_tuning": fine_tuning,
 }
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from bilevel_llm.data.layout import ChatLayout, Layout, TextLayout
 from bilevel_llm.data.reading import read_raw_rows, read_rows
 from bilevel_llm.data.registered_formats import Formats, formats_of
 from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.data.settings import Source
 from bilevel_llm.mixing.mix import MixFormat
-from bilevel_llm.reweighting.problem import Source
 from tests.bilevel_llm.tiny import write_jsonl
 
 CHAT = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
