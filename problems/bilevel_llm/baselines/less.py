@@ -253,9 +253,9 @@ class Adam:
     def direction(self, gradients: Tensor) -> Tensor:
         """Γ: minus the step that Adam would take next, over its step size, for each gradient by itself. Shape: (rows, n)."""
         β1, β2 = ADAM.betas
-        next_step = self.steps.double() + 1
-        mean = (β1 * self.m + (1 - β1) * gradients) / (1 - β1**next_step).to(gradients)
-        square = (β2 * self.v + (1 - β2) * gradients**2) / (1 - β2**next_step).to(gradients)
+        next_step = (self.steps + 1).to(gradients)
+        mean = (β1 * self.m + (1 - β1) * gradients) / -torch.expm1(next_step * math.log(β1))  # 1 - β1^(t+1)
+        square = (β2 * self.v + (1 - β2) * gradients**2) / -torch.expm1(next_step * math.log(β2))
         return mean / (square.sqrt() + ADAM.eps)
 
 
