@@ -39,7 +39,7 @@ def main() -> None:
         config.problem, config.solver, config.backend, active=config.active, steps=options.steps + 4, seed=config.run.seed
     ).history[4:]  # the first two hold the upper variable, the next two warm caches up
 
-    seconds, tokens = median(r["seconds"] for r in history), median(r["size"] for r in history)
+    seconds, tokens = median(r.seconds for r in history), median(r.size for r in history)
     flops = report.plan.flops / report.plan.units * tokens
     print(f"device               {torch.cuda.get_device_name() if cuda else 'CPU'}")
     print(f"seconds a step       {seconds:.3f}")

@@ -7,15 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bilevel.account import Finding, Labels, Table
     from bilevel.active import LISA, Active, All
     from bilevel.backend import Backend, Evaluation, Variable, Vector
     from bilevel.blocks import Blocks, find_blocks
     from bilevel.data import Stratified
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
     from bilevel.hookspecs import hookimpl
-    from bilevel.loop import Interrupted, Result, Run, fit
+    from bilevel.loop import Interrupted, Result, fit
     from bilevel.optimizer import SGD, AdamW
     from bilevel.problem import Forward, Loss, Problem, Shard
+    from bilevel.record import Record
+    from bilevel.run import Run
     from bilevel.schedule import Cosine, Linear, Power
     from bilevel.solver import Metrics, Solver, State, Workload
     from bilevel.solvers.aid import AID
@@ -30,15 +33,18 @@ if TYPE_CHECKING:
     from bilevel.solvers.scalebio import ScaleBiO
 
 _HOMES = {
+    "account": ("Finding", "Labels", "Table"),
     "active": ("LISA", "Active", "All"),
     "backend": ("Backend", "Evaluation", "Variable", "Vector"),
     "blocks": ("Blocks", "find_blocks"),
     "data": ("Stratified",),
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
     "hookspecs": ("hookimpl",),
-    "loop": ("Interrupted", "Result", "Run", "fit"),
+    "loop": ("Interrupted", "Result", "fit"),
     "optimizer": ("SGD", "AdamW"),
     "problem": ("Forward", "Loss", "Problem", "Shard"),
+    "record": ("Record",),
+    "run": ("Run",),
     "schedule": ("Cosine", "Linear", "Power"),
     "solver": ("Metrics", "Solver", "State", "Workload"),
     "solvers.aid": ("AID",),
@@ -56,9 +62,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
-    "BilevelError", "Blocks", "Cosine", "Descent", "Evaluation", "F2SAp", "Forward", "InputError", "Interrupted", "Linear",
-    "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Result", "Run", "RunError", "ScaleBiO", "Shard", "Solver",
-    "State", "Stratified", "Variable", "Vector", "Workload", "find_blocks", "fit", "hookimpl",
+    "BilevelError", "Blocks", "Cosine", "Descent", "Evaluation", "F2SAp", "Finding", "Forward", "InputError", "Interrupted",
+    "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result", "Run", "RunError",
+    "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "Workload", "find_blocks", "fit",
+    "hookimpl",
 ]  # fmt: skip
 
 

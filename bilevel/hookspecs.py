@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:  # pluggy reads the names of the arguments alone; torch is not needed to list what is installed
-    from bilevel.loop import Run
-    from bilevel.problem import Record
+    from bilevel.record import Record
+    from bilevel.run import Run
 
 PROJECT = "bilevel"
 hookspec = pluggy.HookspecMarker(PROJECT)

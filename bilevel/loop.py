@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bilevel.active import Active, All
+from bilevel.agreement import check_batches, on_first, require_same, together
 from bilevel.backend import Backend
 from bilevel.errors import InputError, NonFiniteError, RunError
-from bilevel.files import write_atomic
+from bilevel.keeper import Keeper
 from bilevel.plain import name_of, to_plain
-from bilevel.problem import Problem, Record
+from bilevel.problem import Problem
+from bilevel.record import Record
+from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
+from bilevel.signals import stop_signals
 from bilevel.solver import Solver, State
-
-T = TypeVar("T")
-
-
-@dataclass
-class Run:
-    """A run as plugins see it: its parts, and what has happened so far.
-
-    start: steps that were done before, by the run that this one resumes.
-    history: one record a step, from step 0.
-    output: the run directory; None if nothing is written.
-    """
-
-    problem: Problem[Any]
-    solver: Solver[Any]
-    backend: Backend
-    active: Active
-    steps: int
-    seed: int
-    output: Path | None
-    recipe: Mapping[str, Any]
-    start: int = 0
-    history: list[Record] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -131,12 +103,12 @@ def fit(
         first = backend.shard.rank == 0
         if directory is not None:
             on_first(backend, lambda: directory.check_same(recipe) if resume else directory.check_free())
-        _require_same(backend, "recipe", recipe)
+        require_same(backend, "recipe", recipe)
         on_first(backend, problem.prepare)  # it may fill a cache, which the others then find
-        _together(backend, lambda: None if first else problem.prepare())
-        _require_same(backend, "data", problem.fingerprint())
-        _check_batches(problem, backend)
-        keeper = _Keeper(directory, run, checkpoint_every, keep_checkpoints) if directory else None
+        together(backend, lambda: None if first else problem.prepare())
+        require_same(backend, "data", problem.fingerprint())
+        check_batches(problem, backend)
+        keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints) if directory else None
         state = solver.init(problem, backend)
         if keeper is not None:
             keeper.open(state)
@@ -146,54 +118,10 @@ def fit(
         backend.close()
 
 
-def on_first(backend: Backend, act: Callable[[], T]) -> T:
-    """Do something in the first process; all get what it returns, or the error that it raises."""
-    return cast(T, _together(backend, lambda: act() if backend.shard.rank == 0 else None)[0])
-
-
-def _together(backend: Backend, act: Callable[[], T]) -> list[T]:
-    """Do something in every process; all get what everybody got, or the error of the first one that fails."""
-    outcome: tuple[T | None, Exception | None] = (None, None)
-    try:
-        outcome = (act(), None)
-    except Exception as error:
-        outcome = (None, error)
-    outcomes = backend.gather(outcome)
-    for _, failure in outcomes:
-        if failure is not None:
-            raise failure
-    return [cast(T, value) for value, _ in outcomes]
-
-
-def _require_same(backend: Backend, what: str, value: Any) -> None:
-    """Raise `InputError` if the processes do not agree, which would train nonsense or wait forever."""
-    digests = backend.gather(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest())
-    other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if other:
-        raise InputError(
-            f"process {other[0]} has another {what} than process 0; every process must be started with the same recipe "
-            "and see the same files"
-        )
-
-
-def _check_batches(problem: Problem[Any], backend: Backend) -> None:
-    """Draw the first batches before a large module is built: what is wrong with them is then known at once.
-
-    Raises `InputError` if processes would do different numbers of forward passes: one would wait for the others forever.
-    """
-    for draw in (problem.upper_batch, problem.lower_batch):
-        counts = _together(backend, lambda draw=draw: len(draw(0, backend.shard)))  # type: ignore[misc]
-        if len(set(counts)) > 1:
-            raise InputError(
-                f"the processes get different numbers of micro-batches ({counts}); "
-                "choose a batch size that is a multiple of the number of processes"
-            )
-
-
-def _loop(run: Run, state: State, keeper: _Keeper | None, observer: Observer | None) -> None:
+def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | None) -> None:
     error: BaseException | None = None
     alone = run.backend.shard.world_size == 1
-    with _stop_signals(impatient=alone) as stop:
+    with stop_signals(impatient=alone) as stop:
         try:
             if observer is not None:
                 observer.bilevel_run_start(run=run)
@@ -235,142 +163,16 @@ def _step(t: int, run: Run, state: State) -> Record:
                 raise NonFiniteError(f"{key} of the upper variable is {value}")
     except NonFiniteError as error:
         raise NonFiniteError(f"step {t}: {error}; lower the step sizes, or clip the gradient") from error
-    return {
-        "step": t,
-        **metrics,
-        "upper": upper,
-        "active": sorted(blocks),
-        "optimizer_bytes": sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
-        "size": sum(run.backend.gather(run.backend.processed - processed)),
-        "seconds": round(time.perf_counter() - started, 4),
-    }
-
-
-class _Keeper:
-    """Writes a run's directory: records, artifacts and checkpoints. The first process writes; all save their parts."""
-
-    def __init__(self, directory: RunDirectory, run: Run, every: int | None, keep: int) -> None:
-        self.directory = directory
-        self.run = run
-        self.every = every
-        self.keep = keep
-        self.first = run.backend.shard.rank == 0
-        self.written = 0.0  # when the artifacts were last written
-
-    def open(self, state: State) -> None:
-        """Create the directory, or bring variables and history to where its last checkpoint was."""
-        self._check_disk(state)
-        on_first(self.run.backend, lambda: self.directory.create(self.run.recipe))
-        found = on_first(self.run.backend, self._find)
-        if found is None:
-            return
-        self.run.start, where, state.memory, self.run.history = found
-        self.run.backend.load(where, state.variables)
-        # the steps after the checkpoint are about to be done again
-        on_first(self.run.backend, lambda: self.directory.write_history(self.run.history))
-
-    def _find(self) -> tuple[int, Path, dict[str, Any], list[Record]] | None:
-        """(steps done, where, solver's memory, records) of the last checkpoint; None for a new run."""
-        checkpoint = self.directory.last_checkpoint()
-        if checkpoint is None:
-            self.directory.write_history([])
-            return None
-        steps, where = checkpoint
-        if steps > self.run.steps:
-            raise InputError(f"{where} has done {steps} steps already, run.steps is {self.run.steps}")
-        try:
-            kept = json.loads((where / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"the checkpoint {where} cannot be read: {error}") from error
-        if kept["fingerprint"] != self.run.problem.fingerprint():
-            raise InputError(
-                f"{where} was made with other data or another model: their content has changed since; "
-                "bring it back, or start anew in another --output"
-            )
-        return steps, where, kept["memory"], self.directory.read_history(steps)
-
-    def after_step(self, state: State) -> None:
-        """Record the last step; a checkpoint where it is due."""
-        if self.first:
-            self.directory.append(self.run.history[-1])
-        done = len(self.run.history)
-        if self.every and done % self.every == 0 and done < self.run.steps:
-            self.checkpoint(state)
-        elif time.monotonic() - self.written > 1.0:
-            self.write_artifacts()
-
-    def checkpoint(self, state: State) -> None:
-        """Save all that is not a function of the step."""
-        backend, done = self.run.backend, len(self.run.history)
-        part = on_first(backend, lambda: self.directory.begin_checkpoint(done))
-        backend.save(part, state.variables)
-        backend.gather(None)  # all have written
-        kept = {"memory": state.memory, "fingerprint": self.run.problem.fingerprint()}
-        if self.first:
-            write_atomic(part / "run.json", json.dumps(kept))
-        on_first(backend, lambda: self.directory.finish_checkpoint(part, self.keep))
-        x = backend.weights(state.x)
-        if self.first:
-            self.directory.write(self.run.problem.snapshot(x))
-        self.write_artifacts()
-
-    def write_artifacts(self) -> None:
-        """Let the problem's files say what the history says."""
-        if self.run.history and self.first:
-            facts = {"seed": self.run.seed, "versions": {name: version(name) for name in ("bilevel", "torch")}}
-            self.directory.write(self.run.problem.artifacts(self.run.history, facts))
-        self.written = time.monotonic()
-
-    def _check_disk(self, state: State) -> None:
-        """Refuse to begin what cannot be saved."""
-        blocks = self.run.active.at(self.run.start, next(iter(state.replicas.values())).blocks, self.run.seed)
-        for replica in state.replicas.values():
-            self.run.backend.activate(replica, blocks)
-        needed = (self.keep + 1) * self.run.backend.checkpoint_bytes(state.variables)
-        on_first(self.run.backend, lambda: self._require_free(needed))
-
-    def _require_free(self, needed: int) -> None:
-        parent = self.directory.path
-        while not parent.exists():
-            parent = parent.parent
-        free = shutil.disk_usage(parent).free
-        if free < needed:
-            raise InputError(
-                f"not enough disk for checkpoints: {self.directory.path} has {free / 1e9:.1f} GB free, and "
-                f"{self.keep + 1} checkpoints need {needed / 1e9:.1f} GB; free some, choose another --output, "
-                "or lower run.keep_checkpoints"
-            )
-
-
-@dataclass
-class _Stop:
-    asked: bool = False
-
-
-@contextmanager
-def _stop_signals(*, impatient: bool) -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM ask the run to stop after the step.
-
-    impatient: a second one stops at once. Not under a launcher, which passes on what its processes got already.
-    """
-    stop = _Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked and impatient:
-            raise KeyboardInterrupt
-        if not stop.asked:
-            print("\nstopping after this step" + " (again to stop at once)" * impatient, file=sys.stderr)
-        stop.asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    size = sum(run.backend.gather(run.backend.processed - processed))
+    return Record.of_step(
+        t,
+        metrics,
+        upper=upper,
+        active=sorted(blocks),
+        optimizer_bytes=sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
+        size=size,
+        seconds=round(time.perf_counter() - started, 4),
+    )
 
 
 def _how_to_go_on(done: int, run: Run) -> str:

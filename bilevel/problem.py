@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from bilevel.account import Finding, Labels, Table
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
+from bilevel.record import Record
 from bilevel.traced_cost import Level, traced_cost
 
 if TYPE_CHECKING:
@@ -20,10 +22,6 @@ if TYPE_CHECKING:
 
 B = TypeVar("B")
 T = TypeVar("T")
-
-Record = Mapping[str, Any]
-"""What is kept of one step: `step`, the solver's metrics, `upper` summary values, `seconds`."""
-
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
@@ -100,6 +98,9 @@ class Problem(ABC, Generic[B]):
     """Whether the losses have the second derivatives that some solvers need. None: unknown; False: those solvers refuse."""
     strongly_convex: ClassVar[bool | None] = None
     """Whether g is strongly convex in y. None: unknown; False: solvers that need it refuse the problem."""
+
+    labels: ClassVar[Labels] = Labels()
+    """What the numbers of its runs are called, on the terminal and in reports."""
 
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
@@ -193,7 +194,8 @@ class Problem(ABC, Generic[B]):
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """Files (name: text) that the run directory should hold after the last step of `history`. None by default.
 
-        facts: what the run knows about itself: seed, steps, versions.
+        facts: what the run knows about itself, as plain data: `seed`, `versions`, and `findings` (those of `findings`, each
+            as {name, flagged, sentence}).
         """
         return {}
 
@@ -203,6 +205,24 @@ class Problem(ABC, Generic[B]):
         For what does not fit into the records of steps.
 
         x: the upper variable's parameters by name, as `Result.x` has them.
+        """
+        return {}
+
+    def findings(self, history: Sequence[Record]) -> Sequence[Finding]:
+        """What a person should know before using the result: reasons not to trust it, and what was tested and holds.
+
+        Kept in account.json, and shown by `bilevel report`. None by default.
+        """
+        return ()
+
+    def tables(self, history: Sequence[Record]) -> Sequence[Table]:
+        """Tables that `bilevel report` shows below the charts. None by default."""
+        return ()
+
+    def identity(self) -> Mapping[str, Any]:
+        """What a run is about, as plain data: hashes of data and model. Runs that differ in it are not seeds of one recipe.
+
+        Kept in account.json. Nothing by default, beyond the recipe.
         """
         return {}
 

@@ -1,12 +1,12 @@
 """The directory of a run: what is in it, who may write there, and how to go on from it.
 
 recipe.yaml       the resolved recipe
-metrics.jsonl     one object a step
+metrics.jsonl     the record of every step, one a line
+account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
 + the problem's artifacts (weights.json), plots and TensorBoard events
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
-from bilevel.problem import Record
+from bilevel.record import Record, read_records
 
 MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
 """Settings that a resumed run may give anew; any other would make it another run. So may the backend, but for its precision:
@@ -41,7 +41,7 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a step."""
+        """The record of every step, one a line; see `bilevel.record`."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -111,24 +111,20 @@ class RunDirectory:
             shutil.rmtree(old)
 
     def read_history(self, steps: int) -> list[Record]:
-        """The records of the first `steps` steps. Raises `InputError` if some are missing."""
-        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
-        try:
-            records = [json.loads(line) for line in lines[:steps]]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.metrics_file}: not JSON: {error}") from error
-        if [record["step"] for record in records] != list(range(steps)):
+        """The records of the first `steps` steps. Raises `InputError` if some are missing or damaged."""
+        records = read_records(self.metrics_file, steps)
+        if [record.step for record in records] != list(range(steps)):
             raise InputError(f"{self.metrics_file} does not hold the {steps} steps that the checkpoint has done")
         return records
 
     def write_history(self, records: Sequence[Record]) -> None:
         """Replace the metrics file."""
-        write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomic(self.metrics_file, "".join(record.to_json() + "\n" for record in records))
 
     def append(self, record: Record) -> None:
         """Add one step to the metrics file."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(record.to_json() + "\n")
 
     def write(self, files: Mapping[str, str | bytes]) -> None:
         """Write the problem's artifacts."""

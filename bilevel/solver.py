@@ -13,7 +13,13 @@ from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 
 Metrics = Mapping[str, float | Mapping[str, float]]
-"""The numbers that a solver reports for one step. `gap` is the penalty gap g(y) - g(z), where a solver has one."""
+"""The numbers that a solver reports for one step, by themselves or by name. Those that others understand:
+
+upper_loss, lower_loss, gap, penalty: f, g, the penalty gap g(y) - g(z), and its multiplier, where a solver has them;
+    `upper_parts`, `lower_parts` and `gap_parts` are the same for each named part of a loss.
+held: 1.0 in a step that leaves x where it is (a warm-up); left out otherwise.
+average: by name, the x that is the solver's result, where that is a mean over its steps.
+"""
 
 
 @dataclass
@@ -50,9 +56,8 @@ class Workload:
     the data.
 
     replicas: the lower variables, and the optimizer of each.
-    lower_passes, upper_passes: forward and backward passes of one lower variable over a lower batch, over an upper batch. A
-        pass of which x alone gets the gradient counts as a whole one: how much cheaper it is depends on the problem.
-    lower_forwards, upper_forwards: forward passes without gradients.
+    lower_passes, upper_passes: forward and backward passes of one lower variable over a lower batch, over an upper batch.
+    lower_forwards, upper_forwards: passes in which no lower variable gets a gradient: x alone does, or nothing.
     products: calls of `Backend.backward_along`; planned as over lower batches.
     vectors: gradients that wait for a step and `Vector`s of a lower variable, as many as exist beside a pass at the same
         time. None: a gradient of each replica.

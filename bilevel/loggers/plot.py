@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from bilevel.files import write_atomic
 from bilevel.hookspecs import hookimpl
+from bilevel.record import warmup_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from bilevel.loop import Run
-    from bilevel.problem import Record
+    from bilevel.account import Labels
+    from bilevel.record import Record
+    from bilevel.run import Run
 
 MOST_CURVES = 20  # as many colours as matplotlib's largest qualitative map can tell apart
 
@@ -25,32 +27,36 @@ class PlotLogger:
     def bilevel_run_end(self, run: Run) -> None:
         """Draw and write the picture."""
         if run.output is not None and run.history:
-            name = "weights.png" if run.history[0]["upper"] else "losses.png"
-            write_atomic(run.output / name, draw(run.history))
+            name = "weights.png" if run.history[0].upper else "losses.png"
+            write_atomic(run.output / name, draw(run.history, run.problem.labels))
 
 
-def draw(history: Sequence[Record]) -> bytes:
+def draw(history: Sequence[Record], labels: Labels) -> bytes:
     """The picture of a history, as PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    names = list(history[0]["upper"])[:MOST_CURVES]
-    heights = {"upper": 3 if names else 0, "losses": 2, "gap": 2 if any("gap" in record for record in history) else 0}
+    names = list(history[0].upper)[:MOST_CURVES]
+    heights = {
+        "upper": 3 if names else 0,
+        "losses": 2,
+        "gap": 2 if any("gap" in record.metrics for record in history) else 0,
+    }
     shown = {panel: height for panel, height in heights.items() if height}  # training alone has no upper variable, no gap
     figure = Figure(figsize=(8, 1.3 * sum(shown.values())), layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, height_ratios=list(shown.values()), squeeze=False)[:, 0]
     panels = dict(zip(shown, axes, strict=True))
-    held = sum(1 for record in history if record.get("warmup"))
+    held = warmup_steps(history)
     if (upper := panels.get("upper")) is not None:
         colours = colormaps["tab10" if len(names) <= 10 else "tab20"](range(len(names)))
-        steps = [record["step"] for record in history]
+        steps = [record.step for record in history]
         for name, colour in zip(names, colours, strict=True):
-            upper.plot(steps, [record["upper"][name] for record in history], label=name, color=colour)
+            upper.plot(steps, [record.upper[name] for record in history], label=name, color=colour)
         upper.set_ylabel("upper variable")
         upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
         if held:
             upper.set_title(f"upper variable held during the first {held} steps (grey)", fontsize="small", loc="left")
-    for key, label in (("upper_loss", "upper (validation)"), ("lower_loss", "lower (training)")):
+    for key, label in (("upper_loss", labels.upper_loss), ("lower_loss", labels.lower_loss)):
         _curve(panels["losses"], history, key, label)
     panels["losses"].set_ylabel("loss")
     panels["losses"].legend(frameon=False, fontsize="small")
@@ -69,7 +75,7 @@ def draw(history: Sequence[Record]) -> bytes:
 
 
 def _curve(axes: Axes, history: Sequence[Record], key: str, label: str) -> None:
-    points = [(record["step"], record[key]) for record in history if key in record]
+    points = [(record.step, record.metrics[key]) for record in history if key in record.metrics]
     if points:
         axes.plot(*zip(*points, strict=True), label=label)
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from bilevel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from bilevel.loop import Run
-    from bilevel.problem import Record
+    from bilevel.account import Labels
+    from bilevel.record import Record
+    from bilevel.run import Run
 
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
 RECENT = 10  # steps whose speed tells how long the rest will take
@@ -51,8 +52,8 @@ class ProgressLogger:
         if self._live is None or self._progress is None:
             self._console.print(line(record, run), highlight=False, soft_wrap=True)
             return
-        self._progress.update(self._progress.task_ids[0], completed=record["step"] + 1)
-        self._live.update(Group(self._progress, headline(record), bars(record["upper"])))
+        self._progress.update(self._progress.task_ids[0], completed=record.step + 1)
+        self._live.update(Group(self._progress, headline(record, run.problem.labels), bars(record.upper)))
 
     @hookimpl
     def bilevel_run_end(self, run: Run, error: BaseException | None) -> None:
@@ -67,31 +68,31 @@ class ProgressLogger:
             self._console.print(f"written to {run.output}", highlight=False, soft_wrap=True)
 
 
-def headline(record: Record) -> str:
+def headline(record: Record, labels: Labels) -> str:
     """Losses, gap and throughput of one step, in one line."""
     words = []
-    if record.get("warmup"):
-        words.append("warm-up, upper variable held")
+    if record.upper and not record.moved:
+        words.append("upper variable held")
     for key, label in (
-        ("upper_loss", "upper loss"),
-        ("lower_loss", "lower loss"),
+        ("upper_loss", labels.upper_loss),
+        ("lower_loss", labels.lower_loss),
         ("gap", "gap"),
         ("penalty", "penalty"),
     ):
-        if key in record:
-            words.append(f"{label} {record[key]:.4g}")
-    if record["size"]:
-        words.append(f"{record['size'] / record['seconds']:.0f} tokens/s")
-    words.append(f"{record['seconds']:.2f} s/step")
+        if key in record.metrics:
+            words.append(f"{label} {record.metrics[key]:.4g}")
+    if record.size:
+        words.append(f"{record.size / record.seconds:.0f} {labels.unit}/s")
+    words.append(f"{record.seconds:.2f} s/step")
     return "  ".join(words)
 
 
 def line(record: Record, run: Run) -> str:
     """One step as a plain line."""
-    upper = "  ".join(f"{name} {value:.3f}" for name, value in list(record["upper"].items())[:MOST_BARS])
-    recent = [earlier["seconds"] for earlier in run.history[-RECENT:]]
-    left = timedelta(seconds=round(sum(recent) / len(recent) * (run.steps - record["step"] - 1)))
-    return f"step {record['step'] + 1}/{run.steps}  {headline(record)}  {left} left  {upper}".rstrip()
+    upper = "  ".join(f"{name} {value:.3f}" for name, value in list(record.upper.items())[:MOST_BARS])
+    recent = [earlier.seconds for earlier in run.history[-RECENT:]]
+    left = timedelta(seconds=round(sum(recent) / len(recent) * (run.steps - record.step - 1)))
+    return f"step {record.step + 1}/{run.steps}  {headline(record, run.problem.labels)}  {left} left  {upper}".rstrip()
 
 
 def bars(values: Mapping[str, float]) -> RenderableType:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bilevel.hookspecs import hookimpl
-from bilevel.plain import flatten
 
 if TYPE_CHECKING:
-    from bilevel.loop import Run
-    from bilevel.problem import Record
+    from bilevel.record import Record
+    from bilevel.run import Run
 
 
 class TensorBoardLogger:
@@ -31,9 +30,13 @@ class TensorBoardLogger:
         """Write the step's numbers."""
         if self._writer is None:
             return
-        for key, value in flatten(record).items():
-            if key != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(key.replace(".", "/", 1), value, record["step"])
+        named = {**record.parts, "upper": record.upper, "average": record.average}
+        known = {"seconds": record.seconds, "size": record.size, "optimizer_bytes": record.optimizer_bytes}
+        for key, value in {**record.metrics, **known}.items():
+            self._writer.add_scalar(key, value, record.step)
+        for group, values in named.items():
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, record.step)
         self._writer.flush()
 
     @hookimpl

@@ -47,7 +47,7 @@ class Plan:
     flops: of one step, all GPUs together.
     seconds: what -> seconds of one step.
     rows: of the largest micro-batch.
-    units: of `unit`, through forward and backward in one step.
+    units: of `unit`, in all passes of one step.
     """
 
     placement: Placement
@@ -115,7 +115,7 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
         cpu=_cpu(model, setup.workload, placement, hardware, active),
         flops=flops,
         seconds=_seconds(model, setup.workload, placement, hardware, active, flops, loads),
-        units=hardware.gpus * cost.row_size * sum(load.times * load.share for load in loads if load.backward),
+        units=hardware.gpus * cost.row_size * sum(load.times * load.share for load in loads),
         unit=cost.unit,
     )
 

@@ -112,8 +112,7 @@ def _speed(plan: Plan) -> str:
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in plan.seconds.items() if value)
     hardware = plan.hardware
     return (
-        f"about {3600 / plan.step_seconds:,.0f} steps an hour, {plan.units / plan.step_seconds:,.0f} {plan.unit} a second "
-        f"through forward and backward\n"
+        f"about {3600 / plan.step_seconds:,.0f} steps an hour, {plan.units / plan.step_seconds:,.0f} {plan.unit} a second\n"
         f"{plan.step_seconds:.2f} s a step ({seconds}); {plan.flops / 1e12:,.1f} TFLOP a step "
         f"at {hardware.mfu:.0%} of {hardware.peak_tflops:g} TFLOP/s"
     )

@@ -12,7 +12,7 @@ from bilevel.report.comparison import Comparison, DifferenceRow, difference_rows
 from bilevel.report.drawing import FONT, INK, LINE, MUTED, SERIES, SHADE, Chart, Inks, Label, shorten, thinned, tidy
 from bilevel.report.facts import byte_unit, constant
 from bilevel.report.findings import upper_rows
-from bilevel.report.runs import Group
+from bilevel.report.groups import Group
 from bilevel.statistics import interval, smoothed
 
 if TYPE_CHECKING:
@@ -21,25 +21,26 @@ if TYPE_CHECKING:
 MOST = 10  # curves that have a colour and a label; a reader cannot follow more
 PLAIN = SERIES[0][0]
 
-PARTS = (  # key of a record, whole it is part of, title, caption
-    ("lower_parts", "lower_loss", "Training loss by source", "Of z, on the minibatch of the step."),
-    ("upper_parts", "upper_loss", "Validation loss by set", "Of y, on the minibatch of the step."),
-    ("gap_parts", None, "Penalty gap by source", "g(x, y) − g(x, z). The source whose gap is the lowest is pushed up."),
-)
-WHOLES = {"lower_loss": ("Lower loss", "g."), "upper_loss": ("Upper loss", "f, on the minibatch of the step.")}
-
 
 def group_charts(group: Group, inks: Inks) -> list[Chart]:
     """The charts of one recipe's runs. Settings that never changed have none: they are among the facts."""
     if not group.counted:
         return []
     charts = [upper_chart(group, inks)] if group.names else []
-    for key, whole, title, caption in PARTS:
-        names = group.parts(key)
-        if names:
-            charts.append(_curves(group, key, names, inks if key != "upper_parts" else Inks(names), title, caption))
-        elif whole and np.isfinite(group.stacked(whole)).any():
-            charts.append(_single(group, whole, group.stacked(whole), *WHOLES[whole]))
+    labels = group.labels
+    for level, name, part, of in (("lower", labels.lower_loss, labels.lower_part, "z"),
+                                  ("upper", labels.upper_loss, labels.upper_part, "y")):  # fmt: skip
+        key, whole, caption = f"{level}_parts", f"{level}_loss", f"Of {of}, on the minibatch of the step."
+        if names := group.parts(key):
+            title = f"{_capital(name)} by {part}"
+            charts.append(_curves(group, key, names, inks if level == "lower" else Inks(names), title, caption))
+        elif np.isfinite(group.stacked(whole)).any():
+            charts.append(_single(group, whole, group.stacked(whole), _capital(name), caption))
+    if names := group.parts("gap_parts"):
+        caption = "g(x, y) − g(x, z)."
+        if group.is_distribution and set(names) == set(group.names):
+            caption += f" The {labels.upper} whose gap is the lowest is pushed up."
+        charts.append(_curves(group, "gap_parts", names, inks, f"Penalty gap by {labels.lower_part}", caption))
     gap, penalty, norm = (group.stacked(key) for key in ("gap", "penalty", "grad_norm_x"))
     if np.isfinite(gap).any():
         caption = "g(x, y) − g(x, z): by how much y is worse than z on the training mix. Best near zero."
@@ -51,7 +52,7 @@ def group_charts(group: Group, inks: Inks) -> list[Chart]:
     seconds, size = group.stacked("seconds"), group.stacked("size")
     if np.nansum(size) > 0:
         rate = size / np.where(seconds > 0, seconds, np.nan)
-        caption = "Tokens (or rows) a second, through forward and backward."
+        caption = f"{_capital(labels.unit)} a second, through forward and backward."
         charts.append(_single(group, "throughput", rate, "Throughput", caption, floor=True))
     charts.append(_single(group, "seconds", seconds, "Seconds per step", "Wall-clock time.", floor=True))
     held = group.stacked("optimizer_bytes")
@@ -60,6 +61,10 @@ def group_charts(group: Group, inks: Inks) -> list[Chart]:
         caption = f"Masters, moments and gradients, in {unit}."
         charts.append(_single(group, "optimizer", held / divisor, "Optimizer memory", caption, floor=True, stepped=True))
     return charts
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def upper_chart(group: Group, inks: Inks) -> Chart:
@@ -91,7 +96,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
                 low, high = _band(values, clip=group.is_distribution)
                 x, low = thinned(steps, low)
                 axes.fill_between(x, low, thinned(steps, high)[1], color=colour, alpha=0.16, linewidth=0)
-            elif len(group.first.moving) > 1:
+            elif len(group.first.averaged) > 1:
                 _draw_average(axes, group, rows[name].average.mean, rows[name].average.low, rows[name].average.high, colour)
             labels.append(Label(name, float(mean[-1]), colour))
         _frame(axes, group)
@@ -105,8 +110,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
 
 def _draw_average(axes: Axes, group: Group, mean: float, low: float, high: float, colour: str) -> None:
     """Over the steps that the average is taken from: where it lies, and its interval."""
-    last = len(group.first.history)
-    first = last - len(group.first.moving) + len(group.first.moving) // 2
+    first, last = group.first.averaged[0].step + 1, group.first.averaged[-1].step + 1
     axes.plot([first, last], [mean, mean], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), alpha=0.9)
     if np.isfinite(low) and np.isfinite(high):
         axes.fill_between([first, last], [low, low], [high, high], color=colour, alpha=0.12, linewidth=0)
@@ -136,7 +140,7 @@ def _curves(group: Group, key: str, names: Sequence[str], inks: Inks, title: str
         tidy(axes)
         return labels
 
-    more = f" The {len(names) - MOST} smallest sources are not drawn." if len(names) > MOST else ""
+    more = f" The {len(names) - MOST} smallest are not drawn." if len(names) > MOST else ""
     return Chart(key.replace("_", "-"), title, f"{caption} {_how_smoothed(group, window)}{more}".strip(), draw)
 
 
@@ -249,7 +253,7 @@ def _mean_over_runs(values: NDArray[np.float64], window: int, held: int) -> NDAr
 
 def _held(group: Group) -> int:
     """Steps of the warm-up."""
-    return len(group.first.history) - len(group.first.moving)
+    return group.first.warmup_steps
 
 
 def _window(group: Group) -> int:

@@ -3,17 +3,19 @@
     {
       "methods": ["uniform", "learned"],
       "seeds": [0, 1, 2],
+      "unit": "tokens",
       "metric_info": {"loss/target": {"better": "lower", "unit": "nats"}},
       "cells": [
-        {"method": "uniform", "seed": 0, "metrics": {"loss/target": 2.41}, "cost": {"gpu_seconds": 61.5, "tokens": 100000}}
+        {"method": "uniform", "seed": 0, "metrics": {"loss/target": 2.41}, "cost": {"gpu_seconds": 61.5, "size": 100000}}
       ],
       "differences": [
         {"method": "learned", "against": "uniform", "metric": "loss/target", "mean": -0.08, "low": -0.11, "high": -0.05}
-      ]
+      ],
+      "findings": [{"name": "one-seed", "flagged": true, "sentence": "one seed: the intervals are over test rows alone"}]
     }
 
-`metrics` may hold null where a cell could not be scored; `cost` may be left out, and so may `unit`. `low` and `high` are the
-ends of a 95% interval of the paired difference method - against. Other keys are allowed, and not shown.
+`metrics` may hold null where a cell could not be scored; `cost`, `findings` and `unit` may be left out. `low` and `high`
+are the ends of a 95% interval of the paired difference method - against. Other keys are allowed, and not shown.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from bilevel.account import Finding, Labels
 from bilevel.errors import InputError
 from bilevel.statistics import Interval, interval
 
@@ -45,10 +48,10 @@ class MetricInfo(_Part):
 
 
 class Cost(_Part):
-    """What a cell took."""
+    """What a cell took: GPU time, and the units that it trained on."""
 
     gpu_seconds: float | None = None
-    tokens: int | None = None
+    size: int | None = None
 
 
 class Cell(_Part):
@@ -78,6 +81,8 @@ class Comparison(_Part):
     seeds: list[int]
     cells: list[Cell]
     differences: list[Difference] = []
+    findings: list[Finding] = []
+    unit: str = Labels.unit
     metric_info: dict[str, MetricInfo]
 
     @model_validator(mode="after")
@@ -110,18 +115,20 @@ class Comparison(_Part):
         found = [cell.metrics.get(metric) for cell in self.cells if cell.method == method]
         return [value for value in found if value is not None and math.isfinite(value)]
 
-    def notes(self) -> list[str]:
-        """What makes the comparison less than it claims to be."""
-        notes = []
+    def all_findings(self) -> list[Finding]:
+        """Those of the file, and what makes the comparison less than it claims to be."""
+        found = list(self.findings)
         done = {(cell.method, cell.seed) for cell in self.cells}
         wanted = [(method, seed) for method in self.methods for seed in self.seeds]
         missing = [f"{method}, seed {seed}" for method, seed in wanted if (method, seed) not in done]
         if missing:
-            notes.append(f"not finished: {len(missing)} of {len(wanted)} cells are missing ({'; '.join(missing)})")
-        budgets = {cell.cost.tokens for cell in self.cells if cell.cost.tokens is not None}
+            words = f"not finished: {len(missing)} of {len(wanted)} cells are missing ({'; '.join(missing)})"
+            found.append(Finding("not-finished", True, words))
+        budgets = {cell.cost.size for cell in self.cells if cell.cost.size is not None}
         if budgets and max(budgets) > 1.01 * min(budgets):
-            notes.append(f"unequal budgets: cells trained on {min(budgets):,} to {max(budgets):,} tokens")
-        return notes
+            words = f"unequal budgets: cells trained on {min(budgets):,} to {max(budgets):,} {self.unit}"
+            found.append(Finding("unequal-budgets", True, words))
+        return found
 
 
 def read_comparison(directory: Path) -> Comparison:
@@ -152,7 +159,7 @@ class ScoreRow:
     method: str
     scores: Sequence[Score | None]
     gpu_seconds: float | None
-    tokens: float | None
+    size: float | None
 
 
 def score_rows(comparison: Comparison) -> list[ScoreRow]:
@@ -178,7 +185,7 @@ def score_rows(comparison: Comparison) -> list[ScoreRow]:
             method,
             [score(method, metric) for metric in comparison.metrics],
             _mean([cell.cost.gpu_seconds for cell in comparison.cells if cell.method == method]),
-            _mean([cell.cost.tokens for cell in comparison.cells if cell.method == method]),
+            _mean([cell.cost.size for cell in comparison.cells if cell.method == method]),
         )
         for method in comparison.methods
     ]

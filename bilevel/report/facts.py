@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.report.runs import Group
+from bilevel.report.groups import Group
 
 
 def facts(group: Group) -> dict[str, str]:
@@ -15,10 +15,10 @@ def facts(group: Group) -> dict[str, str]:
     steps = len(group.first.history)
     seconds, size = group.stacked("seconds"), group.stacked("size")
     found = {"Steps": f"{steps:,}"}
-    if held := steps - len(group.first.moving):
+    if held := group.first.warmup_steps:
         found["Warm-up steps"] = f"{held:,}"
     if np.nansum(size) > 0:
-        found["Throughput"] = f"{np.nansum(size) / max(float(np.nansum(seconds)), 1e-9):,.0f}/s"
+        found["Throughput"] = f"{np.nansum(size) / max(float(np.nansum(seconds)), 1e-9):,.0f} {group.labels.unit}/s"
     found["Seconds a step"] = f"{np.nanmedian(seconds):.3g}"
     found["Time" if len(group.counted) == 1 else "Time a seed"] = _clock(float(np.nansum(seconds)) / len(group.counted))
     penalty, held_bytes = group.stacked("penalty"), group.stacked("optimizer_bytes")

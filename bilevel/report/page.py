@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from bilevel.account import Table, Value
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
@@ -19,8 +20,9 @@ from bilevel.report.charts import comparison_charts, group_charts
 from bilevel.report.comparison import FILE, Comparison, difference_rows, read_comparison, score_rows
 from bilevel.report.drawing import THEME, Chart, Inks
 from bilevel.report.facts import facts
-from bilevel.report.findings import findings, upper_rows
-from bilevel.report.runs import Group, ReadRun, differences, group_runs, is_run, read_run
+from bilevel.report.findings import statements, upper_rows
+from bilevel.report.groups import Group, differences, group_runs
+from bilevel.run_reader import SavedRun, is_run, read_run
 from bilevel.statistics import Interval
 
 MARK = '<meta name="generator" content="bilevel report">'
@@ -109,7 +111,7 @@ def html(report: Report, charts: Sequence[tuple[Group, Sequence[Chart]]] | None 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed, span=span, seconds=_seconds, yaml=_yaml)
+    environment.filters.update(number=number, signed=signed, span=span, seconds=_seconds, yaml=_yaml, cell=_cell)
     inks = report.inks
     return environment.get_template("page.html").render(
         mark=MARK,
@@ -161,7 +163,8 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
     return {
         "group": group,
         "rows": [(row, inks[row.name].variable, _bar(row.average, top)) for row in rows],
-        "findings": findings(group),
+        "statements": statements(group),
+        "tables": _tables(group),
         "facts": facts(group),
         "upper": upper,
         "charts": [chart for chart in charts if chart is not upper],
@@ -173,7 +176,29 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
     }
 
 
-def _part(run: ReadRun, kind: str) -> str:
+def _tables(group: Group) -> list[tuple[str, Table]]:
+    """The problem's own tables under their headings: once, where all runs have the same one, else under each run's name."""
+    found: dict[str, list[tuple[SavedRun, Table]]] = {}
+    for run in group.runs:
+        for table in run.account.tables if run.account else ():
+            found.setdefault(table.title, []).append((run, table))
+    headed = []
+    for title, tables in found.items():
+        first = tables[0][1]
+        if all(table == first for _, table in tables):
+            headed.append((title, first))
+        else:
+            headed += [(f"{title}: {run.label}", table) for run, table in tables]
+    return headed
+
+
+def _cell(value: Value) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _part(run: SavedRun, kind: str) -> str:
     section = run.recipe.get(kind)
     found = section.get("name", section.get("class", "")) if isinstance(section, Mapping) else ""
     return str(found).rpartition(":")[2]
@@ -203,13 +228,13 @@ def _comparison(name: str, comparison: Comparison) -> dict[str, Any]:
         "scores": score_rows(comparison),
         "differences": difference_rows(comparison),
         "charts": comparison_charts(comparison),
-        "notes": comparison.notes(),
+        "findings": comparison.all_findings(),
     }
 
 
-def _versions(runs: Sequence[ReadRun]) -> list[tuple[str, list[str]]]:
+def _versions(runs: Sequence[SavedRun]) -> list[tuple[str, list[str]]]:
     """Key -> its value in every run; a single value where all agree."""
-    each = [flatten({key: run.learned[key] for key in ("versions", "model", "data") if key in run.learned}) for run in runs]
+    each = [flatten({"versions": run.account.versions, **run.account.identity}) if run.account else {} for run in runs]
     table = []
     for key in dict.fromkeys(key for known in each for key in known):
         values = [str(known.get(key, "–")) for known in each]

@@ -78,6 +78,6 @@ class BOME(Solver[State]):
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
 
     def workload(self) -> Workload:
-        """T passes for z, then three; the gradients of f and of q in y are held beside their combination."""
+        """T passes for z, two for y, one for x; the gradients of f and of q in y are held beside their combination."""
         replicas = {name: self.optimizer_z for name in ("y", "z")}
-        return Workload(replicas, lower_passes=self.lower_steps + 2, upper_passes=1, vectors=3)
+        return Workload(replicas, lower_passes=self.lower_steps + 1, upper_passes=1, lower_forwards=1, vectors=3)

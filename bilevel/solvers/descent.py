@@ -49,7 +49,7 @@ class Descent(Solver[State]):
         ζ = problem.lower_batch(t, backend.shard)
         g = backend.backward(lambda b: problem.lower_loss(x, z, b), ζ, wrt={z: 1})
         norm = backend.step(z, lr=lr)
-        return {**evaluated, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
+        return {**evaluated, "held": 1.0, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
 
     def workload(self) -> Workload:
         """One pass; and the evaluations, spread over the steps between them."""

@@ -100,7 +100,7 @@ class F2SA(Solver[State]):
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm, upper_batches=batches)
 
     def workload(self) -> Workload:
-        """T passes for z and 2 T for y, of which one at a time has a gradient; then three passes for x."""
+        """T passes for z and 2 T for y, of which one at a time has a gradient; then three for x."""
         replicas = {name: self.optimizer_z for name in ("y", "z")}
         T = self.lower_steps
-        return Workload(replicas, lower_passes=2 * T + 2, upper_passes=T + 1, vectors=1)
+        return Workload(replicas, lower_passes=2 * T, upper_passes=T, lower_forwards=2, upper_forwards=1, vectors=1)

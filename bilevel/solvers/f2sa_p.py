@@ -109,11 +109,13 @@ class F2SAp(Solver[State]):
         """T passes of g for each y_j and, but for j = 0, of f; then one of each for x. One y_j at a time has a gradient."""
         nodes = difference(self.p)
         replicas = {_name(j): self.optimizer_z for j in nodes}
-        batches = self.lower_steps + 1
+        tilted = sum(j != 0 for j in nodes)
         return Workload(
             replicas,
-            lower_passes=batches * len(nodes),
-            upper_passes=batches * sum(j != 0 for j in nodes),
+            lower_passes=self.lower_steps * len(nodes),
+            upper_passes=self.lower_steps * tilted,
+            lower_forwards=len(nodes),
+            upper_forwards=tilted,
             vectors=1,
             savings=("a lower order (solver.p)",) if self.p > 2 else (),
         )

@@ -69,6 +69,6 @@ class MEHA(Solver[State]):
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=c, grad_norm_x=norm)
 
     def workload(self) -> Workload:
-        """One pass for z, then three; z - y is added to a gradient, and held beside it with what it was computed from."""
+        """One pass for z, two for y, one for x; beside a gradient, z - y is held with what it was computed from."""
         replicas = {name: self.optimizer_z for name in ("y", "z")}
-        return Workload(replicas, lower_passes=3, upper_passes=1, vectors=3)
+        return Workload(replicas, lower_passes=2, upper_passes=1, lower_forwards=1, vectors=3)

@@ -71,11 +71,11 @@ class PBGD(Solver[State]):
         return report(upper=f_y, lower=lower, gap=gap, penalty=γ, grad_norm_x=norm)
 
     def workload(self) -> Workload:
-        """Of the value gap: T passes for z, then three. Of the gradient norm: a pass of each level, and one product."""
+        """Value gap: T passes for z, two for y, one for x. Gradient norm: a pass of each level, and one product."""
         if self.kind == "gradient-norm":
             return Workload({"y": self.optimizer_z}, lower_passes=1, upper_passes=1, products=1, vectors=1)
         replicas = {name: self.optimizer_z for name in ("y", "z")}
-        return Workload(replicas, lower_passes=self.lower_steps + 2, upper_passes=1, vectors=1)
+        return Workload(replicas, lower_passes=self.lower_steps + 1, upper_passes=1, lower_forwards=1, vectors=1)
 
     def _value_gap(
         self, t: int, γ: float, state: State, problem: Problem[Any], backend: Backend

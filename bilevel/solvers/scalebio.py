@@ -141,4 +141,4 @@ class ScaleBiO(Solver[State]):
         if warm:
             backend.assign(y, z)
         state.memory = {"warm": warm, "warmup_losses": [] if warm else losses}
-        return {"lower_loss": lower.value, "warmup": 1.0, "lower_parts": lower.parts}
+        return {"lower_loss": lower.value, "held": 1.0, "lower_parts": lower.parts}

@@ -74,8 +74,8 @@ class _Counter:
         self._called: set[int] = set()
         _shadow(self.problem, {"lower": self._lower, "upper_batch": self._upper_batch})
         noted: dict[str, Callable[..., Any]] = {"place": self._place, "replicate": self._replicate}
-        for name, kind in (("backward", "passes"), ("evaluate", "forwards"), ("backward_along", "products")):
-            noted[name] = self._noting(getattr(backend, name), kind)
+        for name in ("backward", "evaluate", "backward_along"):
+            noted[name] = self._noting(getattr(backend, name), products=name == "backward_along")
         self._place_in, self._replicate_in = backend.place, backend.replicate
         self._lower_of, self._upper_batch_of = problem.lower, problem.upper_batch
         _shadow(backend, noted)
@@ -100,12 +100,18 @@ class _Counter:
             self.optimizers[name] = optimizer or self.optimizers[source.name]
         return self._replicate_in(source, name, optimizer)
 
-    def _noting(self, method: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    def _noting(self, method: Callable[..., Any], *, products: bool) -> Callable[..., Any]:
         def noted(loss: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
             self._called.clear()
             result = method(loss, batch, *args, **kwargs)
             level = "upper" if any(batch is drawn for drawn in self._upper_batches) else "lower"
-            self.counts[kind if kind in self.counts else f"{level}_{kind}"] += len(self._called)
+            if products:
+                key = "products"
+            elif any(variable.name in self.optimizers for variable in kwargs.get("wrt", ())):
+                key = f"{level}_passes"
+            else:
+                key = f"{level}_forwards"
+            self.counts[key] += len(self._called)
             return result
 
         return noted

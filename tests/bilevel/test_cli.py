@@ -46,10 +46,10 @@ def test_a_run_from_the_command_line_writes_its_directory_and_shows_every_step(b
     done = bilevel("run", "recipe.py", "--set", "run.steps=6")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nstep ") == 6
-    assert "warm-up" in done.stdout
+    assert "upper variable held" in done.stdout
     assert "gap" in done.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "recipe.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "weights.png",
+        "recipe.yaml", "metrics.jsonl", "account.json", "checkpoints", "tensorboard", "weights.png",
     }  # fmt: skip
     assert (tmp_path / "out" / "weights.png").read_bytes().startswith(b"\x89PNG")
 

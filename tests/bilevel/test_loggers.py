@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bilevel import SGD, ScaleBiO, fit
+from bilevel import SGD, Labels, Record, ScaleBiO, fit
 from bilevel.loggers.plot import draw
-from bilevel.loggers.progress import ProgressLogger
+from bilevel.loggers.progress import ProgressLogger, headline
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 
@@ -48,13 +48,21 @@ def test_other_outputs_get_one_plain_line_a_step() -> None:
     lines = shown(terminal=False).splitlines()
     assert lines[0] == "5 steps"
     assert [line.split()[1] for line in lines[1:6]] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
-    assert "warm-up" in lines[2]
+    assert "upper variable held" in lines[2]
     assert "penalty 5" in lines[3]
     assert "0:00:00 left" in lines[5]
+
+
+def test_losses_and_throughput_are_called_what_the_problem_calls_them() -> None:
+    record = Record(0, 0.5, {}, metrics={"lower_loss": 2.0}, size=100)
+    assert headline(record, Labels()) == "lower loss 2  200 rows/s  0.50 s/step"
+    assert (
+        headline(record, Labels(unit="tokens", lower_loss="training loss")) == "training loss 2  200 tokens/s  0.50 s/step"
+    )
 
 
 @pytest.mark.parametrize("warmup", [0, 3, 6])  # none, some, all of the steps
 def test_the_picture_is_drawn_whatever_part_of_the_run_was_warm_up(warmup: int) -> None:
     solver = ScaleBiO(penalty=5.0, lr_x=0.04, lr_z=0.3, optimizer_x=SGD(), optimizer_z=SGD(), warmup=warmup)
     history = fit(Distance(), solver, TorchBackend(device="cpu"), steps=6).history
-    assert draw(history).startswith(b"\x89PNG")
+    assert draw(history, Labels()).startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bilevel import SGD, AdamW, InputError, Interrupted, NonFiniteError, ScaleBiO, fit
-from bilevel.loop import Run
+from bilevel.run import Run
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 
@@ -26,7 +26,7 @@ class Watch:
         self.starts.append(run.start)
 
     def bilevel_step_end(self, *, run: Run, record: Any) -> None:
-        self.at_step(run, record["step"])
+        self.at_step(run, record.step)
 
     def bilevel_run_end(self, *, run: Run, error: BaseException | None) -> None:
         self.error = error

@@ -11,9 +11,11 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from bilevel.plain import to_plain
+from bilevel.record import Record
 from bilevel.run_directory import RunDirectory
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import (
     AVERAGE,
     FAMILIES,
@@ -91,8 +93,8 @@ def make_problem(tokenizer_only: Path, tmp_path: Path) -> Callable[..., LLMRewei
         }
         target = write_jsonl(tmp_path / "target.jsonl", validation or alpaca("target", 3))
         return LLMReweighting(
-            str(tokenizer_only), [Source(*item) for item in files.items()], [ValidationSet(str(target))],
-            **{"max_length": 40, **settings},
+            str(tokenizer_only), [Source(*item) for item in files.items()],
+            **{"validation": [ValidationSet(str(target))], "max_length": 40, **settings},
         )  # fmt: skip
 
     return make
@@ -109,7 +111,7 @@ def make_run(make_problem: Callable[..., LLMReweighting], tmp_path: Path) -> Cal
         directory = RunDirectory(tmp_path / "run")
         recipe = {"problem": {"name": "llm-reweighting", **to_plain(problem)}, "solver": {"name": "not-installed"}}
         directory.create(recipe)
-        history = [{"upper": average, "gap": 0.0}, {"upper": final}]  # no gap: a step that did not move the weights
+        history = [Record(0, 0.1, average), Record(1, 0.1, final, moved=False)]
         directory.write(problem.artifacts(history, {"seed": 0}))
         return directory.path
 

@@ -62,16 +62,16 @@ def test_the_closed_forms_of_ridge_reweighting_are_those_of_its_losses() -> None
 def test_scalebio_gives_flipped_sources_no_weight() -> None:
     solver = ScaleBiO(penalty=100.0, lr_x=2.0, lr_z=0.3, lower_steps=2, **PLAIN)
     last = fit(RidgeReweighting(), solver, TorchBackend(device="cpu"), steps=150).history[-1]
-    assert last["upper"]["flipped-0"] + last["upper"]["flipped-1"] < 0.01
-    assert set(last["gap_parts"]) == {"clean-0", "clean-1", "clean-2", "flipped-0", "flipped-1"}
+    assert last.upper["flipped-0"] + last.upper["flipped-1"] < 0.01
+    assert set(last.parts["gap_parts"]) == {"clean-0", "clean-1", "clean-2", "flipped-0", "flipped-1"}
 
 
 def test_hyper_cleaning_tells_wrong_labels_from_right_ones() -> None:
     problem = HyperCleaning(rows=200, validation_rows=100)
     solver = ScaleBiO(penalty=100.0, lr_x=50.0, lr_z=1.0, **PLAIN)
     last = fit(problem, solver, TorchBackend(device="cpu"), steps=300).history[-1]
-    assert last["upper"]["right"] > 0.7
-    assert last["upper"]["wrong"] < 0.3
+    assert last.upper["right"] > 0.7
+    assert last.upper["wrong"] < 0.3
 
 
 def test_wrong_labels_are_as_many_as_asked_for_and_really_wrong() -> None:
@@ -119,4 +119,4 @@ def test_a_recipe_can_name_it(name: str, tmp_path: Path, plugins: Plugins) -> No
         f"backend: {{name: torch, device: cpu}}\nrun: {{steps: 3, output: {tmp_path / 'run'}}}\n"
     )
     history = load_config(recipe, plugins).fit().history
-    assert history[-1]["upper"]
+    assert history[-1].upper

@@ -92,9 +92,7 @@ def test_a_solver_finds_the_penalised_solution() -> None:
     solver = ScaleBiO(penalty=50.0, lr_x=0.2, lr_z=0.9, lower_steps=2, **PLAIN)
     result = fit(problem, solver, TorchBackend(device="cpu"), steps=150)
     torch.testing.assert_close(result.x["value"], forms.solution() + forms.penalised_shift(50.0), rtol=1e-6, atol=1e-6)
-    assert result.history[-1]["upper"]["gradient"] == pytest.approx(
-        float(forms.grad_phi(result.x["value"]).norm()), rel=1e-6
-    )
+    assert result.history[-1].upper["gradient"] == pytest.approx(float(forms.grad_phi(result.x["value"]).norm()), rel=1e-6)
 
 
 def test_the_reference_hypergradient_agrees_with_the_closed_form_also_by_conjugate_gradients() -> None:

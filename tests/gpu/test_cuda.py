@@ -21,7 +21,7 @@ SOLVER = ScaleBiO(penalty=2.0, lr_x=0.05, lr_z=0.05, optimizer_x=SGD(), optimize
 def weights(problem: LLMReweighting, device: str, **settings: Any) -> list[dict[str, float]]:  # noqa: F811
     backend = TorchBackend(device=device, micro_batch_size=4, **settings)
     result = fit(problem, SOLVER, backend, steps=12, active=LISA(blocks=1, period=3))
-    return [record["upper"] for record in result.history]
+    return [record.upper for record in result.history]
 
 
 def test_the_trajectory_is_that_of_the_cpu(problem: Make) -> None:  # noqa: F811

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bilevel import Active, All, Backend, Result, Solver, fit
 from bilevel.loop import Observer
 from bilevel.plain import RECIPE_RULES
+from bilevel.record import average, total_seconds
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
@@ -150,9 +151,9 @@ def outcome_of_training(result: Result, notes: Sequence[str]) -> Outcome:
     """The outcome of a solver whose steps report `average`, `tokens` and `backward_tokens`; its average is the result."""
     history = result.history
     cost = Cost(
-        round(sum(record["seconds"] for record in history), 3),
-        sum(record["tokens"] for record in history),
-        sum(record["backward_tokens"] for record in history),
+        total_seconds(history),
+        sum(int(record.metrics["tokens"]) for record in history),
+        sum(int(record.metrics["backward_tokens"]) for record in history),
     )
-    trajectory = {name: [record["upper"][name] for record in history] for name in history[-1]["upper"]}
-    return Outcome(dict(history[-1]["average"]), cost, trajectory=trajectory, notes=notes)
+    trajectory = {name: [record.upper[name] for record in history] for name in history[-1].upper}
+    return Outcome(average(history), cost, trajectory=trajectory, notes=notes)

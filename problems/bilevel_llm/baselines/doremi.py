@@ -122,7 +122,7 @@ class DoReMi(Solver[State], Weighting):
             "average": dict(zip(names, average, strict=True)),
             "tokens": tokens if reference else 3 * tokens,
             "backward_tokens": tokens,
-            **({"warmup": 1.0} if reference else {"excess_parts": excess}),
+            **({"held": 1.0} if reference else {"excess_parts": excess}),
         }
 
     def workload(self) -> Workload:

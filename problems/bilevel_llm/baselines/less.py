@@ -46,10 +46,10 @@ from bilevel.optimizer import AdamW
 from bilevel_llm.baselines.base import Cost, Outcome, Selection, Task, Weighting
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import How, RowGradients, row_batches
-from bilevel_llm.baselines.token_means import batch_tokens, source_means
+from bilevel_llm.baselines.token_means import batch_tokens
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.tokens import TokenTable
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import LanguageModel, batch_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 log = logging.getLogger("bilevel.llm")
@@ -283,7 +283,7 @@ class _WarmUp(Problem[TokenBatch]):
         raise NotImplementedError("there are no upper batches")
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
-        return source_means(token_losses(y(batch.ids, batch.positions), batch.targets), batch).mean()
+        return batch.means(batch_losses(y, batch)).mean()
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
         return []

@@ -84,6 +84,7 @@ def files(method: str, weighting: "Weighting", outcome: "Outcome", task: "Task")
 
     import torch
 
+    from bilevel.account import Finding
     from bilevel.plain import to_plain
     from bilevel_llm.reweighting.source_weights import logits_of
 
@@ -97,7 +98,7 @@ def files(method: str, weighting: "Weighting", outcome: "Outcome", task: "Task")
         "method": {"name": method, **to_plain(weighting)},
         "cost": dataclasses.asdict(outcome.cost),
         "steps": task.steps,
-        "trust": list(outcome.notes),
+        "findings": [dataclasses.asdict(Finding("note", False, note)) for note in outcome.notes],
         "trajectory": {name: [round(value, 6) for value in values] for name, values in outcome.trajectory.items()},
         "seed": task.seed,
         "versions": {name: version(name) for name in ("bilevel", "torch")},

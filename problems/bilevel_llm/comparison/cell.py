@@ -21,10 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bilevel import InputError
 from bilevel.config import Config
 from bilevel.files import write_atomic
 from bilevel.plugins import Plugins
+from bilevel.record import total_seconds, total_size
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.comparison.held_out import HeldOut, RowScores, score_model
 from bilevel_llm.comparison.methods import Found, Method
@@ -135,7 +138,7 @@ class Cell:
     @property
     def found(self) -> Found:
         """The weights."""
-        return Found(**json.loads((self.directory / "weights.json").read_text()))
+        return TypeAdapter(Found).validate_json((self.directory / "weights.json").read_bytes())
 
     @property
     def drawn(self) -> Mapping[str, Any]:
@@ -200,9 +203,9 @@ class Cell:
             file,
             {
                 "steps": len(result.history),
-                "tokens": sum(record["size"] for record in result.history),
-                "seconds": round(sum(record["seconds"] for record in result.history), 3),
-                "loss": result.history[-1]["lower_loss"],
+                "tokens": total_size(result.history),
+                "seconds": total_seconds(result.history),
+                "loss": result.history[-1].metrics["lower_loss"],
             },
         )
 

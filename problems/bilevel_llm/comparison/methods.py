@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel import Active, Backend, InputError
+from bilevel import Active, Backend, Finding, InputError
 from bilevel.config import OBJECTS, Config, RunSettings, build_parts, build_section
 from bilevel.plain import to_plain
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
+from bilevel.record import total_seconds, total_size
 from bilevel.run_directory import RunDirectory
+from bilevel.run_reader import SavedRun
+from bilevel.run_reader import read_run as saved_run
 from bilevel_llm.baselines import run as weigh
 from bilevel_llm.baselines.base import Task, Weighting
 from bilevel_llm.baselines.less import LESS
@@ -27,7 +30,7 @@ from bilevel_llm.baselines.temperature import Temperature
 from bilevel_llm.baselines.uniform import Uniform
 from bilevel_llm.comparison.settings import BASE, LEARNED, label_of
 from bilevel_llm.reweighting.problem import LLMReweighting
-from bilevel_llm.reweighting.saved_run import fit_weights, read_json, read_run
+from bilevel_llm.reweighting.saved_run import fit_weights, flags, read_json, read_run
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Found:
     origin: where they come from.
     seconds, tokens: of finding them; tokens through forward and, mostly, backward.
     selection: source -> the rows of its table that may be trained on; None: all of them.
-    notes: what a reader should know before believing in them.
+    findings: what a reader should know before believing in them.
     """
 
     weights: Mapping[str, float]
@@ -46,7 +49,7 @@ class Found:
     seconds: float = 0.0
     tokens: int = 0
     selection: Mapping[str, list[int]] | None = None
-    notes: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
 
     @property
     def rows(self) -> Mapping[str, NDArray[np.int64]] | None:
@@ -148,9 +151,9 @@ def _learned(label: str, parts: Parts) -> Method:
         return Found(
             learned["average"],
             "the bilevel run of this recipe",
-            round(sum(record["seconds"] for record in result.history), 3),
-            sum(record["size"] for record in result.history),
-            notes=tuple(learned.get("flags", {}).values()),
+            total_seconds(result.history),
+            total_size(result.history),
+            findings=flags(learned),
         )
 
     described = {"solver": resolved["solver"], "steps": parts.run.steps, "active": resolved["active"]}
@@ -196,7 +199,7 @@ def _weighting(label: str, name: str, settings: dict[str, Any], path: tuple[str 
             outcome.cost.seconds,
             outcome.cost.tokens,
             None if selection is None else {source: rows.tolist() for source, rows in selection.rows.items()},
-            tuple(outcome.notes),
+            [Finding("note", False, note) for note in outcome.notes],
         )
 
     steady = isinstance(weighting, Uniform | Proportional | Temperature)  # no seed, and no model
@@ -225,14 +228,14 @@ def _of_run(directory: Path, parts: Parts, where: str) -> Found:
     selection = None
     if "selection" in content:
         selection = _selected(directory / content["selection"]["file"], parts)
-    cost = content.get("cost") or _cost(RunDirectory(directory))
+    cost = content.get("cost") or _cost(saved_run(directory))
     return Found(
         weights,
         f"{directory} (average)",
         cost["seconds"],
         cost["tokens"],
         selection,
-        tuple(content.get("flags", {}).values()),
+        flags(content),
     )
 
 
@@ -252,13 +255,8 @@ def _selected(file: Path, parts: Parts) -> dict[str, list[int]]:
     return rows
 
 
-def _cost(run: RunDirectory) -> dict[str, Any]:
-    lines = run.metrics_file.read_text().splitlines() if run.metrics_file.exists() else []
-    records = [json.loads(line) for line in lines]
-    return {
-        "seconds": round(sum(record.get("seconds", 0.0) for record in records), 3),
-        "tokens": sum(record.get("size", 0) for record in records),
-    }
+def _cost(run: SavedRun) -> dict[str, Any]:
+    return {"seconds": total_seconds(run.history), "tokens": total_size(run.history)}
 
 
 def _begun(directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bilevel.account import Finding
 from bilevel.files import write_atomic
 from bilevel.plain import to_plain
 from bilevel.report.comparison import FILE, Comparison, difference_rows, score_rows
@@ -34,6 +36,7 @@ def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], 
         "methods": list(methods),
         "seeds": seeds,
         "reference": reference,
+        "unit": bench.problem.labels.unit,
         "metric_info": {
             f"{metric}/{held_out.name}": {"better": BETTER[metric], **({"unit": UNITS[metric]} if metric in UNITS else {})}
             for held_out in bench.sets
@@ -55,7 +58,7 @@ def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], 
         },
         "settings": to_plain(bench.settings),
     }
-    content["notes"] = _notes(bench, methods, cells)
+    content["findings"] = [to_plain(finding) for finding in _findings(bench, methods, cells)]
     Comparison.model_validate(content)
     return content
 
@@ -72,7 +75,7 @@ def shown(content: Mapping[str, Any]) -> RenderableType:
         _scores(comparison, content["cells"]),
         Text(),
         _difference_table(comparison),
-        *(Text(f"- {note}") for note in [*_verdicts(comparison), *comparison.notes(), *content["notes"]]),
+        *(Text(f"- {finding.sentence}") for finding in [*_unclear(comparison), *comparison.all_findings()]),
     )
 
 
@@ -84,7 +87,7 @@ def _facts(cell: Cell) -> dict[str, Any]:
     return {
         "cost": {
             "gpu_seconds": round(found.seconds + tuned["seconds"], 3),
-            "tokens": tuned["tokens"],
+            "size": tuned["tokens"],
             "weights": {"seconds": found.seconds, "tokens": found.tokens},
             "finetuning": {"seconds": tuned["seconds"], "tokens": tuned["tokens"], "steps": tuned["steps"]},
         },
@@ -119,26 +122,26 @@ def _differences(
     return found
 
 
-def _notes(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell]) -> list[str]:
+def _findings(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell]) -> list[Finding]:
     """What a sceptic would ask."""
-    notes = [
-        f"{s.dropped} rows of the test set {s.name!r} stand in the sources or the validation data too, and are left out"
-        for s in bench.sets
-        if s.dropped
-    ]
+    found = []
+    for s in bench.sets:
+        if s.dropped:
+            words = f"{s.dropped} rows of the test set {s.name!r} are also in the sources or the validation data: left out"
+            found.append(Finding("rows-dropped", False, words))
     if len(bench.settings.seeds) == 1:
-        notes.append("one seed: the intervals are over test rows alone; another seed would give other numbers")
+        words = "one seed: the intervals are over test rows alone; another seed would give other numbers"
+        found.append(Finding("one-seed", True, words))
     for method in methods:
-        said: dict[str, list[int]] = {}
+        said: dict[Finding, list[int]] = {}
         for (name, seed), cell in cells.items():
             if name == method and cell.method is not None:
-                for note in [*cell.found.notes, *cell.drawn["notes"]]:
-                    said.setdefault(note, []).append(seed)
-        notes += [
-            f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {note}"
-            for note, seeds in said.items()
-        ]
-    return notes
+                for finding in [*cell.found.findings, *(Finding("mix", True, note) for note in cell.drawn["notes"])]:
+                    said.setdefault(finding, []).append(seed)
+        for finding, seeds in said.items():
+            where = f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            found.append(dataclasses.replace(finding, sentence=f"{where}: {finding.sentence}"))
+    return found
 
 
 def _scores(comparison: Comparison, cells: Sequence[Mapping[str, Any]]) -> Table:
@@ -162,7 +165,7 @@ def _scores(comparison: Comparison, cells: Sequence[Mapping[str, Any]]) -> Table
 def _costs(costs: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     if not costs:
         return ["", "", ""]
-    parts = zip(*((c["weights"]["seconds"], c["finetuning"]["seconds"], c["tokens"]) for c in costs), strict=True)
+    parts = zip(*((c["weights"]["seconds"], c["finetuning"]["seconds"], c["size"]) for c in costs), strict=True)
     return [f"{sum(part) / len(part):,.{digits}f}" for part, digits in zip(parts, (1, 1, 0), strict=True)]
 
 
@@ -199,7 +202,7 @@ def _plain(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _verdicts(comparison: Comparison) -> list[str]:
+def _unclear(comparison: Comparison) -> list[Finding]:
     """In a sentence, which differences are noise."""
     unclear: dict[str, list[str]] = {}
     rows = [row for row in difference_rows(comparison) if BASE not in (row.method, row.against)]
@@ -208,5 +211,7 @@ def _verdicts(comparison: Comparison) -> list[str]:
             unclear.setdefault(f"{row.method} and {row.against}", []).append(_plain(row.metric))
     if unclear:
         pairs = (f"{pair} ({', '.join(metrics)})" for pair, metrics in unclear.items())
-        return [f"within the noise, do not read an order into: {'; '.join(pairs)}"]
-    return ["no difference between methods is within the noise: their intervals exclude zero"] if rows else []
+        words = f"within the noise, do not read an order into: {'; '.join(pairs)}"
+        return [Finding("order-unclear", True, words)]
+    words = "no difference between methods is within the noise: their intervals exclude zero"
+    return [Finding("order-unclear", False, words)] if rows else []

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from bilevel import Backend, InputError, Problem
@@ -21,6 +20,7 @@ from bilevel.plain import flatten, to_plain
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
 from bilevel.run_directory import RunDirectory
+from bilevel.run_reader import resolved_recipe
 from bilevel.suggest import did_you_mean
 from bilevel_llm.comparison import harness, result
 from bilevel_llm.comparison.cell import Bench, Cell, check_tuning
@@ -123,7 +123,7 @@ def load(
         _check_method(directory, method)
     _check_budget(bench, methods, recipe)
     check_tuning(bench)
-    if not isinstance(problem.weighting, PerSource):
+    if not isinstance(problem.granularity, PerSource):
         log.warning("mixes are drawn by the weights of sources; weights of single rows are not used")
     resolved["data"] = {
         "sources and model of the weights": problem.fingerprint(),
@@ -232,7 +232,7 @@ def _check_directory(directory: Path, recipe: Mapping[str, Any]) -> None:
     if not run.recipe_file.exists():
         run.check_free()
         return
-    before = yaml.safe_load(run.recipe_file.read_text())
+    before = resolved_recipe(directory)
     if SECTION not in before:
         raise InputError(f"{directory} holds a run, and no comparison; choose another --output")
     sections = before.keys() & recipe.keys()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from bilevel import InputError
 from bilevel.checkpoint import SavedVariable, saved_variables
 from bilevel.files import written_whole
 from bilevel.run_directory import RunDirectory
+from bilevel.run_reader import resolved_recipe
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoder
 from bilevel_llm.model.files import BUNDLED, find_model, quiet_transformers
 from bilevel_llm.model.language_model import LanguageModel
@@ -88,10 +88,7 @@ def check_new(directory: Path) -> None:
 
 def _problem_settings(run: Path) -> Mapping[str, Any]:
     """The settings of the run's problem, from a recipe or from Python."""
-    recipe_file = RunDirectory(run).recipe_file
-    if not recipe_file.is_file():
-        raise InputError(f"{run} is not the directory of a run: it has no {recipe_file.name}")
-    problem = yaml.safe_load(recipe_file.read_text())["problem"]
+    problem = resolved_recipe(run)["problem"]
     settings: Mapping[str, Any] = problem.get("fields", problem)
     if "model" not in settings:
         name = problem.get("name", problem.get("class"))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.problem import Record
+from bilevel.record import Record
 from bilevel.statistics import BATCHES, batch_means
 
 DRAWS = 4000  # resamples: shares of a few percent are then known to a few tenths of a percent
@@ -66,7 +66,7 @@ class TargetRows:
 
 def batches_of(record: Record) -> float:
     """Minibatches of validation rows in a step."""
-    return float(record.get("upper_batches", 1))
+    return float(record.metrics.get("upper_batches", 1))
 
 
 def rows_seen(history: Sequence[Record], target: TargetRows) -> int:
@@ -89,7 +89,7 @@ def loss_error(history: Sequence[Record], target: TargetRows) -> float:
     batches = sum(map(batches_of, history))
     variance = 0.0
     for name, seen in target.seen(batches).items():
-        losses = np.array([record["upper_parts"][name] for record in history], dtype=np.float64)
+        losses = np.array([record.parts["upper_parts"][name] for record in history], dtype=np.float64)
         rows = target.batch[name] * batches / len(history)
         variance += target.part[name] ** 2 * rows * float((np.diff(losses) ** 2).mean()) / 2 / seen
     return float(np.sqrt(variance))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from torch import Tensor
 
-from bilevel import Stratified
+from bilevel import Finding, Stratified
 from bilevel_llm.data.tokens import TokenTable
 
 ENOUGH = 5  # draws of a row: its weight is then a mean of a handful of noisy comparisons, no longer one of them
@@ -32,8 +32,8 @@ def as_parquet(tables: Mapping[str, TokenTable], weights: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def rarely_drawn(names: Iterable[str], sampler: Stratified, batches: int) -> str | None:
-    """A warning, if rows were drawn too seldom for weights of their own.
+def rarely_drawn(names: Iterable[str], sampler: Stratified, batches: int) -> Finding | None:
+    """A flag, if rows were drawn too seldom for weights of their own.
 
     batches: training batches that moved the weights.
     """
@@ -41,7 +41,9 @@ def rarely_drawn(names: Iterable[str], sampler: Stratified, batches: int) -> str
     name, size = max(zip(names, sampler.sizes, strict=True), key=lambda source: source[1])
     if each >= ENOUGH * size or not batches:
         return None
-    return (
+    words = (
         f"rows seen too seldom: a row of {name!r} was drawn {each / size:.1f} times while weights moved, and a weight from "
-        f"so few draws is mostly noise; run {ENOUGH * size / each:.1f} times the steps, or take weighting.per=scorer"
+        f"so few draws is mostly noise; run {ENOUGH * size / each:.1f} times the steps, or take {{per: scorer}} as "
+        "problem.granularity"
     )
+    return Finding("rows-seldom", True, words)

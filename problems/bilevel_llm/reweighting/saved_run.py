@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from bilevel.account import Finding
 from bilevel.errors import InputError
 from bilevel.run_directory import RunDirectory
+from bilevel.run_reader import resolved_recipe
 from bilevel.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
-    from bilevel_llm.reweighting.problem import LLMReweighting, Source
+    from bilevel_llm.reweighting.problem import LLMReweighting
 
 KINDS: Mapping[str, str] = {"average": "average", "final": "sources"}
 """What the weights of a run are called -> their key in weights.json."""
@@ -51,7 +52,7 @@ class WeightedRun:
         changed = [
             source.name
             for source in self.problem.sources
-            if source.name in self.hashes and content_hash(patterns_of(source)) != self.hashes[source.name]
+            if source.name in self.hashes and content_hash(source.patterns) != self.hashes[source.name]
         ]
         if changed:
             raise InputError(
@@ -68,7 +69,7 @@ def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> Wei
 
     Raises `InputError` if this is no run of that problem, if it has no weights yet, and for weights that do not fit.
     """
-    problem = _read_problem(RunDirectory(directory).recipe_file, plugins)
+    problem = _read_problem(directory, plugins)
     names = [source.name for source in problem.sources]
     file = directory / "weights.json"
     if weights not in KINDS:
@@ -109,21 +110,19 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
     return {name: values[name] / total for name in names}
 
 
-def patterns_of(source: Source) -> list[str]:
-    """The paths and globs of a source."""
-    return [source.path] if isinstance(source.path, str) else source.path
+def flags(learned: Mapping[str, Any]) -> list[Finding]:
+    """What weights.json holds against its weights."""
+    return [Finding(**finding) for finding in learned.get("findings", []) if finding["flagged"]]
 
 
-def _read_problem(file: Path, plugins: Plugins) -> LLMReweighting:
+def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:
     """The problem of a resolved recipe; the other sections are not needed, and what they name may not be installed."""
     from bilevel_llm.reweighting.problem import LLMReweighting
 
-    if not file.is_file():
-        raise InputError(f"{file.parent} is not a run: there is no {file.name}; name the output directory of `bilevel run`")
-    try:
-        section = dict(yaml.safe_load(file.read_text())["problem"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not a recipe that `bilevel run` wrote: {error}") from error
+    recipe, file = resolved_recipe(directory), RunDirectory(directory).recipe_file
+    if not isinstance(recipe.get("problem"), dict):
+        raise InputError(f"{file}: not a recipe that `bilevel run` wrote: it has no section `problem`")
+    section = dict(recipe["problem"])
     target = section.pop("class", "")  # of a problem that a Python recipe gave as an object
     name = section.pop("name", "") or next((n for n, p in plugins.parts["problems"].items() if p.target == target), target)
     kind = plugins.find("problems", name).load()

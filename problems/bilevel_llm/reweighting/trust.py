@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from bilevel.problem import Record
+from bilevel.account import Finding
+from bilevel.record import Record, average, moving
 from bilevel.statistics import mean_and_error
 from bilevel_llm.reweighting.resampling import (
     TargetRows,
@@ -32,19 +30,6 @@ FEW_ROWS = 100  # a mean over fewer is off by more than a tenth of the spread be
 NEARLY_ALL = 0.9  # of the weight: what is left for the others together is as small as what one run differs from the next by
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """One sentence on whether to trust the weights.
-
-    name: for programs.
-    flagged: it is a reason not to.
-    """
-
-    name: str
-    flagged: bool
-    sentence: str
-
-
 class Trust:
     """Reads the history of a reweighting run.
 
@@ -57,23 +42,19 @@ class Trust:
     def __init__(self, history: Sequence[Record], target: TargetRows | None = None) -> None:
         self.history = history
         self.target = target
-        self.names = list(history[0]["upper"])
-        self.moving = [record for record in history if "gap" in record]
+        self.names = list(history[0].upper)
+        self.moving = moving(history)
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """Weights of the steps in which they could move. Shape: (steps, sources)."""
-        rows = [[record["upper"][name] for name in self.names] for record in self.moving]
+        rows = [[record.upper[name] for name in self.names] for record in self.moving]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
 
     @cached_property
     def average(self) -> dict[str, float]:
-        """Mean weights over the second half of those steps: less noisy than the last ones. Or the solver's own average."""
-        if "average" in self.history[-1]:
-            return dict(self.history[-1]["average"])
-        half = self.weights[len(self.weights) // 2 :]
-        final = np.array([self.history[-1]["upper"][name] for name in self.names])
-        return dict(zip(self.names, (half.mean(0) if len(half) else final).tolist(), strict=True))
+        """The weights that the run comes to; see `bilevel.record.average`."""
+        return average(self.history)
 
     @cached_property
     def signal(self) -> dict[str, tuple[float, float]]:
@@ -81,30 +62,25 @@ class Trust:
         return {name: mean_and_error(self._pushes[:, i]) for i, name in enumerate(self.names)}
 
     @cached_property
-    def judgements(self) -> list[Judgement]:
+    def findings(self) -> list[Finding]:
         """What a careful reader should know before using the weights."""
-        if "average" in self.history[-1]:
-            words = "from a solver without a penalty gap: nothing tells how noisy the weights are; repeat with other seeds"
-            return [Judgement("no-signal", True, words)]
+        if not all(record.parts.get("gap_parts") for record in self.moving):
+            words = (
+                "from a solver without a penalty gap for each source, so nothing tells how noisy the weights are; repeat "
+                "with other seeds"
+            )
+            return [Finding("no-signal", True, words)]
         if len(self.moving) < 8:
             held = len(self.history) - len(self.moving)
             words = f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"
-            return [Judgement("too-short", True, words)]
+            return [Finding("too-short", True, words)]
         if len(self.names) == 1:  # it has all the weight, always
             return [self._gap()]
         return [self._still_moving(), self._gap(), self._order(), *self._dominated(), *self._rows()]
 
-    def verdicts(self) -> list[str]:
-        """The same, as sentences alone."""
-        return [judgement.sentence for judgement in self.judgements]
-
-    def flags(self) -> dict[str, str]:
-        """Those that are a reason not to trust the weights: name -> sentence."""
-        return {judgement.name: judgement.sentence for judgement in self.judgements if judgement.flagged}
-
-    def table(self, rows: Mapping[str, int]) -> Group:
-        """The weights as a table, heaviest first, and the verdicts below."""
-        final = self.history[-1]["upper"]
+    def table(self, rows: Mapping[str, int]) -> Table:
+        """The weights as a table, heaviest first."""
+        final = self.history[-1].upper
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("source")
         for column in ("rows", "weight", "average", "signal ± s.e."):
@@ -113,12 +89,16 @@ class Trust:
             mean, error = self.signal[name]
             signal = "" if np.isnan(error) else f"{mean:+.3f} ± {error:.3f}"
             table.add_row(name, f"{rows[name]:,}", f"{final[name]:.3f}", f"{self.average[name]:.3f}", signal)
-        return Group(table, *(Text(f"- {verdict}") for verdict in self.verdicts()))
+        return table
 
     @cached_property
     def _pushes(self) -> NDArray[np.float64]:
         """What pushed each weight up at each step, over what pushed them all. Shape: (steps, sources)."""
-        rows = [[-r["penalty"] * r["gap_parts"][name] for name in self.names] for r in self.moving]
+        rows = [
+            [-r.metrics["penalty"] * r.parts["gap_parts"][name] for name in self.names]
+            for r in self.moving
+            if r.parts.get("gap_parts")
+        ]
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
         return values - values.mean(1, keepdims=True) if len(values) else values
 
@@ -132,7 +112,7 @@ class Trust:
             pairs.append((upper, lower, bool(a - b > CLEAR * np.hypot(error_a, error_b))))
         return pairs
 
-    def _still_moving(self) -> Judgement:
+    def _still_moving(self) -> Finding:
         quarter = len(self.weights) // 4
         change = self.weights[-quarter:].mean(0) - self.weights[-2 * quarter : -quarter].mean(0)
         most = int(np.abs(change).argmax())
@@ -141,38 +121,38 @@ class Trust:
                 f"still moving: the weight of {self.names[most]!r} changed by {change[most]:+.3f} over the last quarter; "
                 "more steps would move it further"
             )
-            return Judgement("still-moving", True, words)
+            return Finding("still-moving", True, words)
         words = f"settled: no weight changed by more than {max(abs(change[most]), 0.001):.3f} over the last quarter"
-        return Judgement("still-moving", False, words)
+        return Finding("still-moving", False, words)
 
-    def _gap(self) -> Judgement:
+    def _gap(self) -> Finding:
         last = self.moving[-max(1, len(self.moving) // 4) :]
-        gap = float(np.mean([record["gap"] for record in last]))
-        share = gap / float(np.mean([record["lower_loss"] for record in last]))
+        gap = float(np.mean([record.metrics["gap"] for record in last]))
+        share = gap / float(np.mean([record.metrics["lower_loss"] for record in last]))
         if share > OPEN_GAP:
             words = (
                 f"penalty gap open: y is {share:.1%} above z in lower loss, so the weights serve a compromise; "
                 "raise solver.penalty"
             )
-            return Judgement("gap-open", True, words)
+            return Finding("gap-open", True, words)
         if share < -OPEN_GAP:
             words = (
                 f"z is behind y, by {-share:.1%} in lower loss, so the lower level is far from its optimum; "
                 "use a longer solver.warmup, more steps or a larger solver.lr_z"
             )
-            return Judgement("gap-open", True, words)
-        return Judgement("gap-open", False, f"penalty gap closed: y is {share:+.2%} from z in lower loss")
+            return Finding("gap-open", True, words)
+        return Finding("gap-open", False, f"penalty gap closed: y is {share:+.2%} from z in lower loss")
 
-    def _order(self) -> Judgement:
+    def _order(self) -> Finding:
         """Whether neighbours in the ranking are told apart by their signals."""
         unclear = [f"{upper} and {lower}" for upper, lower, clear in self._neighbours if not clear]
         if unclear:
-            return Judgement("order-unclear", True, f"within the noise, do not read an order into: {'; '.join(unclear)}")
-        return Judgement("order-unclear", False, "every neighbouring pair in the ranking differs by more than the noise")
+            return Finding("order-unclear", True, f"within the noise, do not read an order into: {'; '.join(unclear)}")
+        return Finding("order-unclear", False, "every neighbouring pair in the ranking differs by more than the noise")
 
-    def _dominated(self) -> list[Judgement]:
+    def _dominated(self) -> list[Finding]:
         """Whether the mix is in truth a single source."""
-        final = self.history[-1]["upper"]
+        final = self.history[-1].upper
         most = max(final, key=lambda name: final[name])
         if final[most] < NEARLY_ALL:
             return []
@@ -180,9 +160,9 @@ class Trust:
             f"one source has nearly all the weight: {most!r} has {final[most]:.1%}; see that its rows are not those of the "
             "validation set, and keep the others in the mix by problem.floor or problem.prior_strength"
         )
-        return [Judgement("one-source", True, words)]
+        return [Finding("one-source", True, words)]
 
-    def _rows(self) -> list[Judgement]:
+    def _rows(self) -> list[Finding]:
         """Whether there are enough validation rows."""
         if self.target is None:
             return []
@@ -193,7 +173,7 @@ class Trust:
             f"few validation rows: {rows:.0f} effective ones, and the weights serve these more than their kind; at least "
             f"{FEW_ROWS} are safer; {self._more_rows()}"
         )
-        return [Judgement("few-rows", True, words), self._enough()]
+        return [Finding("few-rows", True, words), self._enough()]
 
     def _more_rows(self) -> str:
         assert self.target is not None
@@ -202,7 +182,7 @@ class Trust:
             return f"run more steps, as only {seen} of {self.target.total} rows were seen"
         return "add validation rows"
 
-    def _enough(self) -> Judgement:
+    def _enough(self) -> Finding:
         """Whether the order holds when the validation rows are resampled; see `target_rows`."""
         assert self.target is not None
         rows = rows_seen(self.moving, self.target)
@@ -210,7 +190,7 @@ class Trust:
         clear = [(upper, lower) for upper, lower, clear in self._neighbours if clear]
         if not clear:
             words = f"target set not tested: no two neighbours are told apart, so nothing hangs on its rows yet; {loss}"
-            return Judgement("target-small", False, words)
+            return Finding("target-small", False, words)
         column = {name: self._pushes[:, i] for i, name in enumerate(self.names)}
         fragile = []
         for upper, lower in clear:
@@ -221,12 +201,12 @@ class Trust:
                     f"target set too small to test: its {rows} rows come round every {again:.1f} steps, so how far "
                     f"the weights hang on them cannot be told; {loss}; add rows, or lower problem.validation_batch_size"
                 )
-                return Judgement("target-small", True, words)
+                return Finding("target-small", True, words)
             if share > REVERSED:
                 fragile.append(f"{lower} comes out above {upper} in {share:.0%} of the resamples")
         if fragile:
             turned = "; ".join(fragile)
             words = f"target set too small: with {rows} other rows of its kind, {turned}; {loss}; {self._more_rows()}"
-            return Judgement("target-small", True, words)
+            return Finding("target-small", True, words)
         words = f"target set passes: the order holds when its {rows} rows are resampled; {loss}"
-        return Judgement("target-small", False, words)
+        return Finding("target-small", False, words)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from bilevel.problem import Record
+from bilevel.record import Record
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def target_losses(history: Sequence[Record], weights: Mapping[str, float]) -> di
 
     weights: part of every set in the upper loss.
     """
-    measured = [record["upper_parts"] for record in history if "upper_parts" in record]
+    measured = [record.parts["upper_parts"] for record in history if "upper_parts" in record.parts]
     if not measured:
         return {name: TargetLoss(weight, None, None) for name, weight in weights.items()}
     quarter = -(-len(measured) // 4)

@@ -10,6 +10,7 @@ from bilevel.planning.changes import Advice, advise
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
 from bilevel.planning.plan import Setup, make_plan
+from bilevel.plugins import Plugins
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel.planning.small import small_cost
 from tests.bilevel.planning.zero import Zero
@@ -111,6 +112,16 @@ def test_a_backend_is_asked_for_nothing_that_it_has_not() -> None:
     assert {change.words[0].split("=")[0] for change in found.alone} == {
         "--set backend.activation_checkpointing", "--set backend.micro_batch_size", "--set active.blocks",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["torch", "deepspeed", "fsdp"])
+def test_what_a_backend_would_set_are_its_fields_at_other_values(name: str, plugins: Plugins) -> None:
+    backend = plugins.find("backends", name).load()()
+    savings = backend.savings(8)
+    assert savings["micro_batch_size"] == [4, 2, 1]
+    for key, values in savings.items():
+        assert key in {field.name for field in dataclasses.fields(backend)}
+        assert getattr(backend, key) not in values
 
 
 def test_settings_that_contradict_each_other_are_not_advised() -> None:

@@ -109,13 +109,13 @@ CALIBRATION = "{name: calibration, readings: [1.0, 2.0], references: [3.0, 5.0, 
     [
         ("{name: quadratic}", "scalebio", 3),
         ("{name: hyper-cleaning, rows: 40, validation_rows: 30}", "f2sa", 4 * 40 + 2 * 30),
-        ("{name: ridge-reweighting, clean: 2, flipped: 1, rows: 5, validation_rows: 7}", "descent", 3 * 5),
+        ("{name: ridge-reweighting, clean: 2, flipped: 1, rows: 5, validation_rows: 7}", "descent", 3 * 5 + 8 / 50 * 7),
         ("{name: ridge-reweighting, clean: 2, flipped: 1, rows: 5, validation_rows: 7}", "aid", 10 * 15 + 7 + 102 * 15),
         (CALIBRATION, "bome", 12 * 2 + 3),
     ],
 )
 def test_a_plain_problem_can_be_planned_with_any_solver(
-    problem: str, solver: str, rows: int, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: str, solver: str, rows: float, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`rows` by the pass counts of the docs; the last one is a plugin's problem, which says nothing of its cost."""
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "third_party_plugin"))

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from bilevel import All, Descent, InputError, ScaleBiO
+from bilevel import AID, All, Descent, InputError, ScaleBiO
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
 from bilevel.planning.plan import Setup, make_plan
-from bilevel.problem import Forward, Problem, Shard, may_be_memoryless
+from bilevel.problem import Forward, Problem, Shard, initialization_may_be_deferred
+from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend
 
 WIDTH, LOWER, UPPER = 16, 12, 6
@@ -43,7 +45,7 @@ class Perceptron(Problem[Tensor]):
         return nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False))
 
     def upper_loss(self, x: Forward, y: Forward, batch: Tensor) -> Any:
-        return (y(batch) ** 2).sum()
+        return (y(batch) * y(-batch)).sum()
 
     def lower_loss(self, x: Forward, y: Forward, batch: Tensor) -> Any:
         loss = ((y(batch) - x()) ** 2).sum()
@@ -68,12 +70,24 @@ def test_rows_are_counted_on_the_first_batches() -> None:
 
 
 def test_each_level_has_passes_of_its_own() -> None:
-    """Forward 2 products a row; backward 2 for the weights and 1 for the input of the second layer."""
-    assert plan(Perceptron()).flops == 5 * MATRIX * (2 * LOWER + UPPER)
-    assert plan(Perceptron(), micro_batch_size=4).flops == 5 * MATRIX * (2 * LOWER + UPPER)
+    """A call takes 2 products a row forward, 2 for the weights and 1 for the input of the second layer; f calls y twice."""
+    assert plan(Perceptron()).flops == 5 * MATRIX * (2 * LOWER + 2 * UPPER)
+    assert plan(Perceptron(), micro_batch_size=4).flops == 5 * MATRIX * (2 * LOWER + 2 * UPPER)
     evaluated = plan(Perceptron(), Descent(evaluate_every=2, evaluation_batches=4))
-    assert evaluated.flops == 5 * MATRIX * LOWER + 2 * 2 * MATRIX * UPPER
-    assert evaluated.units == LOWER
+    assert evaluated.flops == 5 * MATRIX * LOWER + 2 * 4 * MATRIX * UPPER
+    assert evaluated.units == LOWER + 2 * UPPER
+
+
+def test_a_second_order_product_has_the_flops_of_the_real_one() -> None:
+    """Counted by torch while the backend computes one; AID takes three here: one in its loop, the residual and that of x."""
+    problem, solver = Perceptron(), AID(lower_steps=2, cg_steps=1)
+    with Session(problem, solver, TorchBackend(device="cpu")) as session:
+        x, y, backend = session.state.x, session.variable("z"), session.backend
+        with FlopCounterMode(display=False) as counter:
+            batch, direction = problem.lower_batch(0, Shard()), backend.read(y)
+            backend.backward_along(lambda b: problem.lower_loss(x, y, b), batch, y, direction, wrt={x: 1.0, y: 1.0})
+    passes = 5 * MATRIX * (2 * LOWER + 2 * UPPER)
+    assert plan(problem, solver).flops == passes + 3 * counter.get_total_flops()
 
 
 def test_memory_is_that_of_the_largest_micro_batch() -> None:
@@ -101,7 +115,7 @@ def test_planning_leaves_the_problem_and_random_numbers_as_they_were() -> None:
 def test_a_module_without_memory_is_planned_as_it_is() -> None:
     class Large(Perceptron):
         def lower(self) -> nn.Module:
-            assert may_be_memoryless()
+            assert initialization_may_be_deferred()
             with torch.device("meta"):
                 return super().lower()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bilevel.report.page import read, write
-from tests.bilevel.report.conftest import Make
+from tests.bilevel.conftest import Make
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)

@@ -23,7 +23,7 @@ def test_scores_are_means_over_seeds_with_students_interval_and_the_best_marked(
     assert loss.best
     assert not uniform.scores[0].best  # type: ignore[union-attr]
     assert learned.gpu_seconds == pytest.approx(61.0)
-    assert learned.tokens == 100_000
+    assert learned.size == 100_000
 
 
 def test_a_cell_that_could_not_be_scored_is_left_out(make_comparison: Make) -> None:
@@ -44,10 +44,11 @@ def test_a_higher_loss_is_worse(make_comparison: Make) -> None:
 
 def test_missing_cells_and_unequal_budgets_are_noted(make_comparison: Make) -> None:
     cells = copy.deepcopy(COMPARISON["cells"])[:-1]
-    cells[0]["cost"]["tokens"] = 150_000
-    notes = read_comparison(make_comparison(cells=cells)).notes()
-    assert any("1 of 6 cells are missing (learned, seed 2)" in note for note in notes)
-    assert any("unequal budgets: cells trained on 100,000 to 150,000 tokens" in note for note in notes)
+    cells[0]["cost"]["size"] = 150_000
+    notes = read_comparison(make_comparison(cells=cells)).all_findings()
+    found = {finding.name: finding.sentence for finding in notes if finding.flagged}
+    assert "1 of 6 cells are missing (learned, seed 2)" in found["not-finished"]
+    assert "unequal budgets: cells trained on 100,000 to 150,000 tokens" in found["unequal-budgets"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from matplotlib.colors import to_rgb
 
 from bilevel.report.charts import group_charts
 from bilevel.report.drawing import SERIES, Inks, shorten, spread, thinned
-from bilevel.report.runs import group_runs, read_run
-from tests.bilevel.report.conftest import Make
+from bilevel.report.groups import group_runs
+from bilevel.run_reader import read_run
+from tests.bilevel.conftest import Make
 
 # Machado, Oliveira and Fernandes 2009 (severity 1.0): what eyes without one kind of cone see, in linear RGB.
 LACKING = {

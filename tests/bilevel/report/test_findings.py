@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from bilevel.report.findings import findings, upper_rows
-from bilevel.report.runs import Group, group_runs, read_run
-from tests.bilevel.report.conftest import STEPS, WARMUP, Make
+from bilevel import Finding
+from bilevel.report.findings import statements, upper_rows
+from bilevel.report.groups import Group, group_runs
+from bilevel.run_reader import read_run
+from tests.bilevel.conftest import SETTLED, STEPS, WARMUP, Make
 
 T2 = 4.303  # Student's t, two-sided 95%, two degrees of freedom
 
@@ -20,7 +22,6 @@ def test_a_single_run_has_the_average_of_the_second_half_with_an_interval_that_h
     expected = (1 - share) / 3 + share * 0.6
     assert rows["web"].average.mean == pytest.approx(expected, abs=0.004)  # noise of 0.004, over 16 steps
     assert rows["web"].average.low < expected < rows["web"].average.high
-    assert rows["web"].rows == 1234
     assert rows["web"].final == pytest.approx(0.6, abs=0.02)
     assert list(rows) == ["web", "books", "chat"]
 
@@ -42,38 +43,44 @@ def test_intervals_of_weights_stay_within_0_and_1(make_run: Make) -> None:
 
 def test_an_order_within_the_spread_over_seeds_is_flagged_with_its_numbers(make_run: Make) -> None:
     finals = [{"web": 0.6, "books": 0.3, "chat": 0.1}, {"web": 0.58, "books": 0.1, "chat": 0.32}]
-    first = findings(group(*(make_run(f"s{i}", seed=i, final=final) for i, final in enumerate(finals))))[0]
-    assert (first.kind, first.head) == ("flag", "within the spread over 2 seeds")
-    assert "chat and books (" in first.details[0]
-    assert "more seeds would narrow this" in first.details[0]
+    first = statements(group(*(make_run(f"s{i}", seed=i, final=final) for i, final in enumerate(finals))))[0]
+    assert first.flagged
+    assert first.sentences[0].startswith("within the spread over 2 seeds: do not read an order into ")
+    assert "chat and books (" in first.sentences[0]
+    assert "more seeds would narrow this" in first.sentences[0]
 
 
 def test_an_order_that_holds_over_seeds_is_said_to(make_run: Make) -> None:
     finals = [{"web": 0.6 + d, "books": 0.3 - d, "chat": 0.1} for d in (0.0, 0.01, 0.02)]
-    found = findings(group(*(make_run(f"s{i}", seed=i, final=final) for i, final in enumerate(finals))))
-    assert any(f.kind == "fine" and f.head == "order holds over seeds" for f in found)
-    assert not any("within the spread" in f.head for f in found)
+    found = statements(group(*(make_run(f"s{i}", seed=i, final=final) for i, final in enumerate(finals))))
+    assert any(not f.flagged and f.sentences[0].startswith("order holds over seeds") for f in found)
+    assert not any("within the spread" in f.sentences[0] for f in found)
 
 
-def test_what_runs_say_of_themselves_is_gathered_by_its_head_flags_first(make_run: Make) -> None:
-    moving = "still moving: the weight of 'web' changed by +0.200 over the last quarter; more steps would move it further"
-    closed = "penalty gap closed: y is +0.10% from z in lower loss"
-    paths = [
-        make_run("a", seed=0, trust=[closed, moving], flags={"still-moving": moving}),
-        make_run("b", seed=1, trust=[closed, "settled: no weight changed"], flags={}),
-    ]
-    found = {f.head: f for f in findings(group(*paths))}
-    assert found["still moving"].kind == "flag"
-    assert found["still moving"].where == "1 of 2 runs"
-    assert found["still moving"].details == [f"a: {moving.partition(': ')[2]}"]
-    assert found["penalty gap closed"].kind == "fine"
-    assert len(found["penalty gap closed"].details) == 2
-    kinds = [f.kind for f in findings(group(*paths))]
-    assert kinds == sorted(kinds, key=["flag", "note", "fine"].index)
+MOVING = Finding("still-moving", True, "the weight of 'web' changed by +0.200; more steps would move it further")
+CLOSED = Finding("gap-open", False, "penalty gap closed: y is +0.10% from z in lower loss")
+
+
+def test_what_several_runs_say_is_gathered_by_its_name_flags_first(make_run: Make) -> None:
+    paths = [make_run("a", seed=0, findings=[CLOSED, MOVING]), make_run("b", seed=1, findings=[CLOSED, SETTLED])]
+    found = statements(group(*paths))
+    assert [f.flagged for f in found] == sorted((f.flagged for f in found), reverse=True)
+    moving, closed = (next(f for f in found if f.heading == heading) for heading in ("still moving", "gap open"))
+    assert moving.flagged
+    assert moving.where == "flagged in 1 of 2 runs"
+    assert moving.sentences == [f"a: {MOVING.sentence}", f"b: {SETTLED.sentence}"]
+    assert not closed.flagged
+    assert closed.where == "flagged in 0 of 2 runs"
+
+
+def test_a_finding_that_nobody_has_heard_of_is_shown_like_any_other(make_run: Make) -> None:
+    """A sentence is shown as it is, colons and all."""
+    odd = Finding("moon", True, "the moon is full: it was when 09:30 came")
+    assert statements(group(make_run(findings=[CLOSED, odd])))[0].sentences == [odd.sentence]
 
 
 def test_runs_of_other_problems_have_no_order_to_flag(make_run: Make) -> None:
     """Entries that are no weights cannot be ranked."""
     finals = [{"ridge": 2.0, "scale": 5.0}, {"ridge": 5.0, "scale": 2.0}]
-    found = findings(group(*(make_run(f"s{i}", seed=i, final=final, trust=None) for i, final in enumerate(finals))))
+    found = statements(group(*(make_run(f"s{i}", seed=i, final=final, findings=None) for i, final in enumerate(finals))))
     assert found == []

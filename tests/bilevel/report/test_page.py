@@ -1,7 +1,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bilevel import ScaleBiO, fit
+from bilevel import Finding, Labels, Record, ScaleBiO, Table, fit
 from bilevel.cli import app
 from bilevel.errors import InputError
 from bilevel.report.findings import upper_rows
 from bilevel.report.page import html, number, read, span, write
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.reweighting.problem import LLMReweighting
-from tests.bilevel.report.conftest import Make
+from tests.bilevel.conftest import Make
 from tests.conftest import Distance
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -94,7 +94,9 @@ def test_ids_are_unique_and_every_reference_has_its_target(make_run: Make) -> No
 
 def test_names_are_text_whatever_they_contain(make_run: Make) -> None:
     evil, money = "<script>alert(1)</script>", "$\\frac$&amp;"
-    text, parsed = page(make_run(final={evil: 0.5, money: 0.3, "--><b>": 0.2}, trust=[f"still moving: {evil} & more"]))
+    text, parsed = page(
+        make_run(final={evil: 0.5, money: 0.3, "--><b>": 0.2}, findings=[Finding("odd", True, f"{evil} & more")])
+    )
     assert "<script" not in text
     assert "<b>" not in text
     assert not any(tag in ("script", "b") for tag, _ in parsed.tags)
@@ -104,15 +106,15 @@ def test_names_are_text_whatever_they_contain(make_run: Make) -> None:
 
 
 def test_what_the_run_knows_is_on_the_page(make_run: Make) -> None:
-    moving = "still moving: the weight of 'web' changed by +0.200"
-    text, parsed = page(make_run("my-mix", seed=7, trust=[moving], flags={"still-moving": moving}))
+    moving = Finding("still-moving", True, "still moving: the weight of 'web' changed by +0.200")
+    text, parsed = page(make_run("my-mix", seed=7, findings=[moving]))
     for words in ("my-mix", "seed 7", "complete, 40 steps", "still moving", "1,234", "penalty: 10.0", "ab" * 32, "2.13.0"):
         assert words in parsed.text, words
     assert 'class="flag"' in text
     titles = re.findall(r"<h3>(.*?)</h3>", text)
     assert titles == [
         "Weights over time", "Training loss by source", "Validation loss by set", "Penalty gap by source", "Penalty gap",
-        "Gradient norm of x", "Throughput", "Seconds per step", "Optimizer memory",
+        "Gradient norm of x", "Throughput", "Seconds per step", "Optimizer memory", "Training data",
     ]  # fmt: skip
     assert "<dt>Penalty</dt><dd>10</dd>" in text  # it never changed, so that a chart would show a flat line
 
@@ -149,9 +151,9 @@ def test_a_comparison_is_shown_with_intervals_and_verdicts(make_comparison: Call
         assert words in parsed.text, words
 
 
-@pytest.mark.parametrize("trust", [None, ()])
-def test_a_run_without_weights_json_is_shown(make_run: Make, trust: tuple[str, ...] | None) -> None:
-    _, parsed = page(make_run(trust=trust))
+@pytest.mark.parametrize("findings", [None, ()])
+def test_a_run_without_an_account_of_itself_is_shown(make_run: Make, findings: tuple[Finding, ...] | None) -> None:
+    _, parsed = page(make_run(findings=findings))
     assert "Weights over time" in parsed.text
 
 
@@ -177,16 +179,38 @@ def test_any_problem_can_be_reported(tmp_path: Path) -> None:
         assert words in parsed.text
     assert "Means over 2 seeds" in parsed.text
     assert "x2" in parsed.text
+    for word in ("token", "source", "validation", "training"):
+        assert word not in parsed.text.lower().replace("training mix", ""), word
+
+
+def test_a_problem_says_what_its_numbers_are_called_and_brings_its_own_tables_and_findings(tmp_path: Path) -> None:
+    class Told(Distance):
+        labels = Labels(upper="coordinate", lower_loss="distance from home")
+
+        def findings(self, history: Sequence[Record]) -> list[Finding]:
+            return [Finding("lost", True, "lost: more than a mile from home")]
+
+        def tables(self, history: Sequence[Record]) -> list[Table]:
+            return [Table("Landmarks <here>", ("landmark", "miles"), [("oak", 1234), ("well", 0.5), ("gate", None)])]
+
+    solver = ScaleBiO(penalty=5.0, lr_x=0.04, lr_z=0.3, warmup=0)
+    for seed in (0, 1):
+        fit(Told(noise=0.1), solver, TorchBackend(device="cpu"), steps=10, seed=seed, output=tmp_path / f"s{seed}")
+    text, parsed = page(tmp_path / "s0", tmp_path / "s1")
+    for words in ("coordinate", "Distance from home", "Landmarks <here>", "1,234", "0.500", "flagged in 2 of 2 runs"):
+        assert words in parsed.text, words
+    assert text.count("Landmarks &lt;here&gt;</h3>") == 1  # the same in both runs
 
 
 def test_a_real_reweighting_run_can_be_reported(problem: Callable[..., LLMReweighting], tmp_path: Path) -> None:
     solver = ScaleBiO(penalty=2.0, lr_x=0.1, lr_z=1e-3, warmup=2)
     fit(problem(), solver, TorchBackend(device="cpu"), steps=24, output=tmp_path / "run")
     learned = json.loads((tmp_path / "run" / "weights.json").read_text())
-    assert set(learned["flags"].values()) <= set(learned["trust"])
-    assert "few-rows" in learned["flags"]  # 30 rows
-    _, parsed = page(tmp_path / "run")
+    assert {finding["name"]: finding["flagged"] for finding in learned["findings"]}["few-rows"]  # 30 rows
+    text, parsed = page(tmp_path / "run")
     assert "few validation rows" in parsed.text
+    assert "tokens/s" in parsed.text
+    assert re.findall(r"<h3>(.*?)</h3>", text)[-2:] == ["Training data", "Validation data"]
     for name in ("clean", "other", "noise"):
         assert name in parsed.text
 

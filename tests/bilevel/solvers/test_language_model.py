@@ -22,7 +22,7 @@ def test_first_order_solvers_train_some_blocks_in_bfloat16(case: Case, problem: 
     solver = configure(type(case.solver), **settings)
     backend = TorchBackend(device="cpu", dtype="bfloat16", micro_batch_size=3)
     result = fit(problem(), solver, backend, steps=2, active=LISA(blocks=1, period=1))
-    first, last = (list(record["upper"].values()) for record in result.history)
+    first, last = (list(record.upper.values()) for record in result.history)
     assert first != last
 
 

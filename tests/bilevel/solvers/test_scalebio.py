@@ -50,10 +50,10 @@ def test_both_replicas_see_the_same_minibatch() -> None:
 def test_warm_up_holds_x_and_starts_y_where_z_is() -> None:
     solver = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=0.3, optimizer_z=AdamW(), warmup=4)
     history = fit(Distance(noise=0.1), solver, TorchBackend(), steps=7).history
-    assert [bool(record.get("warmup")) for record in history] == [True] * 4 + [False] * 3
-    assert all(record["upper"] == {"x0": 0.0, "x1": 0.0, "x2": 0.0} for record in history[:4])
-    assert history[4]["gap"] == 0.0  # equal weights, equal losses
-    assert history[5]["gap"] != 0.0
+    assert [record.moved for record in history] == [False] * 4 + [True] * 3
+    assert all(record.upper == {"x0": 0.0, "x1": 0.0, "x2": 0.0} for record in history[:4])
+    assert history[4].metrics["gap"] == 0.0  # equal weights, equal losses
+    assert history[5].metrics["gap"] != 0.0
 
 
 def test_warm_up_ends_when_the_lower_loss_has_flattened() -> None:
@@ -68,7 +68,7 @@ def test_warm_up_ends_when_the_lower_loss_has_flattened() -> None:
 def test_the_penalty_may_grow() -> None:
     solver = ScaleBiO(penalty=Power(2.0, 1.0, scale=1.0), lr_x=0.1, lr_z=0.1, **PLAIN)
     history = fit(Distance(), solver, TorchBackend(), steps=4).history
-    assert [record["penalty"] for record in history] == [2.0, 4.0, 6.0, 8.0]
+    assert [record.metrics["penalty"] for record in history] == [2.0, 4.0, 6.0, 8.0]
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -35,7 +35,7 @@ def test_the_whole_state_is_that_of_one_process_with_the_whole_batch(case: str, 
             torch.testing.assert_close(actual[name], tensor, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
     last = [json.loads((where / "metrics.jsonl").read_text().splitlines()[-1]) for where in (one_process, found)]
     for key in ("upper_loss", "lower_loss", "gap"):
-        assert last[1][key] == pytest.approx(last[0][key], abs=3e-5)
+        assert last[1]["metrics"][key] == pytest.approx(last[0]["metrics"][key], abs=3e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

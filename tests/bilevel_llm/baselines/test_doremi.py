@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilevel import LISA, SGD, InputError, fit
+from bilevel.run_reader import read_run
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.baselines.doremi import DoReMi
@@ -70,10 +71,10 @@ def test_the_steps_are_those_of_algorithm_1(task: Make, micro_batch_size: int | 
     t = task(initial={"clean": 0.5, "other": 0.3, "noise": 0.2})
     expected, mean = algorithm_1(t.problem, PLAIN, 5, 7, [0.5, 0.3, 0.2])
     history = fit(t.problem, PLAIN, TorchBackend(device="cpu", micro_batch_size=micro_batch_size), steps=5, seed=7).history
-    found = np.array([list(record["upper"].values()) for record in history])
+    found = np.array([list(record.upper.values()) for record in history])
     np.testing.assert_allclose(found[:2], [[0.5, 0.3, 0.2]] * 2, rtol=1e-12)  # held while the reference is trained
     np.testing.assert_allclose(found[2:], expected, rtol=1e-5)
-    np.testing.assert_allclose(list(history[-1]["average"].values()), mean, rtol=1e-5)
+    np.testing.assert_allclose(list(history[-1].average.values()), mean, rtol=1e-5)
     assert np.abs(expected[-1] - [0.5, 0.3, 0.2]).max() > 0.01  # they moved at all
 
 
@@ -81,11 +82,11 @@ def test_as_a_weighting_it_gives_the_average_and_its_cost(task: Make) -> None:
     t = task(steps=6, seed=3)
     outcome = DoReMi(lr=0.1).weigh(t)
     history = fit(t.problem, DoReMi(lr=0.1, reference_steps=3), TorchBackend(device="cpu"), steps=6, seed=3).history
-    assert outcome.weights == history[-1]["average"]
-    assert outcome.weights == {k: pytest.approx(np.mean([r["upper"][k] for r in history[3:]])) for k in outcome.weights}
+    assert outcome.weights == history[-1].average
+    assert outcome.weights == {k: pytest.approx(np.mean([r.upper[k] for r in history[3:]])) for k in outcome.weights}
     tables = list(t.problem.source_tables.values())
     tokens = [sum(len(tables[s].row(row)[0]) for s, row in t.problem.lower_rows(i, 3)) for i in range(6)]
-    assert outcome.cost.backward_tokens == sum(tokens) == sum(record["size"] for record in history)
+    assert outcome.cost.backward_tokens == sum(tokens) == sum(record.size for record in history)
     assert outcome.cost.tokens == sum(tokens[:3]) + 3 * sum(tokens[3:])  # the proxy's steps: z, y and y again
     assert outcome.cost.seconds > 0
 
@@ -109,12 +110,13 @@ def test_a_resumed_run_goes_on_bit_for_bit(task: Make, tmp_path: Path) -> None:
     whole = run(6, "whole")
     for steps in (1, 2, 4, 6):  # within the reference's steps, between, and within the proxy's
         parts = run(steps, "parts", resume=steps > 1)
-    timeless = [[{k: v for k, v in record.items() if k != "seconds"} for record in r.history] for r in (whole, parts)]
+    timeless = [[dataclasses.replace(record, seconds=0.0) for record in r.history] for r in (whole, parts)]
     assert timeless[0] == timeless[1]
     assert torch.equal(whole.x["logits"], parts.x["logits"])
     weights = json.loads((tmp_path / "parts" / "weights.json").read_text())
-    assert weights["average"] == whole.history[-1]["average"]
-    assert "without a penalty gap" in weights["trust"][0]
+    assert weights["average"] == whole.history[-1].average
+    assert weights["findings"][0]["name"] == "no-signal"
+    assert read_run(tmp_path / "parts").average == weights["average"], "the report and weights.json differ"
 
 
 def test_the_weights_never_leave_the_smoothed_simplex() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_a_step_trains_on_one_source_and_rewards_it_with_its_token_mean(task: Ma
     record = fit(
         t.problem, ODM(lr=0.1, optimizer=SGD()), TorchBackend(device="cpu", micro_batch_size=3), steps=1, seed=2
     ).history[0]
-    ((name, value),) = record["lower_parts"].items()
+    ((name, value),) = record.parts["lower_parts"].items()
     table = t.problem.source_tables[name]
     rows = [row for _, row in Stratified((len(table),), 10, Stream.LOWER).batch(0, 2)]
     model = t.problem.lower().model
@@ -51,7 +52,7 @@ def test_a_step_trains_on_one_source_and_rewards_it_with_its_token_mean(task: Ma
             logits = model(input_ids=ids[None].long()).logits[0]  # type: ignore[operator]
         losses.append(F.cross_entropy(logits[:-1], ids[1:].long(), reduction="none")[labels[1:]])
     assert value == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
-    assert record["tokens"] == record["size"] == sum(len(table.row(row)[0]) for row in rows)
+    assert record.metrics["tokens"] == record.size == sum(len(table.row(row)[0]) for row in rows)
 
 
 def test_rewards_are_a_moving_average_of_losses_over_probabilities(task: Make) -> None:
@@ -61,13 +62,13 @@ def test_rewards_are_a_moving_average_of_losses_over_probabilities(task: Make) -
     policies = []
     for step, record in enumerate(history, start=1):
         policies.append(π)
-        ((name, loss),) = record["lower_parts"].items()
+        ((name, loss),) = record.parts["lower_parts"].items()
         rewards[name] = 0.6 * rewards[name] + 0.4 * loss / π[names.index(name)]
         π = policy(torch.tensor(list(rewards.values()), dtype=torch.float64), step).tolist()
-        assert list(record["upper"].values()) == pytest.approx(π, rel=1e-9)
-    assert list(history[-1]["average"].values()) == pytest.approx(np.mean(policies, axis=0), rel=1e-9)
+        assert list(record.upper.values()) == pytest.approx(π, rel=1e-9)
+    assert list(history[-1].average.values()) == pytest.approx(np.mean(policies, axis=0), rel=1e-9)
     assert max(π) - min(π) > 0.05
-    assert {next(iter(record["lower_parts"])) for record in history} == set(names)
+    assert {next(iter(record.parts["lower_parts"])) for record in history} == set(names)
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(task: Make, tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(task: Make, tmp_path: Path) -> None:
     whole = run(7, "whole")
     for steps in (3, 5, 7):
         parts = run(steps, "parts", resume=steps > 3)
-    timeless = [[{k: v for k, v in record.items() if k != "seconds"} for record in r.history] for r in (whole, parts)]
+    timeless = [[replace(record, seconds=0.0) for record in r.history] for r in (whole, parts)]
     assert timeless[0] == timeless[1]
 
 

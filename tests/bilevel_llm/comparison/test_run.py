@@ -42,7 +42,7 @@ def test_noise_in_the_mix_hurts_and_the_table_says_so(recipe: Make, tmp_path: Pa
     assert better.verdict == "better"
     assert better.interval.high < 0
     assert verdicts["base", "row_loss/target"].verdict == "worse"
-    assert all("unequal budgets" in note for note in found.notes())  # rows are equal, and differ in length
+    assert "not-finished" not in {f.name for f in found.all_findings()}  # rows are equal, and differ in length
     assert "clean - uniform" in shown
     assert f"{better.interval.mean:+.4f}" in shown
     bilevel("report", tmp_path / "out", "--output", tmp_path / "report.html")
@@ -81,7 +81,7 @@ def test_a_budget_of_tokens_is_the_same_for_every_method(recipe: Make, tmp_path:
     bilevel("compare", recipe(rows=None, tokens=2000))
     for method in ("uniform", "clean"):
         assert 2000 - 64 <= cell(tmp_path / "out", method)["mix"]["tokens"] <= 2000
-        assert 2000 <= cell(tmp_path / "out", method)["cost"]["tokens"] < 2000 + 8 * 64
+        assert 2000 <= cell(tmp_path / "out", method)["cost"]["size"] < 2000 + 8 * 64
 
 
 def test_finished_cells_are_not_run_again_and_new_seeds_are(
@@ -181,7 +181,7 @@ def test_test_rows_are_never_trained_on(recipe: Make, data: dict[str, str], tmp_
     without, with_ = (comparison(where)["test"]["target"] for where in (tmp_path / "out", tmp_path / "more"))
     assert with_["dropped"] == without["dropped"] + 2
     assert cell(tmp_path / "more", "clean")["metrics"] == pytest.approx(cell(tmp_path / "out", "clean")["metrics"])
-    assert any("left out" in note for note in comparison(tmp_path / "more")["notes"])
+    assert any(f["name"] == "rows-dropped" for f in comparison(tmp_path / "more")["findings"])
     assert with_["rows"] == without["rows"] == 32 - with_["dropped"]
 
 

@@ -23,7 +23,7 @@ def test_z_follows_plain_gradient_descent_and_x_stays() -> None:
         z = z - lr(t) * (z - batch).sum(0) / 4
     torch.testing.assert_close(backend.last["z"]["value"], z, rtol=1e-12, atol=1e-12)
     assert torch.equal(backend.last["x"]["value"], torch.zeros_like(z))
-    assert [record["lr"] for record in history] == [lr(t) for t in range(6)]
+    assert [record.metrics["lr"] for record in history] == [lr(t) for t in range(6)]
 
 
 def test_the_upper_loss_is_evaluated_on_the_same_batches_every_few_steps() -> None:
@@ -31,7 +31,7 @@ def test_the_upper_loss_is_evaluated_on_the_same_batches_every_few_steps() -> No
     history = fit(
         problem, Descent(lr=0.0, evaluate_every=3, evaluation_batches=2), TorchBackend(device="cpu"), steps=7
     ).history
-    evaluated = {record["step"]: record["upper_loss"] for record in history if "upper_loss" in record}
+    evaluated = {record.step: record.metrics["upper_loss"] for record in history if "upper_loss" in record.metrics}
     assert list(evaluated) == [0, 3, 6]
     assert len(set(evaluated.values())) == 1  # lr is 0, so anything else comes from the batches
     zero = torch.zeros(problem.size, dtype=torch.float64)
@@ -43,7 +43,7 @@ def test_the_upper_loss_is_evaluated_on_the_same_batches_every_few_steps() -> No
 def test_a_problem_without_upper_data_is_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Distance, "upper_batch", lambda *_: [])
     history = fit(Distance(), Descent(evaluate_every=1), TorchBackend(device="cpu"), steps=2).history
-    assert not any("upper_loss" in record for record in history)
+    assert not any("upper_loss" in record.metrics for record in history)
 
 
 @pytest.mark.parametrize("field", ["evaluate_every", "evaluation_batches"])

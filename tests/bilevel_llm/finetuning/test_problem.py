@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from bilevel import LISA, SGD, AdamW, Descent, InputError, fit
 from bilevel.checkpoint import SavedVariable
+from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.lora import LoRA
-from bilevel_llm.reweighting.problem import ValidationSet
 from tests.bilevel_llm.tiny import Keeping, sentences, train, write_rows
 
 Make = Callable[..., FineTuning]
@@ -66,7 +66,7 @@ def test_steps_are_those_of_a_plain_training_loop(tuning: Make, family: str, mea
         backend = Keeping(device="cpu", micro_batch_size=3)
         history = fit(problem, Descent(lr=0.1, optimizer=ours), backend, steps=2).history
         weights, losses = plain_loop(problem, theirs, steps=2, clip=0.5)
-        assert [record["lower_loss"] for record in history] == pytest.approx(losses, rel=1e-5)
+        assert [record.metrics["lower_loss"] for record in history] == pytest.approx(losses, rel=1e-5)
         tuned = backend.modules["z"].model.state_dict()  # type: ignore[attr-defined]
         for name, expected in weights.items():
             assert (tuned[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
@@ -139,7 +139,7 @@ def test_adapters_can_be_checkpointed_and_trained_in_bfloat16(tuning: Make) -> N
     history = fit(tuning(lora=LoRA(rank=2)), Descent(), backend, steps=1).history
     parameters = sum(p.numel() for name, p in backend.modules["z"].named_parameters() if "lora_" in name)  # type: ignore[attr-defined]
     bound = 12 * parameters + 4 * 1000  # master and two moments, and a step count for each tensor
-    assert 12 * parameters <= history[0]["optimizer_bytes"] <= bound
+    assert 12 * parameters <= history[0].optimizer_bytes <= bound
 
 
 def test_layers_that_no_target_names_are_said(tuning: Make) -> None:
@@ -203,7 +203,7 @@ def test_lengths_in_epochs_and_tokens(tuning: Make) -> None:
     problem = tuning()
     assert [problem.steps(epochs=e) for e in (0.01, 1, 1.01, 3)] == [1, 5, 6, 15]
     history = fit(problem, Descent(lr=0.0), Keeping(device="cpu"), steps=3, seed=4).history
-    seen = sum(record["size"] for record in history)
+    seen = sum(record.size for record in history)
     assert problem.steps(tokens=seen, seed=4) == 3
     assert problem.steps(tokens=seen + 1, seed=4) == 4
 
@@ -211,8 +211,8 @@ def test_lengths_in_epochs_and_tokens(tuning: Make) -> None:
 def test_validation_is_the_weighted_mean_over_sets(tuning: Make, data: dict[str, str]) -> None:
     sets = [ValidationSet(data["target"], "one", weight=3.0), ValidationSet(data["noise"], "two")]
     (record,) = fit(tuning(validation=sets), Descent(), Keeping(device="cpu"), steps=1).history
-    parts = record["upper_parts"]
-    assert record["upper_loss"] == pytest.approx(0.75 * parts["one"] + 0.25 * parts["two"], rel=1e-6)
+    parts = record.parts["upper_parts"]
+    assert record.metrics["upper_loss"] == pytest.approx(0.75 * parts["one"] + 0.25 * parts["two"], rel=1e-6)
     assert parts["one"] != parts["two"]
 
 
@@ -226,7 +226,7 @@ def test_training_lowers_both_losses_and_the_report_says_so(tuning: Make) -> Non
     problem = tuning()
     backend = Keeping(device="cpu")
     history = fit(problem, Descent(lr=3e-3, evaluate_every=10), backend, steps=41).history
-    validation = [record["upper_loss"] for record in history if "upper_loss" in record]
+    validation = [record.metrics["upper_loss"] for record in history if "upper_loss" in record.metrics]
     assert validation[-1] < 0.8 * validation[0]
     report = str(problem.report(history))
     assert f"validation loss {validation[0]:.4f} before the first step, {validation[-1]:.4f} after 40 steps" in report
@@ -259,7 +259,7 @@ def test_adapters_need_a_rank_and_a_scale(settings: dict[str, Any]) -> None:
         ({"data": "no-such.jsonl"}, "no such file: no-such.jsonl"),
         ({"held_out": ["no-such.jsonl"]}, "no such file: no-such.jsonl"),
         ({"validation": [ValidationSet("no-such.jsonl")]}, "no such file: no-such.jsonl"),
-        ({"batch_size": 41}, "has 40 usable rows, and a batch has 41"),
+        ({"batch_size": 41}, "has 40 usable rows, and a batch of 41 needs 41"),
         ({"max_length": 5}, r"no row has a token to learn within max_length=5"),
     ],
 )

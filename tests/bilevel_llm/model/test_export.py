@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bilevel import InputError, ScaleBiO, fit
 from bilevel_llm.data.chat import encode
 from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.export import export_model
 from bilevel_llm.model.lora import LoRA
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import CHATML, Keeping, make_tokenizer, train
 
 Make = Callable[..., FineTuning]
@@ -181,7 +182,7 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
 
 
 def test_what_cannot_be_exported_is_said(tuning: Make, tmp_path: Path, model_directory: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"is not the directory of a run: it has no recipe\.yaml"):
+    with pytest.raises(InputError, match=r"is not a run: there is no recipe\.yaml"):
         export_model(tmp_path, tmp_path / "new")
     train(tuning(), tmp_path / "run", steps=1)
     with pytest.raises(InputError, match="has not trained an adapter.*without --adapter"):

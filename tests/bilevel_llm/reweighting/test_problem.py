@@ -13,7 +13,8 @@ from torch import Tensor
 from bilevel import LISA, SGD, AdamW, InputError, ScaleBiO, fit
 from bilevel.data import generator
 from bilevel_backends.torch_backend import TorchBackend
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.data.settings import Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]
@@ -122,10 +123,10 @@ def test_every_family_does_one_full_step(problem: Make, family: str) -> None:
     p = problem(family)
     solver = ScaleBiO(penalty=2.0, lr_x=0.1, lr_z=1e-3, warmup=1)
     result = fit(p, solver, TorchBackend(device="cpu", micro_batch_size=4), steps=4, active=LISA(blocks=1, period=2))
-    assert {len(record["active"]) for record in result.history} == {1}
-    assert all(block.startswith("model.") for record in result.history for block in record["active"])
-    assert result.history[-1]["upper"] != result.history[0]["upper"]
-    assert math.isclose(sum(result.history[-1]["upper"].values()), 1, rel_tol=1e-6)
+    assert {len(record.active) for record in result.history} == {1}
+    assert all(block.startswith("model.") for record in result.history for block in record.active)
+    assert result.history[-1].upper != result.history[0].upper
+    assert math.isclose(sum(result.history[-1].upper.values()), 1, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -201,7 +202,7 @@ def test_learned_weights_find_the_source_that_serves_the_target(problem: Make) -
     """A model small enough to be trained within seconds; the target is written like `clean`."""
     solver = ScaleBiO(penalty=2.0, lr_x=0.1, lr_z=3e-3, optimizer_x=AdamW(betas=(0.9, 0.99)), warmup=30)
     result = fit(problem(batch_size=12), solver, TorchBackend(device="cpu"), steps=110)
-    weights = result.history[-1]["upper"]
+    weights = result.history[-1].upper
     assert weights["clean"] > 0.5
     assert weights["clean"] > 2 * max(weights["other"], weights["noise"])
 
@@ -211,7 +212,7 @@ def test_weights_json_says_what_was_learned_and_from_what(problem: Make, tmp_pat
         problem(), ScaleBiO(lr_z=1e-3, warmup=2), TorchBackend(device="cpu"), steps=5, output=tmp_path / "run", seed=9
     )
     written = json.loads((tmp_path / "run" / "weights.json").read_text())
-    assert written["sources"] == result.history[-1]["upper"]
+    assert written["sources"] == result.history[-1].upper
     assert written["steps"] == 5
     assert written["seed"] == 9
     logits = torch.tensor(list(written["logits"].values()), dtype=torch.float64)
@@ -379,4 +380,4 @@ def test_code_of_a_model_directory_is_not_run(problem: Make, model_directory: Ca
 def test_sgd_on_every_variable_works_too(problem: Make) -> None:
     solver = ScaleBiO(penalty=2.0, lr_x=1.0, lr_z=0.1, optimizer_x=SGD(), optimizer_z=SGD(clip=1.0), warmup=1)
     history = fit(problem(), solver, TorchBackend(device="cpu"), steps=3).history
-    assert history[-1]["upper"] != history[0]["upper"]
+    assert history[-1].upper != history[0].upper

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bilevel import Stratified
+from bilevel.record import Record
 from bilevel_llm.reweighting import resampling as target_rows
 from bilevel_llm.reweighting.resampling import TargetRows, effective_rows, loss_error, rows_seen, share_reversed
 
@@ -25,7 +26,7 @@ def simulate(rows: int, steps: int, *, effect: float, memory: float, seed: int):
         picked = [row for _, row in sampler.batch(t, seed)]
         held = memory * held + (1 - memory) * pushes[picked].mean()
         difference.append(held)
-        history.append({"upper_parts": {"v": float(losses[picked].mean())}})
+        history.append(Record(len(history), 0.1, {}, parts={"upper_parts": {"v": float(losses[picked].mean())}}))
     return np.array(difference), history
 
 
@@ -68,18 +69,18 @@ def test_the_error_of_the_loss_is_that_of_the_mean_over_the_rows(rows: int, step
 
 
 def test_a_falling_loss_does_not_look_like_a_spread_between_rows() -> None:
-    history = [{"upper_parts": {"v": 3.0 - 0.01 * t}} for t in range(100)]
+    history = [Record(t, 0.1, {}, parts={"upper_parts": {"v": 3.0 - 0.01 * t}}) for t in range(100)]
     assert loss_error(history, one_set(800)) < 0.01 * np.sqrt(BATCH / 800)
 
 
 def test_effective_rows_of_weighted_sets_are_kishs() -> None:
     target = TargetRows({"a": 900, "b": 100}, {"a": 4, "b": 4}, {"a": 0.5, "b": 0.5})
-    history = [{"upper_batches": 1}] * 1000
+    history = [Record(0, 0.1, {}, metrics={"upper_batches": 1})] * 1000
     assert effective_rows(history, target) == pytest.approx(1 / (0.25 / 900 + 0.25 / 100))
     assert rows_seen(history, target) == 1000
 
 
 def test_rows_count_only_as_far_as_they_were_seen_in_all_minibatches_of_a_step() -> None:
-    assert rows_seen([{"upper_batches": 1}] * 10, one_set(400)) == 80
-    assert rows_seen([{"upper_batches": 3}] * 10, one_set(400)) == 240
-    assert rows_seen([{}] * 100, one_set(400)) == 400
+    assert rows_seen([Record(0, 0.1, {}, metrics={"upper_batches": 1})] * 10, one_set(400)) == 80
+    assert rows_seen([Record(0, 0.1, {}, metrics={"upper_batches": 3})] * 10, one_set(400)) == 240
+    assert rows_seen([Record(0, 0.1, {})] * 100, one_set(400)) == 400

@@ -1,8 +1,11 @@
 """Verdicts on histories made to deserve them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from bilevel.record import Record
 from bilevel_llm.reweighting.resampling import TargetRows
 from bilevel_llm.reweighting.trust import Trust
 
@@ -12,14 +15,23 @@ NAMES = ("good", "fair", "bad")
 def history(weights, *, gap: float = 0.01, push=(0.05, 0.0, -0.05), noise: float = 0.02, warmup: int = 5):  # type: ignore[no-untyped-def]
     """weights: step -> weights; push: what moves each weight up; noise: its standard deviation at a step."""
     draw = np.random.default_rng(0)
-    records = [{"step": t, "upper": dict(zip(NAMES, weights(0), strict=True)), "lower_loss": 2.0} for t in range(warmup)]
+    losses = {"lower_loss": 2.0}
+    records = [Record(t, 0.1, dict(zip(NAMES, weights(0), strict=True)), moved=False, metrics=losses) for t in range(warmup)]
     for t in range(60):
         pushes = np.array(push) + noise * draw.normal(size=3)
-        records.append({
-            "step": warmup + t, "upper": dict(zip(NAMES, weights(t), strict=True)), "lower_loss": 2.0, "gap": gap,
-            "penalty": 10.0, "gap_parts": dict(zip(NAMES, (-pushes / 10).tolist(), strict=True)),
-        })  # fmt: skip
+        records.append(Record(
+            warmup + t, 0.1, dict(zip(NAMES, weights(t), strict=True)), metrics={**losses, "gap": gap, "penalty": 10.0},
+            parts={"gap_parts": dict(zip(NAMES, (-pushes / 10).tolist(), strict=True))},
+        ))  # fmt: skip
     return records
+
+
+def sentences(records):  # type: ignore[no-untyped-def]
+    return [finding.sentence for finding in Trust(records).findings]
+
+
+def flagged(records):  # type: ignore[no-untyped-def]
+    return [finding.name for finding in Trust(records).findings if finding.flagged]
 
 
 def still(t: int) -> tuple[float, float, float]:
@@ -31,7 +43,7 @@ def moving(t: int) -> tuple[float, float, float]:
 
 
 def test_a_settled_run_with_a_clear_order_is_said_to_be_one() -> None:
-    moving_, gap, order = Trust(history(still)).verdicts()
+    moving_, gap, order = sentences(history(still))
     assert moving_.startswith("settled")
     assert gap.startswith("penalty gap closed")
     assert order.startswith("every neighbouring pair")
@@ -39,24 +51,24 @@ def test_a_settled_run_with_a_clear_order_is_said_to_be_one() -> None:
 
 def test_a_run_that_still_moves_is_said_to_and_by_how_much() -> None:
     """0.005 a step, and the centres of the last two quarters are 15 steps apart."""
-    assert "still moving: the weight of 'good' changed by +0.075" in Trust(history(moving)).verdicts()[0]
+    assert "still moving: the weight of 'good' changed by +0.075" in sentences(history(moving))[0]
 
 
 @pytest.mark.parametrize(("gap", "words"), [(0.2, "penalty gap open: y is 10.0% above z"), (-0.2, "z is behind y")])
 def test_an_open_gap_is_said_to_either_side(gap: float, words: str) -> None:
-    assert words in Trust(history(still, gap=gap)).verdicts()[1]
+    assert words in sentences(history(still, gap=gap))[1]
 
 
 def test_an_order_within_the_noise_is_not_read_out() -> None:
-    verdict = Trust(history(still, push=(0.05, 0.0, 0.001), noise=0.05)).verdicts()[2]
+    verdict = sentences(history(still, push=(0.05, 0.0, 0.001), noise=0.05))[2]
     assert "within the noise" in verdict
     assert "fair and bad" in verdict
     assert "good" not in verdict
 
 
 def test_of_a_single_source_no_order_is_said() -> None:
-    records = [{**record, "upper": {"good": 1.0}} for record in history(still)]
-    assert [verdict.split(":")[0] for verdict in Trust(records).verdicts()] == ["penalty gap closed"]
+    records = [replace(record, upper={"good": 1.0}) for record in history(still)]
+    assert [verdict.split(":")[0] for verdict in sentences(records)] == ["penalty gap closed"]
 
 
 def test_signal_is_the_mean_push_with_a_standard_error_that_covers_it() -> None:
@@ -73,17 +85,20 @@ def test_the_average_is_over_the_second_half_of_the_steps_that_moved() -> None:
 
 
 def test_short_runs_get_no_verdict() -> None:
-    assert "too short to judge: 3 steps moved the weights (5 were warm-up)" in Trust(history(still)[:8]).verdicts()[0]
+    assert "too short to judge: 3 steps moved the weights (5 were warm-up)" in sentences(history(still)[:8])[0]
 
 
 def judged(weights=still, *, rows: int = 2000, **settings):  # type: ignore[no-untyped-def]
-    """name -> judgement, with a target set whose losses are 2.5 ± 0.1 a minibatch of 8."""
+    """name -> finding, with a target set whose losses are 2.5 ± 0.1 a minibatch of 8."""
     records, draw = history(weights, **settings), np.random.default_rng(1)
-    for record in records:
-        if "gap" in record:
-            record["upper_parts"] = {"target": 2.5 + 0.1 * draw.normal()}
+    records = [
+        replace(record, parts={**record.parts, "upper_parts": {"target": 2.5 + 0.1 * draw.normal()}})
+        if record.moved
+        else record
+        for record in records
+    ]
     trust = Trust(records, TargetRows({"target": rows}, {"target": 8.0}, {"target": 1.0}))
-    return {judgement.name: judgement for judgement in trust.judgements}
+    return {finding.name: finding for finding in trust.findings}
 
 
 def test_a_target_set_whose_resampled_rows_keep_the_order_passes() -> None:
@@ -127,10 +142,14 @@ def test_one_source_with_nearly_all_the_weight_is_flagged(share: float, flagged:
         assert "'good' has 91.0%" in found["one-source"].sentence
 
 
-def test_flags_are_the_sentences_that_speak_against_the_weights() -> None:
-    trust = Trust(history(moving))
-    assert list(trust.flags()) == ["still-moving"]
-    assert trust.flags()["still-moving"] in trust.verdicts()
-    assert list(Trust(history(still, gap=0.2)).flags()) == ["gap-open"]
-    assert list(Trust(history(still)[:8]).flags()) == ["too-short"]
-    assert Trust(history(still)).flags() == {}
+def test_flags_are_what_speaks_against_the_weights() -> None:
+    assert flagged(history(moving)) == ["still-moving"]
+    assert flagged(history(still, gap=0.2)) == ["gap-open"]
+    assert flagged(history(still)[:8]) == ["too-short"]
+    assert flagged(history(still)) == []
+
+
+def test_weights_of_a_solver_without_a_gap_are_flagged_as_not_judged() -> None:
+    records = [replace(record, metrics={"lower_loss": 2.0}, parts={}) for record in history(still)]
+    assert flagged(records) == ["no-signal"]
+    assert Trust(records).signal["good"][0] == 0.0

@@ -1,0 +1,58 @@
+"""What the processes of a run decide together: what one of them finds wrong ends all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from bilevel.backend import Backend
+from bilevel.errors import InputError
+from bilevel.problem import Problem
+
+T = TypeVar("T")
+
+
+def on_first(backend: Backend, act: Callable[[], T]) -> T:
+    """Do something in the first process; all get what it returns, or the error that it raises."""
+    return cast(T, together(backend, lambda: act() if backend.shard.rank == 0 else None)[0])
+
+
+def together(backend: Backend, act: Callable[[], T]) -> list[T]:
+    """Do something in every process; all get what everybody got, or the error of the first one that fails."""
+    outcome: tuple[T | None, Exception | None] = (None, None)
+    try:
+        outcome = (act(), None)
+    except Exception as error:
+        outcome = (None, error)
+    outcomes = backend.gather(outcome)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [cast(T, value) for value, _ in outcomes]
+
+
+def require_same(backend: Backend, what: str, value: Any) -> None:
+    """Raise `InputError` if the processes do not agree, which would train nonsense or wait forever."""
+    digests = backend.gather(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest())
+    other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if other:
+        raise InputError(
+            f"process {other[0]} has another {what} than process 0; every process must be started with the same recipe "
+            "and see the same files"
+        )
+
+
+def check_batches(problem: Problem[Any], backend: Backend) -> None:
+    """Draw the first batches before a large module is built: what is wrong with them is then known at once.
+
+    Raises `InputError` if processes would do different numbers of forward passes: one would wait for the others forever.
+    """
+    for draw in (problem.upper_batch, problem.lower_batch):
+        counts = together(backend, lambda draw=draw: len(draw(0, backend.shard)))  # type: ignore[misc]
+        if len(set(counts)) > 1:
+            raise InputError(
+                f"the processes get different numbers of micro-batches ({counts}); "
+                "choose a batch size that is a multiple of the number of processes"
+            )

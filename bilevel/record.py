@@ -1,0 +1,188 @@
+"""What is kept of one step, which is one line of metrics.jsonl; and what a history of steps comes to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bilevel.errors import InputError
+
+SCHEMA = 1
+"""Version of the form of a line; it changes whenever a field does."""
+
+
+class RecordError(InputError):
+    """A line that is not the record of a step. Names the file and the line, counted from 1."""
+
+    def __init__(self, file: Path, line: int, reason: str) -> None:
+        super().__init__(f"{file}:{line}: {reason}")
+        self.file = file
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One step.
+
+    step: its number, from 0.
+    seconds: wall-clock time that it took.
+    upper: the upper variable after the step, as `Problem.summary` gives it.
+    moved: whether the step could move the upper variable. It could not in a warm-up.
+    metrics: the solver's numbers: `upper_loss`, `lower_loss`, `gap`, `penalty`, and whatever else it reports.
+    parts: those of its numbers that have names: `upper_parts`, `lower_parts`, `gap_parts` and others.
+    average: the upper variable that the solver takes for its result, where that is a mean of its own over the steps so
+        far; empty for a solver that has none.
+    active: blocks of the lower variable that trained.
+    optimizer_bytes: memory of masters, moments and gradients, on this process.
+    size: units (tokens, rows) that went through forward and backward, over all processes.
+    """
+
+    step: int
+    seconds: float
+    upper: Mapping[str, float]
+    moved: bool = True
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    average: Mapping[str, float] = field(default_factory=dict)
+    active: Sequence[str] = ()
+    optimizer_bytes: int = 0
+    size: int = 0
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    @classmethod
+    def of_step(
+        cls,
+        step: int,
+        found: Mapping[str, float | Mapping[str, float]],
+        *,
+        seconds: float,
+        upper: Mapping[str, float],
+        active: Sequence[str],
+        optimizer_bytes: int,
+        size: int,
+    ) -> Record:
+        """From what a solver returns (`bilevel.solver.Metrics`), and what the loop knows of the step."""
+        metrics = {key: value for key, value in found.items() if not isinstance(value, Mapping)}
+        parts = {key: value for key, value in found.items() if isinstance(value, Mapping)}
+        moved = not metrics.pop("held", 0.0)
+        average = parts.pop("average", {})
+        return cls(step, seconds, upper, moved, metrics, parts, average, active, optimizer_bytes, size)
+
+    def named(self, key: str) -> Mapping[str, float]:
+        """Numbers by name: `upper`, or the parts of that key; empty where the step has none."""
+        return self.upper if key == "upper" else self.parts.get(key, {})
+
+    def number(self, key: str) -> float | None:
+        """A metric, `seconds`, `size` or `optimizer_bytes`; None where the step has none."""
+        return getattr(self, key) if key in ("seconds", "size", "optimizer_bytes") else self.metrics.get(key)
+
+    def to_json(self) -> str:
+        """One line, without the newline."""
+        return json.dumps({"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}})
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The inverse of `to_json`. Raises `ValueError` saying what is wrong with the line (`JSONDecodeError`: no JSON)."""
+        from pydantic import ValidationError
+
+        content = json.loads(line)
+        if not isinstance(content, dict) or "schema" not in content:
+            raise ValueError("not the record of a step, which is an object with a key `schema`")
+        if (schema := content.pop("schema")) != SCHEMA:
+            raise ValueError(f"the record has schema {schema!r}, and this version of bilevel reads schema {SCHEMA}")
+        try:
+            record: Record = _adapter().validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"not the record of a step: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return record
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Record)
+
+
+def read_records(file: Path, steps: int | None = None) -> list[Record]:
+    """The records of metrics.jsonl; none if there is no such file.
+
+    steps: read so many at most. A last line that a run is still writing is left out.
+
+    Raises `RecordError` for a line that is damaged.
+    """
+    if not file.exists():
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise RecordError(file, file.read_bytes()[: error.start].count(b"\n") + 1, f"not UTF-8: {error}") from error
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        if len(records) == steps:
+            break
+        try:
+            records.append(Record.from_json(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline follows: the run is writing it
+                break
+            raise RecordError(file, number, f"not JSON: {error}") from error
+        except ValueError as error:
+            raise RecordError(file, number, str(error)) from error
+    return records
+
+
+def total_seconds(history: Sequence[Record]) -> float:
+    """Wall-clock time of all steps, to the millisecond."""
+    return round(sum(record.seconds for record in history), 3)
+
+
+def total_size(history: Sequence[Record]) -> int:
+    """Units that went through forward and backward in all steps."""
+    return sum(record.size for record in history)
+
+
+def moving(history: Sequence[Record]) -> list[Record]:
+    """The steps in which the upper variable could move."""
+    return [record for record in history if record.moved]
+
+
+def warmup_steps(history: Sequence[Record]) -> int:
+    """Steps before the first one that could move the upper variable; 0 if there is no upper variable."""
+    if not history or not history[0].upper:
+        return 0
+    return next((place for place, record in enumerate(history) if record.moved), len(history))
+
+
+def averaged(history: Sequence[Record]) -> list[Record]:
+    """The steps that `average` is taken over.
+
+    The second half of those that could move the upper variable, which is less noisy than the last one and past the way
+    from the start; all of them, where the solver has an average of its own. If none could move it: the last step.
+    """
+    moved = moving(history)
+    own = bool(history and history[-1].average)
+    return moved[0 if own else len(moved) // 2 :] or list(history[-1:])
+
+
+def average(history: Sequence[Record]) -> dict[str, float]:
+    """The upper variable that a run comes to; empty before the first step.
+
+    The solver's own average where it has one, else the mean over the steps `averaged`.
+    """
+    if not history:
+        return {}
+    if history[-1].average:
+        return dict(history[-1].average)
+    over = averaged(history)
+    return {name: float(np.mean([record.upper[name] for record in over])) for name in history[-1].upper}
