@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilevel import InputError
+from bilevel import SGD, InputError
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from bilevel_backends.torch_backend import TorchBackend
@@ -39,6 +39,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="process 3 of this machine has no GPU: there are 2"):
         FSDPBackend().start(seed=0)
+
+
+@pytest.mark.parametrize("backend", [FSDPBackend(), DeepSpeedBackend(zero_stage=3)])
+def test_a_backend_that_splits_parameters_gives_no_whole_module(backend: FSDPBackend | DeepSpeedBackend) -> None:
+    variable = TorchBackend(device="cpu").place("y", lambda: torch.nn.Linear(1, 1), SGD(), sharded=False)
+    with pytest.raises(InputError, match=f"the backend {backend.placement(1).name} splits the parameters of variable 'y'"):
+        backend.whole_module(variable)
 
 
 @pytest.mark.parametrize(

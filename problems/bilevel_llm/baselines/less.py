@@ -46,10 +46,10 @@ from bilevel.optimizer import AdamW
 from bilevel_llm.baselines.base import Baseline, Outcome, Selection, Spent, Task
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import How, RowGradients, row_batches
-from bilevel_llm.baselines.token_means import batch_tokens, source_means
+from bilevel_llm.baselines.token_means import batch_tokens
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.tokens import TokenTable
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import LanguageModel, batch_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 log = logging.getLogger("bilevel.llm")
@@ -257,9 +257,9 @@ class Adam:
     def direction(self, gradients: Tensor) -> Tensor:
         """Γ: minus the step that Adam would take next, over its step size, for each gradient by itself. Shape: (rows, n)."""
         β1, β2 = ADAM.betas
-        next_step = self.steps.double() + 1
-        mean = (β1 * self.m + (1 - β1) * gradients) / (1 - β1**next_step).to(gradients)
-        square = (β2 * self.v + (1 - β2) * gradients**2) / (1 - β2**next_step).to(gradients)
+        next_step = (self.steps + 1).to(gradients)
+        mean = (β1 * self.m + (1 - β1) * gradients) / -torch.expm1(next_step * math.log(β1))  # 1 - β1^(t+1)
+        square = (β2 * self.v + (1 - β2) * gradients**2) / -torch.expm1(next_step * math.log(β2))
         return mean / (square.sqrt() + ADAM.eps)
 
 
@@ -287,7 +287,7 @@ class _WarmUp(Problem[TokenBatch]):
         raise NotImplementedError("there are no upper batches")
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
-        return source_means(token_losses(y(batch.ids, batch.positions), batch.targets), batch).mean()
+        return batch.means(batch_losses(y, batch)).mean()
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
         return []
