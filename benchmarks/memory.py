@@ -100,7 +100,8 @@ def problem(case: Case, directory: Path) -> Any:
 
 def reweighting(case: Case, directory: Path) -> Any:
     """The problem of model and data that `problem` has made."""
-    from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+    from bilevel_llm.data.settings import Source, ValidationSet
+    from bilevel_llm.reweighting.problem import LLMReweighting
 
     return LLMReweighting(
         model=str(directory),
@@ -143,12 +144,14 @@ class Steps:
 
     def __init__(self, case: Case, problem: Any, device: str = "cpu") -> None:
         from bilevel import ScaleBiO
+        from bilevel_backends.variable import ModuleVariable
 
         self.problem, self.solver = problem, ScaleBiO(warmup=0)
         self.backend, rule = parts(case, device)
         self.backend.start(seed=0)
         self.state = self.solver.init(problem, self.backend)
         for replica in self.state.replicas.values():
+            assert isinstance(replica, ModuleVariable)
             blocks = replica.blocks
             sizes = {b: sum(replica.parameter(n).numel() for n in names) for b, names in blocks.members.items()}
             self.backend.activate(replica, rule.heaviest(blocks, sizes)[0])
@@ -162,10 +165,13 @@ class Steps:
 
 def torch_peak(case: Case, problem: Any) -> int:
     """Most bytes that torch held at a time: parameters as they stand, and what the profiler sees allocated on top."""
+    from bilevel_backends.variable import ModuleVariable
+
     steps = Steps(case, problem)
     seen: dict[int, int] = {}
     for replica in steps.state.replicas.values():
-        for tensor in [*replica.module.parameters(), *replica.masters.values()]:  # type: ignore[attr-defined]
+        assert isinstance(replica, ModuleVariable)
+        for tensor in [*replica.module.parameters(), *replica.masters.values()]:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return peak_of(lambda: steps.run(2), sum(seen.values()))
 
@@ -175,7 +181,7 @@ def peak_of(work: Callable[[], None], live: int) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     peak = live
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)

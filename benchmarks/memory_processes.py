@@ -47,6 +47,7 @@ def measure(number: int, directory: Path) -> dict[str, int]:
     from bilevel.planning.hardware import Hardware
     from bilevel.planning.plan import Setup, make_plan
     from bilevel.plugins import load_plugins
+    from bilevel_backends.variable import ModuleVariable
 
     name, settings, blocks = CASES[number]
     torch.set_num_threads(1)
@@ -60,6 +61,7 @@ def measure(number: int, directory: Path) -> dict[str, int]:
     split = backend.placement(PROCESSES).split_parameters
     live = 0
     for replica in state.replicas.values():
+        assert isinstance(replica, ModuleVariable)
         backend.activate(replica, rule.heaviest(model.blocks, model.sizes)[0])
         held = [replica.sharding.local(n) if split else p for n, p in replica.sharding.parameters.items()]
         live += sum(tensor.nbytes for tensor in [*held, *replica.masters.values()])

@@ -43,7 +43,8 @@ def rows(offset: int) -> list[dict[str, str]]:
 
 def problem(directory: Path) -> Any:
     """The reweighting problem of both cases."""
-    from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+    from bilevel_llm.data.settings import Source, ValidationSet
+    from bilevel_llm.reweighting.problem import LLMReweighting
 
     for offset, name in enumerate(("a", "b", "validation")):
         (directory / f"{name}.json").write_text(json.dumps(rows(offset)))

@@ -1,8 +1,13 @@
 """The documentation says what is: its recipes build, its Python runs, its commands and links exist."""
 
+import importlib.util
 import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +15,13 @@ import yaml
 
 from bilevel.cli import app
 from bilevel.config import load_config
-from bilevel.plugins import Plugins
+from bilevel.plugins import Plugins, load_plugins
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+
+
+HOOKS = ROOT / "docs" / "reference-hooks.md"
 
 
 def code(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
@@ -89,3 +97,55 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def module_at(file: Path) -> ModuleType:
+    """A module by its file, imported under no name."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def specified_hooks() -> list[str]:
+    """Every hook that a first-party package specifies, as it is called: `bilevel_problems(register)`."""
+    hooks = []
+    for file in sorted([*ROOT.glob("bilevel/hookspecs.py"), *ROOT.glob("*/*/hookspecs.py")]):
+        functions = {name: value for name, value in vars(module_at(file)).items() if hasattr(value, "bilevel_spec")}
+        hooks += [f"{name}({', '.join(signature(hook).parameters)})" for name, hook in functions.items()]
+    return hooks
+
+
+def test_every_hook_is_documented() -> None:
+    assert sorted(re.findall(r"^### `(.*)`$", HOOKS.read_text(), re.MULTILINE)) == sorted(specified_hooks())
+
+
+@pytest.mark.parametrize("block", [block for _, block in code("python", [HOOKS]) if "hookimpl" in block])
+def test_the_plugins_on_the_page_of_hooks_can_be_registered(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = ModuleType("my_plugin")
+    exec(compile(block, HOOKS.name, "exec"), vars(plugin))
+    monkeypatch.setitem(sys.modules, "my_plugin", plugin)
+    loaded = load_plugins([EntryPoint("mine", "my_plugin", "bilevel")])
+    assert not loaded.broken
+    assert loaded.manager.get_hookcallers(plugin)
+
+
+@pytest.fixture
+def as_markdown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """What the site makes of a docstring; its environment has griffe, and this one need not."""
+    monkeypatch.setitem(sys.modules, "griffe", SimpleNamespace(Extension=object, Object=object))
+    convert: Callable[[str], str] = module_at(ROOT / "docs" / "generator" / "docstrings.py").as_markdown
+    return convert
+
+
+def test_fields_in_docstrings_become_a_list(as_markdown: Callable[[str], str]) -> None:
+    text = "Settings.\nlr_x, lr_z: step sizes,\n    one each.\np: order.\nThey all matter."
+    assert (
+        as_markdown(text) == "Settings.\n\n- `lr_x`, `lr_z`: step sizes,\n    one each.\n- `p`: order.\n\nThey all matter."
+    )
+
+
+def test_stars_in_docstrings_are_not_emphasis(as_markdown: Callable[[str], str]) -> None:
+    assert as_markdown("y*(x) or `a * b`:\n\n    x * y") == "y\\*(x) or `a * b`:\n\n    x * y"

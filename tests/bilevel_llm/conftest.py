@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from bilevel.plain import to_plain
 from bilevel.record import Record
 from bilevel.run_directory import RunDirectory
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import (
     AVERAGE,
     FAMILIES,
@@ -92,8 +93,8 @@ def make_problem(tokenizer_only: Path, tmp_path: Path) -> Callable[..., LLMRewei
         }
         target = write_jsonl(tmp_path / "target.jsonl", validation or alpaca("target", 3))
         return LLMReweighting(
-            str(tokenizer_only), [Source(*item) for item in files.items()], [ValidationSet(str(target))],
-            **{"max_length": 40, **settings},
+            str(tokenizer_only), [Source(*item) for item in files.items()],
+            **{"validation": [ValidationSet(str(target))], "max_length": 40, **settings},
         )  # fmt: skip
 
     return make

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, ClassVar, Literal
 from unittest import mock
 
@@ -16,6 +17,7 @@ from bilevel import F2SA, F3SA, LISA, Backend, F2SAp, Metrics, Power, Problem, S
 from bilevel.errors import BilevelError
 from bilevel.schedule import at
 from bilevel.solvers import f2sa, f2sa_p, f3sa
+from bilevel.solvers.shared import lower_step
 from bilevel.verify.claims import Check, Reading
 from bilevel_problems.quadratic_forms import QuadraticForms
 from bilevel_theory import finite_horizon, sfo_exponent
@@ -75,7 +77,7 @@ class Wrong(ScaleBiO):
             g_z = backend.backward(lambda b: g(x, z, b), η, wrt={x: type(self).x_gz(α) / T})
             g_y = backend.backward(lambda b: g(x, y, b), ζ, wrt={x: type(self).x_gy(α) / T})
             at_ = y if self.f_at == "y" else z
-            f_y = backend.backward(lambda b, at_=at_: f(x, at_, b), ξ, wrt={x: type(self).x_f(α) / T})
+            f_y = backend.backward(partial(f, x, at_), ξ, wrt={x: type(self).x_f(α) / T})
             if self.x_moves == "together":
                 move_lower()
         backend.step(x, lr=at(self.lr_x, t))
@@ -131,12 +133,12 @@ class OneSided(F2SAp):
         for j, c in RIGHT_DIFFERENCE(self.p).items():
             y = state.replicas[f"y{j:+d}"]
             for _ in range(self.lower_steps):
-                backend.backward(lambda b, y=y: problem.lower_loss(x, y, b), batches[0], wrt={y: 1})
-                backend.backward(lambda b, y=y: problem.upper_loss(x, y, b), batches[1], wrt={y: j / λ})
+                backend.backward(partial(problem.lower_loss, x, y), batches[0], wrt={y: 1})
+                backend.backward(partial(problem.upper_loss, x, y), batches[1], wrt={y: j / λ})
                 backend.step(y, lr=at(self.lr_z, t))
-            backend.backward(lambda b, y=y: problem.lower_loss(x, y, b), batches[0], wrt={x: float(c) * λ})
+            backend.backward(partial(problem.lower_loss, x, y), batches[0], wrt={x: float(c) * λ})
             if j == 1:
-                backend.backward(lambda b, y=y: problem.upper_loss(x, y, b), batches[1], wrt={x: 1})
+                backend.backward(partial(problem.upper_loss, x, y), batches[1], wrt={x: 1})
         backend.step(x, lr=at(self.lr_x, t))
         return {}
 
@@ -263,7 +265,7 @@ MUTANTS = [
     Mutant("penalty grows as k^(6/7)", F2SARate, scheduled(F2SA, 10 / 7, 4 / 7)),
     Mutant("penalty grows as k^(2/7)", F2SARate, scheduled(F2SA, 6 / 7, 4 / 7)),
     Mutant("noise-free schedule under noise", F2SARate, scheduled(F2SA, 1 / 3, 0.0)),
-    Mutant("y and z on different minibatches", F2SARate, patches=((f2sa, "lower_step", own_minibatches(f2sa.lower_step)),)),
+    Mutant("y and z on different minibatches", F2SARate, patches=((f2sa, "lower_step", own_minibatches(lower_step)),)),
     Mutant("no momentum", F3SARate, scheduled(F3SA, 3 / 5, 2 / 5, momentum=0.0)),
     Mutant("old point on the old minibatch", F3SARate, patches=((f3sa, "_gradients", stale_minibatch(f3sa._gradients)),)),
     Mutant("penalty independent of the horizon", FiniteHorizon, patches=((finite_horizon, "settings", constant_penalty),)),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "examples" / "third_party_plugin"
-PACKAGES = ("bilevel", "bilevel_problems", "bilevel_backends", "bilevel_theory")
+PACKAGES = ("bilevel", "bilevel_problems", "bilevel_llm", "bilevel_backends", "bilevel_theory")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MYPY"))} | {"OMP_NUM_THREADS": "1"}
 
 
@@ -91,7 +91,7 @@ def check_list(bin_: Path, elsewhere: Path) -> None:
     listed = run(bin_ / "bilevel", "list", cwd=elsewhere)
     parts = {tuple(line.split()) for line in listed.stdout.splitlines()}
     expected = {
-        ("problem", "llm-reweighting", "bilevel_problems", "bilevel_llm.reweighting.problem:LLMReweighting"),
+        ("problem", "llm-reweighting", "bilevel_llm", "bilevel_llm.reweighting.problem:LLMReweighting"),
         ("solver", "scalebio", "bilevel", "bilevel.solvers.scalebio:ScaleBiO"),
         ("backend", "torch", "bilevel_backends", "bilevel_backends.torch_backend:TorchBackend"),
         ("problem", "calibration", "calibration", "bilevel_calibration.problem:Calibration"),

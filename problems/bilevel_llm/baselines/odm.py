@@ -23,8 +23,8 @@ from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
 from bilevel_llm.baselines.base import Outcome, Task, Weighting, outcome_of_training
-from bilevel_llm.baselines.token_means import per_token, source_means
-from bilevel_llm.data.batches import TokenBatch, micro_batches
+from bilevel_llm.baselines.token_means import source_means
+from bilevel_llm.data.batches import TokenBatch, micro_batches, per_token
 from bilevel_llm.model.language_model import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 from bilevel_llm.reweighting.source_weights import logits_of

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from bilevel import InputError
+from bilevel_llm.data.padding import as_ids, predicting_places
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 
@@ -43,15 +45,16 @@ class RowBatch:
 def row_batch(table: TokenTable, rows: Sequence[int], device: torch.device) -> RowBatch:
     """The rows of a table, padded to the longest."""
     data = [table.row(row) for row in rows]
-    predicted = [torch.from_numpy(labels[1:].copy()).nonzero().squeeze(1) for _, labels in data]
-    length, most = max(len(ids) for ids, _ in data), max(map(len, predicted))
-    ids, positions = torch.zeros(len(rows), length, dtype=torch.int64), torch.zeros(len(rows), most, dtype=torch.int64)
-    weights = torch.zeros(len(rows), most)
-    for i, ((tokens, _), places) in enumerate(zip(data, predicted, strict=True)):
-        ids[i, : len(tokens)] = torch.from_numpy(tokens.copy())
-        positions[i, : len(places)] = places
-        weights[i, : len(places)] = 1 / len(places)
-    targets = ids.gather(1, (positions + 1).clamp_max(length - 1))
+    predicting = [predicting_places(labels) for _, labels in data]
+    ids, positions, weights = (
+        pad_sequence(parts, batch_first=True)
+        for parts in (
+            [as_ids(tokens) for tokens, _ in data],
+            predicting,
+            [torch.full((len(places),), 1 / len(places)) for places in predicting],
+        )
+    )
+    targets = ids.gather(1, positions + 1)
     return RowBatch(ids.to(device), positions.to(device), targets.to(device), weights.to(device))
 
 

@@ -3,15 +3,11 @@
 `LLMReweighting` itself takes the mean over rows of a row's mean.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from bilevel import Shard
-from bilevel_llm.data.batches import TokenBatch
-from bilevel_llm.data.tokens import TokenTable
+from bilevel_llm.data.batches import TokenBatch, per_token
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
@@ -19,16 +15,6 @@ def token_batches(problem: LLMReweighting, index: int, shard: Shard) -> list[Tok
     """Lower batch number `index`, with weights by which a source's losses give its mean over tokens of the global batch."""
     rows = problem.lower_rows(index, shard.seed)
     return per_token(problem.lower_batch(index, shard), list(problem.source_tables.values()), rows)
-
-
-def per_token(
-    batches: Sequence[TokenBatch], tables: Sequence[TokenTable], rows: Sequence[tuple[int, int]]
-) -> list[TokenBatch]:
-    """The same micro-batches, weighted per token instead of per row. rows: (table, row) of the whole global batch."""
-    targets = torch.zeros(len(tables), 1)
-    for table, row in rows:
-        targets[table] += int(tables[table].row(row)[1].sum())
-    return [replace(batch, weights=(batch.weights > 0) / targets) for batch in batches]
 
 
 def batch_tokens(problem: LLMReweighting, index: int, seed: int) -> int:

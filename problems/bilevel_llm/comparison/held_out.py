@@ -19,6 +19,7 @@ from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.overlap import rows_in, without_rows
 from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.settings import patterns_of
 from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
 from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
 from bilevel_llm.evaluation.scores import score
@@ -102,7 +103,7 @@ def read_held_out(
     Raises `InputError` for what cannot be read, for rows that stand elsewhere too (`on_overlap` "error", or all of them),
     and for rows that exact_match cannot be measured on.
     """
-    paths = [test.path] if isinstance(test.path, str) else test.path
+    paths = patterns_of(test.path)
     tokenizer = files.load_tokenizer(problem.trust_remote_code)
     template: Template = problem.template
     read = tokenise(

@@ -123,7 +123,7 @@ def load(
         _check_method(directory, method)
     _check_budget(bench, methods, recipe)
     check_tuning(bench)
-    if not isinstance(problem.weighting, PerSource):
+    if not isinstance(problem.granularity, PerSource):
         log.warning("mixes are drawn by the weights of sources; weights of single rows are not used")
     resolved["data"] = {
         "sources and model of the weights": problem.fingerprint(),

@@ -1,7 +1,7 @@
 """Rows of token tables as micro-batches whose weights are those of the global batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bilevel import Shard, Stratified
+from bilevel_llm.data.padding import PaddedRows
 from bilevel_llm.data.tokens import TokenTable
 
 
@@ -40,6 +41,10 @@ class TokenBatch:
         """Which row of the micro-batch every target stands in. Shape: (targets,)."""
         return self.positions // self.ids.shape[1]
 
+    def means(self, losses: Tensor) -> Tensor:
+        """This micro-batch's part of the mean loss of every source. Shapes: (targets,) -> (sources,)."""
+        return self.weights.to(losses) @ losses
+
 
 def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard) -> list[TokenBatch]:
     """This process's part of batch `index` of the sampler over the tables.
@@ -54,7 +59,17 @@ def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int,
         for source, row in sampler.batch(index, shard.seed)
     ]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
-    return [_pad(part, len(tables), len(rows)) for part in shard.split(rows)]
+    return [_batch(part, len(tables), len(rows)) for part in shard.split(rows)]
+
+
+def per_token(
+    batches: Sequence[TokenBatch], tables: Sequence[TokenTable], rows: Sequence[tuple[int, int]]
+) -> list[TokenBatch]:
+    """The same micro-batches, weighted per token instead of per row. rows: (table, row) of the whole global batch."""
+    targets = torch.zeros(len(tables), 1)
+    for table, row in rows:
+        targets[table] += int(tables[table].row(row)[1].sum())
+    return [replace(batch, weights=(batch.weights > 0) / targets) for batch in batches]
 
 
 class _Row(NamedTuple):
@@ -67,24 +82,17 @@ class _Row(NamedTuple):
     weight: float
 
 
-def _pad(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
-    length = max(len(row.ids) for row in rows)
-    padded = torch.zeros(len(rows), length, dtype=torch.int64)  # causal attention: what follows a token is never seen
-    positions, targets, weights = [], [], []
-    for place, row in enumerate(rows):
-        ids = torch.from_numpy(row.ids).long()
-        padded[place, : len(ids)] = ids
-        predicted = torch.from_numpy(row.labels[1:]).nonzero().squeeze(1)  # a token's label belongs to the position before
-        positions.append(predicted + place * length)
-        targets.append(ids[1:][predicted])
-        column = torch.zeros(sources, len(predicted))
-        column[row.source] = row.weight / len(predicted)
-        weights.append(column)
+def _batch(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
+    padded = PaddedRows.of([(row.ids, row.labels) for row in rows])
+    of_row = torch.tensor([row.weight for row in rows], dtype=torch.float64)
+    of_target = (of_row / torch.bincount(padded.row, minlength=len(rows)))[padded.row]
+    weights = torch.zeros(sources, len(of_target))
+    weights[torch.tensor([row.source for row in rows])[padded.row], torch.arange(len(of_target))] = of_target.float()
     return TokenBatch(
-        padded,
-        torch.cat(positions),
-        torch.cat(targets),
-        torch.cat(weights, dim=1),
+        padded.ids,
+        padded.positions,
+        padded.targets,
+        weights,
         share=len(rows) / total,
         size=sum(len(row.ids) for row in rows),
         rows=torch.tensor([row.number for row in rows]),

@@ -98,7 +98,7 @@ def feature_matrix(
     size = 8 * sum(len(source.table) for source in sources) * len(names)
     if size > _MOST_BYTES:
         raise InputError(
-            f"problem.weighting.features: {len(names)} features of all rows take {size / 1e9:.1f} GB, more than "
+            f"problem.granularity.features: {len(names)} features of all rows take {size / 1e9:.1f} GB, more than "
             f"{_MOST_BYTES / 1e9:.1f}; take fewer features or fewer rows"
         )
     return names, np.concatenate([values for _, values in blocks], axis=1)

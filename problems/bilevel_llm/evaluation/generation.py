@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from bilevel import InputError
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoder, Template
+from bilevel_llm.data.padding import as_ids
 from bilevel_llm.data.rows import Row
 from bilevel_llm.evaluation.answers import final_answer, same_answer
 
@@ -91,12 +93,11 @@ def generate(model: Any, tokenizer: Any, questions: Sequence[Question], max_new_
         length = len(questions[order[start]].prompt)
         part = order[start : start + max(1, _TOKENS // (length + max_new_tokens))]
         start += len(part)
-        ids = torch.full((len(part), length), pad)
-        mask = torch.zeros_like(ids)
-        for place, i in enumerate(part):
-            prompt = questions[i].prompt
-            ids[place, length - len(prompt) :] = torch.tensor(prompt)  # on the left: answers grow on the right
-            mask[place, length - len(prompt) :] = 1
+        prompts = [as_ids(questions[i].prompt) for i in part]
+        ids, mask = (
+            pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left")  # answers grow on the right
+            for rows, fill in ((prompts, pad), ([torch.ones_like(prompt) for prompt in prompts], 0))
+        )
         written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=how)
         for i, text in zip(part, tokenizer.batch_decode(written[:, length:], skip_special_tokens=True), strict=True):
             texts[i] = text.partition(_NEXT_QUESTION)[0]

@@ -20,6 +20,7 @@ from bilevel import InputError
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.files import find_files
+from bilevel_llm.data.padding import PaddedRows
 from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
@@ -80,9 +81,9 @@ def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) 
     device = next(model.parameters()).device
     losses, correct = np.zeros(len(table)), np.zeros(len(table), np.int64)
     for rows in _batches(table.lengths, tokens_per_batch):
-        ids, positions, owners = _pad(table, rows)
-        logits = model(ids.to(device), positions.to(device))
-        targets = ids.flatten()[positions + 1].to(device)  # a token is predicted from the position before it
+        padded = PaddedRows.of([table.row(int(row)) for row in rows])
+        logits, targets = model(padded.ids.to(device), padded.positions.to(device)), padded.targets.to(device)
+        owners = padded.row.numpy()
         here = np.bincount(owners, token_losses(logits, targets).double().cpu().numpy(), len(rows))
         hits = np.bincount(owners, (logits.argmax(-1) == targets).cpu().numpy(), len(rows))
         losses[rows], correct[rows] = here, hits.astype(np.int64)
@@ -152,19 +153,6 @@ def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int
         size = max(1, budget // int(lengths[order[start]]))
         yield order[start : start + size]
         start += size
-
-
-def _pad(table: TokenTable, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]:
-    """Ids padded on the right, (rows, length); flat positions that predict a label; and the row each belongs to."""
-    length = int(table.lengths[rows].max())
-    ids = np.zeros((len(rows), length), np.int64)
-    labels = np.zeros((len(rows), length), np.bool_)
-    for place, row in enumerate(rows):
-        row_ids, row_labels = table.row(int(row))
-        ids[place, : len(row_ids)] = row_ids
-        labels[place, : len(row_labels)] = row_labels
-    positions = np.flatnonzero(labels) - 1
-    return torch.from_numpy(ids), torch.from_numpy(positions), positions // length
 
 
 def _device(name: str) -> torch.device:

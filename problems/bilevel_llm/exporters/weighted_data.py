@@ -14,7 +14,7 @@ from bilevel_llm.data.files import file_type, find_files
 from bilevel_llm.data.layout import ChatLayout, Layout
 from bilevel_llm.data.reading import RawRow, common_layout, read_raw_rows
 from bilevel_llm.mixing.mix import card_file
-from bilevel_llm.reweighting.saved_run import WeightedRun, patterns_of, read_json
+from bilevel_llm.reweighting.saved_run import WeightedRun, read_json
 
 Stop = Literal["first", "all"]
 """When a trainer that interleaves stops: when the first source is used up (no row twice), or when all are (rows repeat)."""
@@ -87,7 +87,7 @@ class WeightedData:
         if self.mix is not None:
             return (_read_mix(self.mix),)
         return tuple(
-            _read(source.name, self.weights[source.name], find_files(patterns_of(source)), source.format)
+            _read(source.name, self.weights[source.name], find_files(source.patterns), source.format)
             for source in self.run.problem.sources
             if self.weights[source.name]
         )

@@ -13,27 +13,27 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bilevel import Finding, Forward, InputError, Labels, Loss, Problem, Shard, Stratified, Table
+from bilevel import Finding, Forward, InputError, Labels, Loss, Shard, Stratified, Table
 from bilevel.data import Stream
 from bilevel.record import Record, total_size
-from bilevel_llm.data.batches import TokenBatch, micro_batches
+from bilevel_llm.data.batches import TokenBatch, per_token
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.reading import read_rows
 from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.rows import fingerprint
-from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
-from bilevel_llm.model.files import ModelFiles, find_model
-from bilevel_llm.model.language_model import LanguageModel, token_losses
-from bilevel_llm.model.lora import LoRA, require_peft
-from bilevel_llm.reweighting.problem import ValidationSet, check_set_weights
+from bilevel_llm.data.settings import patterns_of
+from bilevel_llm.data.tokens import TokenTable
+from bilevel_llm.model.files import ReadWeight
+from bilevel_llm.model.language_model import LanguageModel, batch_losses
+from bilevel_llm.model.lora import LoRA, read_with_adapters, require_peft
+from bilevel_llm.problem import LanguageModelProblem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,12 +44,13 @@ _EXAMPLES = 3  # overlapping rows to name: enough to look them up
 
 
 @dataclass
-class FineTuning(Problem[TokenBatch]):
+class FineTuning(LanguageModelProblem):
     """Tune a language model on rows of training data.
 
-    model: a local directory, a GGUF file, a hub id that is already in the local cache, or "smollm2-135m".
+    Takes the settings of `LanguageModelProblem` too; `validation`, which may be empty, is evaluated on.
+
     data: the training rows: a file, a directory, a glob, or a list of them. Rows may repeat, as in a mix.
-    validation: sets to evaluate on; `weight` is a set's part of the validation loss.
+    format: how a row of `data` is written; None detects it from each file's first row.
     held_out: files of test rows, which must not be trained on either.
     on_overlap: what to do with training rows that also stand in `validation` or `held_out`: "drop" them, or make it an
         "error".
@@ -57,53 +58,41 @@ class FineTuning(Problem[TokenBatch]):
     mean_over: what the loss of a batch is the mean of. "rows": every row counts the same, however long its answer; source
         weights are learned for this loss, and a mix drawn by them holds a source's weight as its part of the rows.
         "tokens": every answer token counts the same, as most trainers have it.
-    max_length: tokens of a row; longer rows are cut at the end.
-    batch_size: rows of one training batch.
-    format: how a row of `data` is written; None detects it from each file's first row.
-    template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
-    attention: attention implementation of transformers ("eager", "sdpa", "flash_attention_2"); None lets it choose.
-    trust_remote_code: allow a model directory to bring code that is run. Off unless asked for.
-
-    Paths are relative to the working directory.
     """
 
-    model: str
     data: str | list[str]
-    validation: list[ValidationSet] = field(default_factory=list)
+    _: KW_ONLY
+    format: FormatName | None = None
     held_out: list[str] = field(default_factory=list)
     on_overlap: Literal["drop", "error"] = "drop"
     lora: LoRA | None = None
     mean_over: Literal["rows", "tokens"] = "rows"
-    max_length: int = 1024
-    batch_size: int = 16
-    format: FormatName | None = None
-    template: Literal["auto", "model", "plain"] = "auto"
-    attention: str | None = None
-    trust_remote_code: bool = False
 
     labels: ClassVar[Labels] = Labels(
         unit="tokens", lower_loss="training loss", upper_loss="validation loss", upper_part="set"
     )
 
-    def __post_init__(self) -> None:
-        """Check what needs no file."""
-        if self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2, not {self.max_length}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        check_set_weights(self.validation)
+    @property
+    def source_tables(self) -> Mapping[str, TokenTable]:
+        """The training data, as a single source."""
+        return {"training data": self._train}
+
+    @property
+    def source_count(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def validation_rows(self) -> int:
+        """About batch_size in all, as many of every set."""
+        sets = len(self.validation)
+        return sets * max(1, self.batch_size // sets) if sets else 0
 
     def prepare(self) -> None:
         """Find the model, read and tokenise all data, and take held-out rows out of the training data."""
         if self.lora is not None:
             require_peft()
-        for kind, table in (("training data", self._train), *((f"validation {n!r}", t) for n, t in self._targets.items())):
-            report_table(kind, table, self.max_length)
-        if len(self._train) < self.batch_size:
-            raise InputError(
-                f"the training data has {len(self._train)} usable rows, and a batch has {self.batch_size}; "
-                "add rows or lower problem.batch_size"
-            )
+        super().prepare()
 
     def steps(self, *, epochs: float | None = None, tokens: int | None = None, seed: int = 0) -> int:
         """How many steps see every row `epochs` times, or at least so many tokens (prompts included)."""
@@ -112,7 +101,7 @@ class FineTuning(Problem[TokenBatch]):
         assert tokens is not None
         lengths, seen = self._train.lengths, 0
         for index in itertools.count():
-            seen += sum(int(lengths[row]) for _, row in self._lower_sampler.batch(index, seed))
+            seen += sum(int(lengths[row]) for _, row in self.lower_rows(index, seed))
             if seen >= tokens:
                 return index + 1
         raise AssertionError("the count does not end")
@@ -121,30 +110,9 @@ class FineTuning(Problem[TokenBatch]):
         """Nothing."""
         return nn.Module()
 
-    def lower(self) -> nn.Module:
-        """The language model, with adapters where asked for."""
-        model = self._files.load_model(self.attention, self.trust_remote_code)
-        return LanguageModel(model if self.lora is None else self.lora.wrap(model))
-
-    def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
-        """The weighted mean over validation sets."""
-        losses = _means(y, batch)
-        weights = torch.tensor([target.weight for target in self.validation]).to(losses)
-        return torch.dot(weights / weights.sum(), losses), dict(zip(self._targets, losses.detach(), strict=True))
-
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
         """The mean over training rows, or over their labelled tokens."""
-        return _means(y, batch).sum()
-
-    def upper_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
-        """Rows of every validation set; none if there is no set."""
-        if not self.validation:
-            return []
-        return self._batch(list(self._targets.values()), self._upper_sampler, index, shard)
-
-    def lower_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
-        """Training rows: all of them in random order, then in another one."""
-        return self._batch([self._train], self._lower_sampler, index, shard)
+        return batch.means(batch_losses(y, batch)).sum()
 
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """training.json."""
@@ -206,14 +174,6 @@ class FineTuning(Problem[TokenBatch]):
         lines += [finding.sentence for finding in self.findings(history)]
         return "\n".join(f"- {line}" for line in lines)
 
-    @cached_property
-    def _files(self) -> ModelFiles:
-        return find_model(self.model)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return self._files.load_tokenizer(self.trust_remote_code)
-
     @property
     def _train(self) -> TokenTable:
         return self._read_train[0]
@@ -221,11 +181,14 @@ class FineTuning(Problem[TokenBatch]):
     @cached_property
     def _read_train(self) -> tuple[TokenTable, int]:
         """The training rows that stand nowhere else, and how many others there were."""
-        table = self._tokenise(self.data, self.format)
+        table = self._tokenise(patterns_of(self.data), self.format)
         elsewhere = {
             fingerprint(row): row.where
-            for path, format in (*((v.path, v.format) for v in self.validation), *((path, None) for path in self.held_out))
-            for row in read_rows(_paths(path), format=format)
+            for patterns, format in (
+                *((v.patterns, v.format) for v in self.validation),
+                *(([path], None) for path in self.held_out),
+            )
+            for row in read_rows(patterns, format=format)
         }
         kept = without_rows(table, elsewhere)
         dropped = len(table) - len(kept)
@@ -243,51 +206,26 @@ class FineTuning(Problem[TokenBatch]):
         return kept, dropped
 
     @cached_property
-    def _targets(self) -> dict[str, TokenTable]:
-        named: dict[str, TokenTable] = {}
-        for position, target in enumerate(self.validation):
-            name = target.name if target.name not in named else f"{target.name}-{position + 1}"
-            named[name] = self._tokenise(target.path, target.format)
-        return named
-
-    @cached_property
-    def _lower_sampler(self) -> Stratified:
-        return Stratified((len(self._train),), self.batch_size, Stream.LOWER)
-
-    @cached_property
     def _upper_sampler(self) -> Stratified:
-        """As many rows of every set, about batch_size in all, and none twice in a batch."""
+        """With fewer rows of every set than `validation_rows` says, where one has fewer: a small set is seen whole."""
         sizes = tuple(map(len, self._targets.values()))
-        return Stratified(sizes, len(sizes) * min(*sizes, max(1, self.batch_size // len(sizes))), Stream.UPPER)
+        return Stratified(sizes, min(self.validation_rows, len(sizes) * min(sizes)), Stream.UPPER)
 
-    def _batch(self, tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard) -> list[TokenBatch]:
-        by_rows = micro_batches(tables, sampler, index, shard)
+    def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
+        """With adapters where asked for."""
+        if self.lora is not None:
+            model = self.lora.wrap(model)
+            read = None if read is None else read_with_adapters(model, read)
+        return super()._as_trained(model, read)
+
+    def _micro_batches(
+        self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard
+    ) -> list[TokenBatch]:
+        """With the weights that `mean_over` asks for."""
+        batches = super()._micro_batches(tables, sampler, index, shard)
         if self.mean_over == "rows":
-            return by_rows
-        targets = torch.zeros(len(tables), 1)  # of the global batch, all processes together
-        for table, row in sampler.batch(index, shard.seed):
-            targets[table] += int(tables[table].row(row)[1].sum())
-        return [replace(batch, weights=(batch.weights > 0) / targets) for batch in by_rows]
-
-    def _tokenise(self, path: str | list[str], format: str | None) -> TokenTable:
-        return tokenise(
-            _paths(path),
-            self._tokenizer,
-            format=format,
-            template=self.template,
-            max_length=self.max_length,
-            cache=default_cache() / "tokens",
-        )
-
-
-def _means(y: Forward, batch: TokenBatch) -> Tensor:
-    """This micro-batch's part of the mean loss of every table. Shape: (tables,)."""
-    losses = token_losses(y(batch.ids, batch.positions), batch.targets)
-    return batch.weights.to(losses) @ losses
-
-
-def _paths(path: str | list[str]) -> list[str]:
-    return [path] if isinstance(path, str) else path
+            return batches
+        return per_token(batches, list(tables.values()), sampler.batch(index, shard.seed))
 
 
 def _identity(table: TokenTable) -> dict[str, Any]:

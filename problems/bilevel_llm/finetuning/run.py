@@ -41,7 +41,7 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
         return
     export_model(output, model)
     problem = config.problem
-    paths = [path for v in problem.validation for path in ([v.path] if isinstance(v.path, str) else v.path)]
+    paths = [path for v in problem.validation for path in v.patterns]
     if paths:
         scores = evaluate(
             str(model),

@@ -17,7 +17,7 @@ from bilevel_llm.data.reading import common_layout, first_rows
 from bilevel_llm.mixing.mix import AS_THEY_ARE, Mix, OnShortfall, writing_format
 from bilevel_llm.mixing.pool import Pool, make_pools
 from bilevel_llm.mixing.quotas import Counts, Weights, largest_remainder, largest_total, redistribute
-from bilevel_llm.reweighting.saved_run import fit_weights, patterns_of
+from bilevel_llm.reweighting.saved_run import fit_weights
 
 if TYPE_CHECKING:
     from bilevel_llm.reweighting.problem import LLMReweighting
@@ -57,9 +57,7 @@ def make_mix(
     _check_settings(rows, tokens, seed, max_repeats)
     written_as = writing_format(format)
     given = fit_weights(weights, [source.name for source in problem.sources], "weights")
-    first = [
-        row for source in problem.sources if given[source.name] for row in first_rows(patterns_of(source), source.format)
-    ]
+    first = [row for source in problem.sources if given[source.name] for row in first_rows(source.patterns, source.format)]
     if written_as is None:
         layout = common_layout(first)
     else:

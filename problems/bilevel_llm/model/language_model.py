@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilevel import Forward
+from bilevel_llm.data.batches import TokenBatch
+
 
 class LanguageModel(nn.Module):
     """Wraps any Hugging Face causal LM.
@@ -59,3 +62,12 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(precise, targets, reduction="none")
+
+
+def batch_losses(model: Forward, batch: TokenBatch) -> Tensor:
+    """The loss of every target of a micro-batch. Shape: (targets,).
+
+    To be summed in float64 (where the device has it): what moves the weights of data is a small difference of such sums.
+    """
+    losses = token_losses(model(batch.ids, batch.positions), batch.targets)
+    return losses.to(torch.float32 if losses.device.type == "mps" else torch.float64)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from bilevel import InputError
+from bilevel_llm.model.files import ReadWeight
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,11 @@ class LoRA:
             raise ValueError(f"alpha must be positive, not {self.alpha}")
 
     def wrap(self, model: Any) -> Any:
-        """The model with fresh adapters, all else frozen. Raises `InputError` without peft, or if `targets` fit nothing."""
+        """The model with fresh adapters, all else frozen.
+
+        Adapters are on torch's default device, with the same initial values for a model on the meta device as for one with
+        weights. Raises `InputError` without peft, or if `targets` fit nothing.
+        """
         require_peft()
         from peft import LoraConfig, get_peft_model
 
@@ -43,7 +53,8 @@ class LoRA:
             warnings.filterwarnings("ignore", message="fan_in_fan_out")  # set right by peft itself, as it says
             warnings.simplefilter("ignore", FutureWarning)  # peft's own use of names that transformers will drop
             try:
-                return get_peft_model(model, config)
+                with _stand_ins(model):
+                    return get_peft_model(model, config)
             except ValueError as error:
                 raise InputError(f"problem.lora.targets is {self.targets!r}: {error}") from error
 
@@ -54,3 +65,43 @@ def require_peft() -> None:
         import peft  # noqa: F401
     except ImportError as error:
         raise InputError(f"LoRA needs the package peft ({error}): pip install 'bilevel[llm]'") from error
+
+
+def read_with_adapters(adapted: Any, read: ReadWeight) -> ReadWeight:
+    """How to read the parameters of a model that `LoRA.wrap` has wrapped on the meta device: adapters as they are.
+
+    read: (name before it was wrapped) -> its values.
+    """
+
+    def read_adapted(name: str) -> Tensor:
+        parameter: Tensor = adapted.get_parameter(name)
+        if not parameter.is_meta:
+            return parameter.detach()
+        return read(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+
+    return read_adapted
+
+
+@contextmanager
+def _stand_ins(model: nn.Module) -> Iterator[None]:
+    """Within, parameters on the meta device are on the default device, one number seen as a whole tensor.
+
+    peft would put the adapters on the meta device, too, and so lose their initial values.
+    """
+    places = [
+        (owner, attribute, parameter)
+        for owner in model.modules()
+        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
+        if parameter.is_meta
+    ]
+    stand_ins = {
+        id(parameter): nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape))
+        for _, _, parameter in places
+    }
+    for owner, attribute, parameter in places:
+        setattr(owner, attribute, stand_ins[id(parameter)])
+    try:
+        yield
+    finally:
+        for owner, attribute, parameter in places:
+            setattr(owner, attribute, parameter.requires_grad_(stand_ins[id(parameter)].requires_grad))

@@ -72,4 +72,4 @@ class PerScorer:
         return [self.features] if isinstance(self.features, str) else list(self.features)
 
 
-WeightCarrier = Annotated[PerSource | PerSample | PerScorer, Field(discriminator="per")]
+Granularity = Annotated[PerSource | PerSample | PerScorer, Field(discriminator="per")]

@@ -43,6 +43,7 @@ def rarely_drawn(names: Iterable[str], sampler: Stratified, batches: int) -> Fin
         return None
     words = (
         f"rows seen too seldom: a row of {name!r} was drawn {each / size:.1f} times while weights moved, and a weight from "
-        f"so few draws is mostly noise; run {ENOUGH * size / each:.1f} times the steps, or take weighting.per=scorer"
+        f"so few draws is mostly noise; run {ENOUGH * size / each:.1f} times the steps, or take {{per: scorer}} as "
+        "problem.granularity"
     )
     return Finding("rows-seldom", True, words)

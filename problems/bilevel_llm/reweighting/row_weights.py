@@ -9,7 +9,7 @@ from bilevel_llm.reweighting.source_weights import free_part
 
 
 class RowWeights(nn.Module):
-    """p_r = floor / n_i + (1 - k · floor) · softmax_r(log p⁰_r + score_r): see `weight_carriers`.
+    """p_r = floor / n_i + (1 - k · floor) · softmax_r(log p⁰_r + score_r): see `granularity`.
 
     score: a module that gives the score of every row, without arguments. Shape: (rows,).
     initial: weights of the sources to start from (where all scores are equal), above the floor. Shape: (k,).

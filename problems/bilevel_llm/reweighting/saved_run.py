@@ -19,7 +19,7 @@ from bilevel.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
-    from bilevel_llm.reweighting.problem import LLMReweighting, Source
+    from bilevel_llm.reweighting.problem import LLMReweighting
 
 KINDS: Mapping[str, str] = {"average": "average", "final": "sources"}
 """What the weights of a run are called -> their key in weights.json."""
@@ -52,7 +52,7 @@ class WeightedRun:
         changed = [
             source.name
             for source in self.problem.sources
-            if source.name in self.hashes and content_hash(patterns_of(source)) != self.hashes[source.name]
+            if source.name in self.hashes and content_hash(source.patterns) != self.hashes[source.name]
         ]
         if changed:
             raise InputError(
@@ -113,11 +113,6 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
 def flags(learned: Mapping[str, Any]) -> list[Finding]:
     """What weights.json holds against its weights."""
     return [Finding(**finding) for finding in learned.get("findings", []) if finding["flagged"]]
-
-
-def patterns_of(source: Source) -> list[str]:
-    """The paths and globs of a source."""
-    return [source.path] if isinstance(source.path, str) else source.path
 
 
 def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:

@@ -64,8 +64,11 @@ class Trust:
     @cached_property
     def findings(self) -> list[Finding]:
         """What a careful reader should know before using the weights."""
-        if any("gap" not in record.metrics for record in self.moving):
-            words = "from a solver without a penalty gap: nothing tells how noisy the weights are; repeat with other seeds"
+        if not all(record.parts.get("gap_parts") for record in self.moving):
+            words = (
+                "from a solver without a penalty gap for each source, so nothing tells how noisy the weights are; repeat "
+                "with other seeds"
+            )
             return [Finding("no-signal", True, words)]
         if len(self.moving) < 8:
             held = len(self.history) - len(self.moving)
@@ -94,7 +97,7 @@ class Trust:
         rows = [
             [-r.metrics["penalty"] * r.parts["gap_parts"][name] for name in self.names]
             for r in self.moving
-            if "gap_parts" in r.parts
+            if r.parts.get("gap_parts")
         ]
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
         return values - values.mean(1, keepdims=True) if len(values) else values

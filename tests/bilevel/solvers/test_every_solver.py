@@ -115,8 +115,8 @@ def test_the_result_does_not_depend_on_micro_batches(case: Case) -> None:
 @grid()
 def test_a_step_reports_losses_and_the_norm_of_the_gradient_of_x(case: Case) -> None:
     (record,) = fit(RidgeReweighting(rows=5, d=2), case.solver, TorchBackend(), steps=1).history
-    expected = {"upper_loss", "lower_loss", "grad_norm_x", "lower_parts", "upper_parts"}
-    assert expected <= record.metrics.keys()
+    assert {"upper_loss", "lower_loss", "grad_norm_x"} <= record.metrics.keys()
+    assert {"lower_parts", "upper_parts"} <= record.parts.keys()
     if len(case.solver.workload().replicas) > 1:  # two lower variables, whose losses differ by the gap
         assert {"gap", "penalty"} <= record.metrics.keys()
         assert set(record.parts["gap_parts"]) == set(RidgeReweighting().names)

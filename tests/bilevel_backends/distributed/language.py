@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from bilevel import LISA, AdamW, Backend, ScaleBiO, fit
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.data.settings import Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 
 
 def reweight(backend: Backend, settings: dict[str, Any], output: Path) -> None:

@@ -20,8 +20,9 @@ from bilevel_llm.baselines.base import Selection, Task
 from bilevel_llm.baselines.less import BETAS, EPSILON, LESS, Ranks, adam_direction
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import RowGradients, row_batch, row_batches
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.model.language_model import LanguageModel, token_losses
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
 Make = Callable[..., Task]
@@ -276,11 +277,12 @@ SCRIPT = """
 import json, os, sys, torch
 torch.set_num_threads(1)
 from bilevel_backends.torch_backend import TorchBackend
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.data.settings import Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.baselines.less import LESS
 given = json.loads(sys.argv[1])
-problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], [ValidationSet(given["target"])], 64, 10)
+problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], validation=[ValidationSet(given["target"])], max_length=64, batch_size=10)
 problem.prepare()
 less = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2, micro_batch_size=16)
 selection = less.weigh(Task(problem, TorchBackend(device="cpu"), steps=6)).selection

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from bilevel import LISA, SGD, AdamW, Descent, InputError, fit
 from bilevel.checkpoint import SavedVariable
+from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.lora import LoRA
-from bilevel_llm.reweighting.problem import ValidationSet
 from tests.bilevel_llm.tiny import Keeping, sentences, train, write_rows
 
 Make = Callable[..., FineTuning]
@@ -259,7 +259,7 @@ def test_adapters_need_a_rank_and_a_scale(settings: dict[str, Any]) -> None:
         ({"data": "no-such.jsonl"}, "no such file: no-such.jsonl"),
         ({"held_out": ["no-such.jsonl"]}, "no such file: no-such.jsonl"),
         ({"validation": [ValidationSet("no-such.jsonl")]}, "no such file: no-such.jsonl"),
-        ({"batch_size": 41}, "has 40 usable rows, and a batch has 41"),
+        ({"batch_size": 41}, "has 40 usable rows, and a batch of 41 needs 41"),
         ({"max_length": 5}, r"no row has a token to learn within max_length=5"),
     ],
 )

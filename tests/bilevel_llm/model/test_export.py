@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bilevel import InputError, ScaleBiO, fit
 from bilevel_llm.data.chat import encode
 from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.export import export_model
 from bilevel_llm.model.lora import LoRA
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import CHATML, Keeping, make_tokenizer, train
 
 Make = Callable[..., FineTuning]

@@ -13,7 +13,8 @@ from torch import Tensor
 from bilevel import LISA, SGD, AdamW, InputError, ScaleBiO, fit
 from bilevel.data import generator
 from bilevel_backends.torch_backend import TorchBackend
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.data.settings import Source, ValidationSet
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]

@@ -21,14 +21,15 @@ from bilevel import AdamW, InputError, ScaleBiO, fit, hookimpl
 from bilevel.record import Record
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.features import SourceRows
-from bilevel_llm.reweighting.granularity import PerSample, PerScorer, PerSource, WeightCarrier
-from bilevel_llm.reweighting.problem import LLMReweighting, Source, ValidationSet
+from bilevel_llm.data.settings import Source, ValidationSet
+from bilevel_llm.reweighting.granularity import Granularity, PerSample, PerScorer, PerSource
+from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import WORDS, sentences, write_rows
 
 Make = Callable[..., LLMReweighting]
 NOISE = [chr(c) * 3 for c in range(65, 91)]
 SIZES = {"one": 8, "two": 8, "three": 16}
-ROW_WEIGHTINGS = {
+BY_ROW = {
     "sample": PerSample(),
     "linear": PerScorer(["length", "hashed-words"]),
     "hidden": PerScorer("length", hidden=3),
@@ -41,10 +42,10 @@ def small(problem: Make, tmp_path: Path) -> Make:
     words = {"one": WORDS, "two": [word[::-1] for word in WORDS], "three": NOISE}
     sources = [Source(n, write_rows(tmp_path / f"{n}.jsonl", sentences(s, SIZES[n], words[n]))) for s, n in enumerate(SIZES)]
 
-    def make(weighting: WeightCarrier, **settings: Any) -> LLMReweighting:
+    def make(granularity: Granularity, **settings: Any) -> LLMReweighting:
         initial = {"one": 0.5, "two": 0.2, "three": 0.3}
         fields = {"sources": sources, "initial": initial, "floor": 0.1, "batch_size": 6, **settings}
-        return problem(weighting=weighting, **fields)
+        return problem(granularity=granularity, **fields)
 
     return make
 
@@ -89,17 +90,19 @@ def whole_objective(p: LLMReweighting, x: dict[str, Tensor], y: Any) -> tuple[fl
 
 
 def row_distribution(p: LLMReweighting, module: torch.nn.Module) -> Tensor:
-    """p_r as `weight_carriers` defines it, from the module's parameters, written out again."""
+    """p_r as `granularity` defines it, from the module's parameters, written out again."""
     sizes = torch.tensor([len(table) for table in p._train.values()])
     n = torch.repeat_interleave(sizes, sizes).double()
     k, floor = len(sizes), p.floor
     start = torch.repeat_interleave(torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64), sizes) / n
-    if isinstance(p.weighting, PerSample):
+    if isinstance(p.granularity, PerSample):
         score = module.score.logits
     else:
         columns = torch.from_numpy(p._features[1].values)
         inner = (
-            torch.tanh(columns @ module.score.hidden.weight.T + module.score.hidden.bias) if p.weighting.hidden else columns
+            torch.tanh(columns @ module.score.hidden.weight.T + module.score.hidden.bias)
+            if p.granularity.hidden
+            else columns
         )
         score = inner @ module.score.out.weight[0]
     tilted = (start - floor / n) / (1 - k * floor) * score.exp()
@@ -124,7 +127,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         assert (gradient - found[name]).abs().max() <= tolerance * gradient.abs().max(), name
 
 
-@pytest.mark.parametrize("kind", ROW_WEIGHTINGS)
+@pytest.mark.parametrize("kind", BY_ROW)
 def test_the_gradient_of_a_batch_of_all_rows_is_that_of_the_sum_over_all_rows(
     small: Make, tmp_path: Path, kind: str
 ) -> None:
@@ -134,7 +137,7 @@ def test_the_gradient_of_a_batch_of_all_rows_is_that_of_the_sum_over_all_rows(
     round a loss of 5.5 by 3e-7, and the smallest of these gradients is 1e-3.
     """
     sources = [Source(n, write_rows(tmp_path / f"all-{n}.jsonl", sentences(s, 8))) for s, n in enumerate(SIZES)]
-    p = small(ROW_WEIGHTINGS[kind], sources=sources, batch_size=24)
+    p = small(BY_ROW[kind], sources=sources, batch_size=24)
     p.prepare()
     backend, x, y = placed(p, dtype="float64", micro_batch_size=5)
     found = backend.backward(lambda b: p.lower_loss(x, y, b), p.lower_batch(0, backend.shard), wrt={x: 1.0})
@@ -144,14 +147,14 @@ def test_the_gradient_of_a_batch_of_all_rows_is_that_of_the_sum_over_all_rows(
     backend.close()
 
 
-@pytest.mark.parametrize("kind", ROW_WEIGHTINGS)
+@pytest.mark.parametrize("kind", BY_ROW)
 def test_the_mean_over_the_batches_of_an_epoch_is_the_sum_over_all_rows(small: Make, kind: str) -> None:
     """Two rows of each source a batch: after 8 batches rows of `one` and `two` were seen twice, those of `three` once.
 
     A walk without replacement makes the mean exact, not only its expectation; a batch that normalised its own weights
     would miss it by far, which is checked too.
     """
-    p = small(ROW_WEIGHTINGS[kind])
+    p = small(BY_ROW[kind])
     p.prepare()
     backend, x, y = placed(p, dtype="float64")
     batches = [p.lower_batch(index, backend.shard) for index in range(8)]
@@ -168,15 +171,15 @@ def test_the_mean_over_the_batches_of_an_epoch_is_the_sum_over_all_rows(small: M
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-@pytest.mark.parametrize("kind", ROW_WEIGHTINGS)
+@pytest.mark.parametrize("kind", BY_ROW)
 def test_gradients_do_not_depend_on_the_micro_batch_size(small: Make, kind: str, micro_batch_size: int) -> None:
-    whole = step_gradients(small(ROW_WEIGHTINGS[kind], prior_strength=0.3))
-    assert_same(step_gradients(small(ROW_WEIGHTINGS[kind], prior_strength=0.3), micro_batch_size=micro_batch_size), whole)
+    whole = step_gradients(small(BY_ROW[kind], prior_strength=0.3))
+    assert_same(step_gradients(small(BY_ROW[kind], prior_strength=0.3), micro_batch_size=micro_batch_size), whole)
 
 
-@pytest.mark.parametrize("kind", ROW_WEIGHTINGS)
+@pytest.mark.parametrize("kind", BY_ROW)
 def test_gradients_do_not_depend_on_padding(small: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    whole = step_gradients(small(ROW_WEIGHTINGS[kind]))
+    whole = step_gradients(small(BY_ROW[kind]))
     original = LLMReweighting.lower_batch
 
     def padded(self: LLMReweighting, index: int, shard: Any) -> Any:
@@ -187,28 +190,28 @@ def test_gradients_do_not_depend_on_padding(small: Make, monkeypatch: pytest.Mon
         return out
 
     monkeypatch.setattr(LLMReweighting, "lower_batch", padded)
-    assert_same(step_gradients(small(ROW_WEIGHTINGS[kind])), whole)
+    assert_same(step_gradients(small(BY_ROW[kind])), whole)
 
 
-@pytest.mark.parametrize("kind", ROW_WEIGHTINGS)
+@pytest.mark.parametrize("kind", BY_ROW)
 def test_gradients_summed_over_processes_are_those_of_one(small: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    whole = step_gradients(small(ROW_WEIGHTINGS[kind]))
+    whole = step_gradients(small(BY_ROW[kind]))
     usual = TorchBackend.shard.fget
     total: dict[str, Tensor] = {}
     for rank in range(2):
         shard = property(lambda self, rank=rank: replace(usual(self), rank=rank, world_size=2))  # type: ignore[misc]
         monkeypatch.setattr(TorchBackend, "shard", shard)
-        for name, gradient in step_gradients(small(ROW_WEIGHTINGS[kind]), micro_batch_size=2).items():
+        for name, gradient in step_gradients(small(BY_ROW[kind]), micro_batch_size=2).items():
             total[name] = total.get(name, 0) + gradient
     assert_same(total, whole)
 
 
-@pytest.mark.parametrize("kind", ROW_WEIGHTINGS)
-def test_at_the_start_every_weighting_is_the_one_by_source(small: Make, kind: str) -> None:
+@pytest.mark.parametrize("kind", BY_ROW)
+def test_at_the_start_every_granularity_is_the_one_by_source(small: Make, kind: str) -> None:
     """Same weights of sources, same lower loss, same pull to the prior."""
     values = []
-    for weighting in (PerSource(), ROW_WEIGHTINGS[kind]):
-        p = small(weighting, prior={"one": 1, "two": 1, "three": 2}, prior_strength=0.5)
+    for granularity in (PerSource(), BY_ROW[kind]):
+        p = small(granularity, prior={"one": 1, "two": 1, "three": 2}, prior_strength=0.5)
         p.prepare()
         backend = TorchBackend(device="cpu")
         backend.start(seed=3)
@@ -244,7 +247,7 @@ def half_corrupted(tmp_path: Path) -> list[Source]:
 
 
 def test_corrupted_rows_of_a_source_end_below_its_clean_rows(problem: Make, tmp_path: Path) -> None:
-    p = problem(sources=half_corrupted(tmp_path), batch_size=12, weighting=PerSample())
+    p = problem(sources=half_corrupted(tmp_path), batch_size=12, granularity=PerSample())
     output = tmp_path / "run"
     solver = ScaleBiO(penalty=2.0, lr_x=0.3, lr_z=3e-3, warmup=15)
     result = fit(p, solver, TorchBackend(device="cpu"), steps=45, output=output)
@@ -261,7 +264,7 @@ def test_corrupted_rows_of_a_source_end_below_its_clean_rows(problem: Make, tmp_
     written = json.loads((output / "weights.json").read_text())
     assert written["sources"] == result.history[-1].upper
     assert written["sources"]["mixed"] == pytest.approx(sum(mixed), rel=1e-9)
-    assert written["weighting"] == {"max_rows": 1_000_000, "per": "sample"}
+    assert written["granularity"] == {"max_rows": 1_000_000, "per": "sample"}
 
 
 def capitals(source: SourceRows) -> dict[str, Any]:
@@ -296,7 +299,7 @@ def test_a_scorer_learns_the_sign_of_an_informative_feature(
     problem: Make, tmp_path: Path, register: Callable[..., None]
 ) -> None:
     register(capitals=capitals)
-    p = problem(sources=half_corrupted(tmp_path), batch_size=12, weighting=PerScorer("capitals"))
+    p = problem(sources=half_corrupted(tmp_path), batch_size=12, granularity=PerScorer("capitals"))
     solver = ScaleBiO(penalty=2.0, lr_x=0.1, lr_z=3e-3, warmup=15)
     output = tmp_path / "run"
     result = fit(p, solver, TorchBackend(device="cpu"), steps=45, output=output)
@@ -309,8 +312,8 @@ def test_a_scorer_learns_the_sign_of_an_informative_feature(
 
 def test_scorer_json_is_enough_to_score_rows(small: Make) -> None:
     """Weights computed from the file and the features as they are, up to the normaliser."""
-    for weighting in (PerScorer("length"), PerScorer("length", hidden=3)):
-        p = small(weighting, floor=0.0)
+    for granularity in (PerScorer("length"), PerScorer("length", hidden=3)):
+        p = small(granularity, floor=0.0)
         p.prepare()
         module = p.upper()
         scatter(module)
@@ -360,7 +363,7 @@ def test_rows_that_were_drawn_too_seldom_are_said_to(small: Make) -> None:
 def test_hashed_words_see_words_and_not_their_number_or_case(tmp_path: Path, problem: Make) -> None:
     rows = [{"text": text} for text in ("A cat sat", "a cat sat a cat sat", "SAT, cat: a!", "blue hat")]
     p = problem(
-        sources=[Source("rows", write_rows(tmp_path / "w.jsonl", rows))], weighting=PerScorer("hashed-words"), batch_size=2
+        sources=[Source("rows", write_rows(tmp_path / "w.jsonl", rows))], granularity=PerScorer("hashed-words"), batch_size=2
     )
     names, features = p._features
     assert len(names) == 64
@@ -380,16 +383,16 @@ def test_rows_as_text_stand_in_the_order_of_the_table(problem: Make, tmp_path: P
         write_rows(tmp_path / "1.jsonl", [short, long, {**short, "prompt": "c"}]),
         write_rows(tmp_path / "2.jsonl", [short]),
     ]
-    p = problem(sources=[Source("rows", files)], weighting=PerSample())
+    p = problem(sources=[Source("rows", files)], granularity=PerSample())
     source = SourceRows("rows", p._train["rows"])
     assert [row.where for row in source.rows] == [f"{files[0]}:1", f"{files[0]}:3", f"{files[1]}:1"]
     assert [source.table.where(i) for i in range(3)] == [row.where for row in source.rows]
 
 
 def test_one_source_is_enough_where_rows_have_weights(problem: Make, data: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="weighting: {per: sample}"):
+    with pytest.raises(ValueError, match="granularity: {per: sample}"):
         problem(sources=[Source("clean", data["clean"])])
-    p = problem(sources=[Source("clean", data["clean"])], weighting=PerSample())
+    p = problem(sources=[Source("clean", data["clean"])], granularity=PerSample())
     result = fit(p, ScaleBiO(lr_x=0.2, lr_z=1e-3, warmup=1), TorchBackend(device="cpu"), steps=3)
     assert result.history[-1].upper["clean"] == pytest.approx(1)
     assert result.x["score.logits"].std() > 0
@@ -441,7 +444,7 @@ def test_features_that_are_no_numbers_of_rows_are_refused(
 def test_a_constant_feature_says_nothing_and_breaks_nothing(problem: Make, register: Callable[..., None]) -> None:
     """0.1 in 94 rows has a mean that is not quite 0.1; divided by its deviation, that would be as good a feature as any."""
     register(constant=lambda source: {"a": np.full(len(source.table), 0.1)})
-    p = problem(weighting=PerScorer("constant"))
+    p = problem(granularity=PerScorer("constant"))
     p.prepare()
     assert not p._features[1].values.any()
     module = p.upper()
@@ -450,7 +453,7 @@ def test_a_constant_feature_says_nothing_and_breaks_nothing(problem: Make, regis
 
 
 @pytest.mark.parametrize(
-    ("weighting", "settings", "message"),
+    ("granularity", "settings", "message"),
     [
         (
             PerScorer("lenght"),
@@ -463,11 +466,11 @@ def test_a_constant_feature_says_nothing_and_breaks_nothing(problem: Make, regis
     ],
 )
 def test_what_cannot_be_weighted_is_said_before_the_model_is_loaded(
-    small: Make, monkeypatch: pytest.MonkeyPatch, weighting: WeightCarrier, settings: dict[str, Any], message: str
+    small: Make, monkeypatch: pytest.MonkeyPatch, granularity: Granularity, settings: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=message):
-        fit(small(weighting, **settings), ScaleBiO(), TorchBackend(device="cpu"), steps=2)
+        fit(small(granularity, **settings), ScaleBiO(), TorchBackend(device="cpu"), steps=2)
 
 
 @pytest.mark.parametrize(
@@ -476,15 +479,15 @@ def test_what_cannot_be_weighted_is_said_before_the_model_is_loaded(
         ("{per: sample}", None),
         ("{per: scorer, features: length}", None),
         ("{per: scorer, features: [length, hashed-words], hidden: 4}", None),
-        ("{per: row}", r"recipe\.yaml:9: problem\.weighting is .*'source', 'sample', 'scorer'"),
-        ("{per: scorer}", r"recipe\.yaml:9: problem\.weighting\.features is missing"),
-        ("{per: scorer, features: []}", r"recipe\.yaml:9: problem\.weighting: features: name at least one"),
+        ("{per: row}", r"recipe\.yaml:9: problem\.granularity is .*'source', 'sample', 'scorer'"),
+        ("{per: scorer}", r"recipe\.yaml:9: problem\.granularity\.features is missing"),
+        ("{per: scorer, features: []}", r"recipe\.yaml:9: problem\.granularity: features: name at least one"),
         (
             "{per: scorer, features: [length, length]}",
-            r"recipe\.yaml:9: problem\.weighting: features: a name is given twice",
+            r"recipe\.yaml:9: problem\.granularity: features: a name is given twice",
         ),
         ("{per: scorer, features: length, hidden: -1}", r"recipe\.yaml:9: .*hidden must be at least 0"),
-        ("{per: sample, features: length}", r"recipe\.yaml:9: .*problem\.weighting\.features"),
+        ("{per: sample, features: length}", r"recipe\.yaml:9: .*problem\.granularity\.features"),
         ("{per: sample, max_rows: 0}", r"recipe\.yaml:9: .*max_rows must be at least 1"),
     ],
 )
@@ -500,14 +503,14 @@ def test_recipes_say_what_has_a_weight(plugins: Any, tmp_path: Path, written: st
     - {{name: b, path: y.jsonl}}
   validation: [{{path: z.jsonl}}]
   batch_size: 4
-  weighting: {written}
+  granularity: {written}
 solver: {{name: scalebio}}
 backend: {{name: torch, device: cpu}}
 run: {{steps: 2, output: out}}
 """)
     if message is None:
         config = load_config(recipe, plugins)
-        assert config.recipe["problem"]["weighting"].items() >= {"per": config.problem.weighting.per}.items()
+        assert config.recipe["problem"]["granularity"].items() >= {"per": config.problem.granularity.per}.items()
         return
     with pytest.raises(InputError, match=message):
         load_config(recipe, plugins)

@@ -1,0 +1,203 @@
+"""What the problems of this package have in common: a language model, sources of training data, and validation sets."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
+from bilevel.cost import Cost
+from bilevel.data import Stream
+from bilevel.problem import initialization_may_be_deferred
+from bilevel_llm.data.batches import TokenBatch, micro_batches
+from bilevel_llm.data.chat import Template
+from bilevel_llm.data.registered_formats import FormatName
+from bilevel_llm.data.settings import ValidationSet, check_set_weights, unique_names
+from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
+from bilevel_llm.model.cost import full_loss, planned_attention
+from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
+from bilevel_llm.model.language_model import LanguageModel, batch_losses
+
+
+@dataclass
+class LanguageModelProblem(Problem[TokenBatch]):
+    """A problem whose lower variable is a language model. A subclass says what it trains on, and with which loss.
+
+    model: a local directory, a GGUF file, a hub id that is already in the local cache, or "smollm2-135m".
+    validation: what the upper loss is measured on: the mean of the losses of the sets, weighted by their `weight`.
+    max_length: tokens of a row; longer rows are cut at the end.
+    batch_size: rows of one training batch; every source gets an equal part of it.
+    template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
+    attention: attention implementation of transformers ("eager", "sdpa", "flash_attention_2"); None lets it choose.
+    trust_remote_code: allow a model directory to bring code that is run. Off unless asked for.
+
+    Paths are relative to the working directory.
+    """
+
+    model: str
+    _: KW_ONLY
+    validation: list[ValidationSet] = field(default_factory=list)
+    max_length: int = 1024
+    batch_size: int = 16
+    template: Template = "auto"
+    attention: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2, not {self.max_length}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        check_set_weights(self.validation)
+
+    @property
+    @abstractmethod
+    def source_tables(self) -> Mapping[str, TokenTable]:
+        """Source -> its rows as tokens."""
+
+    @property
+    @abstractmethod
+    def source_count(self) -> int:
+        """How many sources there are. Reads no data."""
+
+    @property
+    @abstractmethod
+    def validation_rows(self) -> int:
+        """Rows of one validation batch, at the most. Reads no data."""
+
+    @property
+    def validation_tables(self) -> Mapping[str, TokenTable]:
+        """Validation set -> its rows as tokens."""
+        return self._targets
+
+    def prepare(self) -> None:
+        """Find the model, read and tokenise all data, log what was read, and check that no batch needs a row twice."""
+        for kind, tables in (("source", self.source_tables), ("validation set", self._targets)):
+            for name, table in tables.items():
+                report_table(f"{kind} {name!r}", table, self.max_length)
+        _check_rows(self.source_tables, self._lower_sampler)
+        if self.validation:
+            _check_rows(self._targets, self._upper_sampler)
+
+    def fingerprint(self) -> str:
+        """Of the data files, of the rows that are used of them, and of the model's files."""
+        digest = hashlib.sha256(self._files.fingerprint.encode())
+        for table in (*self.source_tables.values(), *self._targets.values()):
+            digest.update(table.content_hash.encode())
+            digest.update(table.fingerprints.tobytes())
+        return digest.hexdigest()
+
+    def lower(self) -> nn.Module:
+        """The language model; its weights are left in their files where the backend will read them one by one."""
+        settings = (self.attention, self.trust_remote_code)
+        if initialization_may_be_deferred():
+            return self._as_trained(*self._files.load_skeleton(*settings))
+        return self._as_trained(self._files.load_model(*settings), None)
+
+    def validation_loss(self, y: Forward, batch: TokenBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A micro-batch's part of the weighted mean over validation sets, and of the mean of each."""
+        losses = batch.means(batch_losses(y, batch))
+        weighted = torch.dot(self._target_weights.to(losses), losses)
+        return weighted, dict(zip(self._targets, losses.detach(), strict=True))
+
+    def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
+        """The weighted mean over validation sets."""
+        return self.validation_loss(y, batch)
+
+    def upper_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
+        """Rows of every validation set; none if there is no set."""
+        return self._micro_batches(self._targets, self._upper_sampler, index, shard) if self.validation else []
+
+    def lower_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
+        """Rows of every source."""
+        return self._micro_batches(self.source_tables, self._lower_sampler, index, shard)
+
+    def lower_rows(self, index: int, seed: int) -> list[tuple[int, int]]:
+        """The rows of lower batch number `index`, over all processes, as (number of the source, row)."""
+        return self._lower_sampler.batch(index, seed)
+
+    def cost(self, labelled_share: float = 1.0) -> Cost:
+        """A pass over rows of max_length tokens. Needs the model's config.json, neither weights nor data."""
+        if not 0 < labelled_share <= 1:
+            raise InputError(f"the labelled share is a part of the tokens, above 0 and at most 1, not {labelled_share}")
+        files = find_model(self.model, weights=False)
+
+        def build() -> LanguageModel:
+            with torch.device("meta"):
+                return self._as_trained(files.build_empty(planned_attention(self.attention), self.trust_remote_code), None)
+
+        return Cost(
+            build=build,
+            blocks=self.blocks,
+            loss=partial(full_loss, length=self.max_length, sources=self.source_count, labelled_share=labelled_share),
+            lower_rows=self.batch_size,
+            upper_rows=self.validation_rows,
+            row_size=self.max_length,
+            unit="tokens",
+            savings=("a smaller model (problem.model)", "shorter rows (problem.max_length)"),
+        )
+
+    def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
+        """The lower module, made of a causal LM. read: where its weights are, if it has none."""
+        return LanguageModel(model, read)
+
+    def _micro_batches(
+        self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard
+    ) -> list[TokenBatch]:
+        """Batch `index` of the sampler over these tables, with weights by which a table's losses give its mean."""
+        return micro_batches(list(tables.values()), sampler, index, shard)
+
+    def _tokenise(self, patterns: Sequence[str], format: FormatName | None) -> TokenTable:
+        return tokenise(
+            patterns,
+            self._tokenizer,
+            format=format,
+            template=self.template,
+            max_length=self.max_length,
+            cache=default_cache() / "tokens",
+        )
+
+    @cached_property
+    def _files(self) -> ModelFiles:
+        return find_model(self.model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._files.load_tokenizer(self.trust_remote_code)
+
+    @cached_property
+    def _targets(self) -> dict[str, TokenTable]:
+        names = unique_names(self.validation)
+        return {name: self._tokenise(v.patterns, v.format) for name, v in zip(names, self.validation, strict=True)}
+
+    @cached_property
+    def _target_weights(self) -> Tensor:
+        weights = torch.tensor([target.weight for target in self.validation])
+        return weights / weights.sum()
+
+    @cached_property
+    def _lower_sampler(self) -> Stratified:
+        return Stratified(tuple(map(len, self.source_tables.values())), self.batch_size, Stream.LOWER)
+
+    @cached_property
+    def _upper_sampler(self) -> Stratified:
+        return Stratified(tuple(map(len, self._targets.values())), self.validation_rows, Stream.UPPER)
+
+
+def _check_rows(tables: Mapping[str, TokenTable], sampler: Stratified) -> None:
+    """A batch must not need the same row twice."""
+    needed = -(-sampler.batch_size // len(sampler.sizes))
+    for name, table in tables.items():
+        if len(table) < needed:
+            raise InputError(
+                f"{name!r} has {len(table)} usable rows, and a batch of {sampler.batch_size} needs {needed} of it; "
+                "add rows or lower the batch size"
+            )
