@@ -47,20 +47,20 @@ class MetricInfo(_Part):
     unit: str | None = None
 
 
-class Cost(_Part):
+class CellCost(_Part):
     """What a cell cost: GPU time, and the units on which it trained."""
 
     gpu_seconds: float | None = None
     size: int | None = None
 
 
-class Cell(_Part):
+class CellResult(_Part):
     """One method with one seed."""
 
     method: str
     seed: int
     metrics: dict[str, float | None]
-    cost: Cost = Cost()
+    cost: CellCost = CellCost()
 
 
 class Difference(_Part):
@@ -79,7 +79,7 @@ class Comparison(_Part):
 
     methods: list[str]
     seeds: list[int]
-    cells: list[Cell]
+    cells: list[CellResult]
     differences: list[Difference] = []
     findings: list[Finding] = []
     unit: str = Labels.unit
