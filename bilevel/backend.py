@@ -267,6 +267,26 @@ class Backend(ABC):
         what they can have without holding all of it.
         """
 
+    def whole_module(self, variable: Variable) -> nn.Module:
+        """The variable's module with all its parameters, for what losses of batches cannot say, such as gradients of rows.
+
+        It is to be called, not to be changed. What is computed with it is this process's own; gradients that reach its
+        parameters are undefined, so take them in copies (`torch.func.functional_call`).
+
+        Raises `InputError` if the backend splits the parameters over processes; `placement` says so beforehand.
+        """
+        raise InputError(f"the backend {type(self).__name__} gives no module that is whole in every process")
+
+    def optimizer_state(self, variable: Variable) -> dict[str, dict[str, Tensor]]:
+        """A copy of the optimizer's state, whole and in every process: active parameter -> torch's key -> tensor.
+
+        Of AdamW: `exp_avg` and `exp_avg_sq`, with the parameter's shape, and `step`, a scalar: the steps taken since the
+        parameter's block became active. A parameter without a step has no entries. All processes call it.
+
+        Raises `InputError` if the backend does not tell.
+        """
+        raise InputError(f"the backend {type(self).__name__} does not tell its optimizer's state")
+
     @abstractmethod
     def optimizer_bytes(self, variable: Variable) -> int:
         """Bytes that this process holds for the variable beside its weights: masters, moments, gradients."""

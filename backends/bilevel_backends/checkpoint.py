@@ -93,6 +93,14 @@ def state_of(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
         yield name, buffer, None
 
 
+def optimizer_state_of(v: ModuleVariable, name: str) -> dict[str, Tensor]:
+    """The optimizer's tensors for one active parameter (shards, and scalars): the same keys in every process, in order."""
+    moments = v.optimizer_state(name)
+    if not v.sharding.whole:  # a process whose shard is empty has no state, but must take part
+        moments = _like_the_others(v, v.masters[name], moments)
+    return dict(sorted(moments.items()))
+
+
 def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
     """All tensors that must be saved, in the same order in every process."""
     for name, shard, parameter in state_of(v):
@@ -100,11 +108,8 @@ def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
     for name, master in v.masters.items():
         if v.has_master(name) and master.dtype != v.parameter(name).dtype:
             yield f"master/{name}", master, name
-        moments = v.optimizer_state(name)
-        if not v.sharding.whole:  # a process whose shard is empty has no state, but must take part
-            moments = _like_the_others(v, master, moments)
-        for key in sorted(moments):
-            yield f"optimizer/{name}/{key}", moments[key], name if moments[key].dim() else None
+        for key, value in optimizer_state_of(v, name).items():
+            yield f"optimizer/{name}/{key}", value, name if value.dim() else None
 
 
 def _like_the_others(v: ModuleVariable, master: Tensor, moments: dict[str, Tensor]) -> dict[str, Tensor]:

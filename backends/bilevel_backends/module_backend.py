@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from bilevel.backend import Backend, Evaluation, Variable, Vector
 from bilevel.blocks import REST, Blocks
 from bilevel.data import Stream, generator
-from bilevel.errors import NonFiniteError
+from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, deferred_initialization
 from bilevel_backends import checkpoint as checkpoints
@@ -207,6 +207,30 @@ class ModuleBackend(Backend):
             if whole is not None:
                 values[name] = whole.detach().to("cpu", copy=True)
         return {alias: values[name] for alias, name in _aliases(v.module).items() if name in values}
+
+    def whole_module(self, variable: Variable) -> nn.Module:
+        """The module itself, where parameters are not split."""
+        placement = self.placement(self._processes.world_size)
+        if placement.split_parameters:
+            raise InputError(f"the backend {placement.name} splits the parameters of variable {variable.name!r}")
+        return own(variable).module
+
+    def optimizer_state(self, variable: Variable) -> dict[str, dict[str, Tensor]]:
+        """Gather the shards in every process."""
+        v, processes = own(variable), self._processes
+
+        def whole(name: str, value: Tensor) -> Tensor:
+            if v.sharding.whole or not value.dim():
+                return value.clone()
+            copies = [v.sharding.gather(name, value, rank) for rank in range(processes.world_size)]
+            mine = copies[processes.rank]
+            assert mine is not None
+            return mine
+
+        return {
+            name: {key: whole(name, value) for key, value in checkpoints.optimizer_state_of(v, name).items()}
+            for name in v.masters
+        }
 
     def optimizer_bytes(self, variable: Variable) -> int:
         """Masters that are not the parameters themselves, moments, and accumulated gradients."""

@@ -158,6 +158,34 @@ def test_optimizer_state_is_that_of_the_active_blocks_alone(dtype, a_parameter: 
     backend.close()
 
 
+def test_the_state_of_adam_is_that_of_a_plain_torch_loop_and_a_copy(backend: TorchBackend) -> None:
+    variable = place(backend)
+    reference = copy.deepcopy(variable.module).requires_grad_(True)
+    backend.activate(variable, some(1))
+    assert backend.optimizer_state(variable) == {name: {} for name in variable.blocks.parameters(some(1))}
+    optimizer = torch.optim.AdamW(reference.layers[1].parameters(), lr=0.01, weight_decay=0)
+    for step in range(3):
+        backend.backward(lambda b: loss(variable, b), rows(seed=step), wrt={variable: 1.0})
+        backend.step(variable, lr=0.01)
+        optimizer.zero_grad()
+        loss(reference, rows(seed=step)[0]).backward()
+        optimizer.step()
+    found = backend.optimizer_state(variable)
+    assert list(found) == variable.blocks.parameters(some(1))
+    for name, state in found.items():
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            torch.testing.assert_close(state[key], optimizer.state[reference.get_parameter(name)][key])
+            state[key].zero_()  # of the copy
+    assert all(state["step"] == 3 for state in backend.optimizer_state(variable).values())
+
+
+def test_the_module_of_a_variable_is_whole_on_one_device(backend: TorchBackend) -> None:
+    variable = place(backend)
+    module = backend.whole_module(variable)
+    torch.testing.assert_close(module(torch.ones(2, 8)), variable(torch.ones(2, 8)))
+    assert {name for name, _ in module.named_parameters()} == set(variable.blocks.parameters(variable.blocks.names))
+
+
 def test_nothing_piles_up_over_many_switches(backend: TorchBackend) -> None:
     variable = place(backend)
     for switch in range(50):

@@ -7,6 +7,9 @@ A short warm-up trains LoRA adapters (Hu et al. 2021) with Adam and leaves its m
 which Adam would step next on row z; ∇ℓ(z') the gradient of a validation row's loss; both are projected by random signs R.
 The rows with the highest scores are selected. As in the authors' code, each validation row counts by its own cosine. The
 step size, by which the paper weighs checkpoints, is constant here.
+
+The warm-up is a run of `Descent` like any other, on the task's backend and with its rule of active blocks; the rows are
+scored in between, on the model as the backend holds it.
 """
 
 from __future__ import annotations
@@ -14,33 +17,45 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
-from bilevel import SGD, Backend, InputError, NonFiniteError, Shard
+from bilevel import (
+    Backend,
+    Descent,
+    Forward,
+    InputError,
+    Loss,
+    Metrics,
+    NonFiniteError,
+    Problem,
+    Shard,
+    State,
+    Variable,
+    fit,
+)
 from bilevel.blocks import find_blocks
 from bilevel.data import Stream, generator
-from bilevel.launch import local_rank, world_size
+from bilevel.launch import world_size
+from bilevel.optimizer import AdamW
 from bilevel_llm.baselines.base import Cost, Outcome, Selection, Task, Weighting
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import How, RowGradients, row_batches
-from bilevel_llm.baselines.token_means import batch_tokens
+from bilevel_llm.baselines.token_means import batch_tokens, source_means
+from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 log = logging.getLogger("bilevel.llm")
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in the authors' code
+ADAM = AdamW(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)  # as in the authors' code
+ROWS = 8  # rows of one vectorised pass, where the backend does not limit its micro-batches
 HELD = 1 << 27  # numbers of unprojected gradients that wait for the signs at a time: 512 MiB
 
 
@@ -57,12 +72,13 @@ class LESS(Weighting):
     lr: of the warm-up. The paper has 2e-5 and some 1,700 steps; ten times that makes up for a warm-up of tens of steps.
     rank: of the adapters, on the linear maps of attention, as in the paper, which has 128; 8 suits small models and keeps
         the projection cheap. Their scale α is 4 * rank, as there.
-    blocks: take the gradients of these blocks of the model instead of adapters; such a model is held in float32.
-    dtype: of the frozen weights. None: that of the model's files.
-    micro_batch_size: rows of one vectorised backward pass.
+    blocks: take the gradients of these blocks of the model instead of adapters.
     gradients: how rows are kept apart.
 
-    Rows are split over the processes of torch.distributed, if it is initialised or a launcher (torchrun) asks for several.
+    The backend decides on devices, processes and precision. Its micro-batches are also the rows of one vectorised backward
+    pass, 8 where it sets no limit. Every process takes the gradients of its part of the rows, for which it needs all
+    parameters: backends that split them are refused. Where `active` trains a part of the adapters or blocks at a time, the
+    gradients are those of what trains at the checkpoint.
     """
 
     share: float = 0.05
@@ -72,12 +88,10 @@ class LESS(Weighting):
     lr: float = 2e-4
     rank: int = 8
     blocks: tuple[str, ...] = ()
-    dtype: Literal["float32", "bfloat16"] | None = None
-    micro_batch_size: int = 8
     gradients: How = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("checkpoints", "rank", "micro_batch_size", "lr"):
+        for name in ("checkpoints", "rank", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 < self.share <= 1:
@@ -87,24 +101,28 @@ class LESS(Weighting):
                 f"warmup_steps must be at least the number of checkpoints ({self.checkpoints}), not {self.warmup_steps}: "
                 "Adam's moments come from the warm-up"
             )
-        if self.blocks and self.dtype == "bfloat16":
-            raise ValueError("dtype must be float32 where blocks are trained: bfloat16 would round their steps away")
         Projection(1, self.dimension, 0)
 
     def check(self, task: Task) -> None:
-        """The budget must hold the warm-up."""
+        """The budget must hold the warm-up, and every process all parameters."""
         steps = self._steps(task)
         if steps > task.steps:
             raise InputError(f"less: weighting.warmup_steps={steps} is more than the budget run.steps={task.steps}")
         if steps < self.checkpoints:
             raise InputError(f"less: {self.checkpoints} checkpoints need as many warm-up steps, run.steps is {task.steps}")
+        placement = task.backend.placement(world_size())
+        if placement.split_parameters:
+            raise InputError(
+                f"less takes the gradients of single rows, for which every process needs all parameters, and the backend "
+                f"{placement.name} splits them; set backend.name=torch for one process, or backend.name=deepspeed with "
+                "backend.zero_stage=2 (or lower) for several"
+            )
 
     def weigh(self, task: Task) -> Outcome:
         """Warm up, score every row, select the best."""
-        with Ranks.joined(_device(task.backend, task.seed)) as ranks:
-            started = time.perf_counter()
-            scores = self.scores(task, ranks)
-            seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        scores = self.scores(task)
+        seconds = time.perf_counter() - started
         selection = Selection.best(scores, max(1, round(self.share * sum(map(len, scores.values())))))
         tables = [*task.problem.source_tables.values(), *task.problem.validation_tables.values()]
         tokens = sum(batch_tokens(task.problem, t, task.seed) for t in range(self._steps(task)))
@@ -112,34 +130,26 @@ class LESS(Weighting):
         notes = [f"less scores single rows: {len(selection)} are in selection.jsonl; the weights are their shares by source"]
         return Outcome(selection.shares, Cost(round(seconds, 3), tokens, tokens), selection=selection, notes=notes)
 
-    def scores(self, task: Task, ranks: Ranks) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-        """Source -> score of every row of its table."""
-        problem, device = task.problem, ranks.device
-        model = self.model(problem, task.seed).to(device)
-        rows = RowGradients(model, self.gradients)
-        project = Projection(rows.size, self.dimension, task.seed)
-        optimizer = torch.optim.AdamW(list(rows.parameters.values()), lr=self.lr, betas=BETAS, eps=EPSILON, weight_decay=0)
-        steps = self._steps(task)
-        ends = [steps * (i + 1) // self.checkpoints for i in range(self.checkpoints)]
-        log.info("less: %d warm-up steps, %s numbers in a gradient", steps, f"{rows.size:,}")
-
+    def scores(self, task: Task) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """Source -> score of every row of its table, the same in every process."""
+        problem, steps = task.problem, self._steps(task)
         total = {name: torch.zeros(len(problem.validation_tables), len(t)) for name, t in problem.source_tables.items()}
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            for t in range(start, end):
-                _warm_up_step(t, task, model, optimizer, self.micro_batch_size, ranks)
-            m, v = (
-                torch.cat([optimizer.state[p][key].flatten() for p in rows.parameters.values()])
-                for key in ("exp_avg", "exp_avg_sq")
-            )
-            directions = torch.stack(
-                [
-                    self._features(name, table, rows, project, None, ranks).mean(0)
-                    for name, table in problem.validation_tables.items()
-                ]
-            )
-            for name, table in problem.source_tables.items():
-                features = self._features(name, table, rows, project, (m, v, end), ranks)
-                total[name] += directions @ features.T / self.checkpoints
+
+        def add_cosines(variable: Variable, backend: Backend) -> None:
+            for name, cosines in self._cosines(problem, variable, backend).items():
+                total[name] += cosines / self.checkpoints
+
+        ends = frozenset(steps * (i + 1) // self.checkpoints for i in range(self.checkpoints))
+        fit(
+            _WarmUp(problem, self, task.seed),
+            _DescentWithStops(lr=self.lr, optimizer=ADAM, stops=ends, at_stop=add_cosines),
+            task.backend,
+            steps=steps,
+            seed=task.seed,
+            active=task.active,
+            recipe=task.recipe or {},
+            observer=task.observer,
+        )
         scores = {name: score.max(0).values.double().numpy() for name, score in total.items()}
         for name, score in scores.items():
             if not np.isfinite(score).all():
@@ -148,60 +158,68 @@ class LESS(Weighting):
         return scores
 
     def model(self, problem: LLMReweighting, seed: int) -> LanguageModel:
-        """The model with only what is to be trained requiring gradients: fresh adapters, or the chosen blocks."""
+        """The model with only what is to be trained requiring gradients: fresh adapters, or the chosen blocks.
+
+        Raises `InputError` if there is no such block, or nothing to put adapters on.
+        """
         model = problem.lower()
         assert isinstance(model, LanguageModel)
         if self.blocks:
-            model.float()
             try:
                 chosen = set(find_blocks(model).parameters(frozenset(self.blocks)))
             except InputError as error:
                 raise InputError(f"weighting.blocks: {error}") from error
         else:
-            if self.dtype is not None:
-                model.to(getattr(torch, self.dtype))
             chosen = _add_adapters(model, self.rank, seed)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
-            if name in chosen:
-                parameter.data = parameter.data.float()
         return model
 
-    def _features(
-        self,
-        name: str,
-        table: TokenTable,
-        rows: RowGradients,
-        project: Projection,
-        adam: tuple[Tensor, Tensor, int] | None,
-        ranks: Ranks,
-    ) -> Tensor:
-        """Projected gradients of all rows of a table, of length 1, on the CPU. Shape: (rows, dimension).
+    def _cosines(self, problem: LLMReweighting, variable: Variable, backend: Backend) -> dict[str, Tensor]:
+        """Source -> mean cosine of every row with the rows of every validation set, on the CPU. Shape: (sets, rows)."""
+        shard = backend.shard
+        trained = variable.blocks.parameters(variable.active)
+        rows = RowGradients(backend.whole_module(variable), trained, self.gradients)
+        project = Projection(rows.size, self.dimension, shard.seed)
+        adam = Adam.of(backend.optimizer_state(variable), rows.parameters)
+        log.info("less: gradients of %s numbers for every row", f"{rows.size:,}")
 
-        adam: moments after so many steps: take the direction of Adam's next step instead of the gradient.
+        sums = []
+        for table in problem.validation_tables.values():
+            features = self._features(table, rows, project, None, shard)
+            mine = sum((part.sum(0).cpu() for _, part in features), torch.zeros(self.dimension))
+            sums.append(sum(backend.gather(mine), torch.zeros(self.dimension)) / len(table))
+        directions = torch.stack(sums)
+
+        cosines = {}
+        for name, table in problem.source_tables.items():
+            features = self._features(table, rows, project, adam, shard)
+            scored = [(numbers, directions @ part.cpu().T) for numbers, part in features]
+            cosines[name] = torch.zeros(len(directions), len(table))
+            for parts in backend.gather(scored):
+                for numbers, part in parts:
+                    cosines[name][:, numbers] = part
+        return cosines
+
+    def _features(
+        self, table: TokenTable, rows: RowGradients, project: Projection, adam: Adam | None, shard: Shard
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Projected gradients, of length 1, of this process's rows of a table: (numbers of rows, (rows, dimension)).
+
+        adam: take the direction of its next step instead of the gradient.
         """
-        features = torch.zeros(len(table), self.dimension, device=ranks.device)
         waiting: list[Tensor] = []
         numbers: list[int] = []
-
-        def flush() -> None:
-            features[torch.tensor(numbers, device=ranks.device)] = nn.functional.normalize(project(torch.cat(waiting)))
-            waiting.clear()
-            numbers.clear()
-
-        batches = list(row_numbers(len(table), ranks))
-        console = Console(stderr=True)
-        found = row_batches(table, batches, self.micro_batch_size, ranks.device)
-        count = math.ceil(len(batches) / self.micro_batch_size)
-        for part, batch in track(found, f"gradients of {name}", count, console=console, disable=not console.is_terminal):
+        mine = range(shard.rank, len(table), shard.world_size)
+        for part, batch in row_batches(table, mine, shard.micro_batch_size or ROWS, rows.device):
             gradients = rows(batch)
-            waiting.append(gradients if adam is None else adam_direction(gradients, *adam))
+            waiting.append(gradients if adam is None else adam.direction(gradients))
             numbers += part
             if len(numbers) * rows.size >= HELD:
-                flush()
+                yield numbers, nn.functional.normalize(project(torch.cat(waiting)))
+                waiting, numbers = [], []
         if numbers:
-            flush()
-        return ranks.sum(features).cpu()
+            yield numbers, nn.functional.normalize(project(torch.cat(waiting)))
 
     def _steps(self, task: Task) -> int:
         if self.warmup_steps is not None:
@@ -210,71 +228,90 @@ class LESS(Weighting):
         return min(task.steps, max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size)))
 
 
-def adam_direction(gradients: Tensor, m: Tensor, v: Tensor, steps: int) -> Tensor:
-    """Γ: minus the step that Adam would take next, over its step size, for each gradient by itself.
+@dataclass(frozen=True, eq=False)
+class Adam:
+    """What Adam remembers of some parameters, one after another.
 
-    gradients: (rows, n). m, v: the moments after `steps` steps, without their bias corrections. Shape: (n,).
+    m, v: means of gradients and of their squares, without their bias corrections. Shape: (n,).
+    steps: that each number has taken; blocks that entered later have taken fewer. Shape: (n,).
     """
-    mean = (BETAS[0] * m + (1 - BETAS[0]) * gradients) / (1 - BETAS[0] ** (steps + 1))
-    square = (BETAS[1] * v + (1 - BETAS[1]) * gradients**2) / (1 - BETAS[1] ** (steps + 1))
-    return mean / (square.sqrt() + EPSILON)
 
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that share the rows."""
-
-    rank: int
-    size: int
-    device: torch.device
+    m: Tensor
+    v: Tensor
+    steps: Tensor
 
     @classmethod
-    @contextmanager
-    def joined(cls, device: torch.device) -> Iterator[Ranks]:
-        """The group of torch.distributed, made here if a launcher asks for one that nobody has made."""
-        several = world_size() > 1
-        if several and device.type == "cuda":
-            device = torch.device("cuda", local_rank())
-        own = several and not dist.is_initialized()
-        if own:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        try:
-            yield cls(dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else cls(0, 1, device)
-        finally:
-            if own:
-                dist.destroy_process_group()
+    def of(cls, state: Mapping[str, Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> Adam:
+        """From torch's optimizer state. A parameter that the loss ignores has none: its moments are 0."""
+        found: dict[str, list[Tensor]] = {"exp_avg": [], "exp_avg_sq": [], "step": []}
+        for name, parameter in parameters.items():
+            for key, parts in found.items():
+                value = state.get(name, {}).get(key, torch.zeros(()))
+                parts.append(value.to(parameter.device, torch.float32).expand(parameter.shape).flatten())
+        return cls(*(torch.cat(parts) for parts in found.values()))
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+    def direction(self, gradients: Tensor) -> Tensor:
+        """Γ: minus the step that Adam would take next, over its step size, for each gradient by itself. Shape: (rows, n)."""
+        β1, β2 = ADAM.betas
+        next_step = self.steps.double() + 1
+        mean = (β1 * self.m + (1 - β1) * gradients) / (1 - β1**next_step).to(gradients)
+        square = (β2 * self.v + (1 - β2) * gradients**2) / (1 - β2**next_step).to(gradients)
+        return mean / (square.sqrt() + ADAM.eps)
 
 
-def row_numbers(count: int, ranks: Ranks) -> range:
-    """The rows that this process takes."""
-    return range(ranks.rank, count, ranks.size)
+@dataclass
+class _WarmUp(Problem[TokenBatch]):
+    """Train what `LESS.model` leaves trainable on the mean over sources of the mean loss of a source's rows."""
+
+    data: LLMReweighting
+    less: LESS
+    seed: int
+
+    def prepare(self) -> None:
+        self.data.prepare()
+
+    def fingerprint(self) -> str:
+        return self.data.fingerprint()
+
+    def upper(self) -> nn.Module:
+        return nn.Module()
+
+    def lower(self) -> nn.Module:
+        return self.less.model(self.data, self.seed)
+
+    def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
+        raise NotImplementedError("there are no upper batches")
+
+    def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
+        return source_means(token_losses(y(batch.ids, batch.positions), batch.targets), batch).mean()
+
+    def upper_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
+        return []
+
+    def lower_batch(self, index: int, shard: Shard) -> Sequence[TokenBatch]:
+        return self.data.lower_batch(index, shard)
 
 
-def _warm_up_step(
-    t: int, task: Task, model: LanguageModel, optimizer: torch.optim.Optimizer, micro_batch_size: int, ranks: Ranks
-) -> None:
-    """A step on the mean over sources of the mean loss of a source's rows."""
-    shard = Shard(task.seed, ranks.rank, ranks.size, micro_batch_size)
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    for batch in task.problem.lower_batch(t, shard):
-        losses = token_losses(
-            model(batch.ids.to(ranks.device), batch.positions.to(ranks.device)), batch.targets.to(ranks.device)
-        )
-        loss = (batch.weights.to(losses) @ losses).mean()
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"less: the loss of warm-up step {t} is {float(loss)}; lower weighting.lr")
-        loss.backward()  # type: ignore[no-untyped-call]
-    for parameter in parameters:
-        ranks.sum(parameter.grad)
-    optimizer.step()
+@dataclass(frozen=True, kw_only=True)
+class _DescentWithStops(Descent):
+    """Descent that shows its variable around once it has done certain numbers of steps."""
+
+    stops: frozenset[int]
+    at_stop: Callable[[Variable, Backend], None]
+
+    def init(self, problem: Problem[Any], backend: Backend) -> State:
+        """Load the model before it is placed: adapters start from values, which a deferred module does not have."""
+        module = problem.lower()
+        x = backend.place("x", problem.upper, self.optimizer, sharded=False)
+        z = backend.place("z", lambda: module, self.optimizer, sharded=True, blocks=problem.blocks)
+        return State(x, {"z": z})
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        """A step, and a stop where one is due."""
+        metrics = super().step(t, state, problem, backend)
+        if t + 1 in self.stops:
+            self.at_stop(state.replicas["z"], backend)
+        return metrics
 
 
 def _add_adapters(model: LanguageModel, rank: int, seed: int) -> set[str]:
@@ -301,13 +338,3 @@ def _add_adapters(model: LanguageModel, rank: int, seed: int) -> set[str]:
         inject_adapter_in_model(config, model.model)
     model.eval()
     return {name for name, _ in model.named_parameters() if ".lora_" in name}
-
-
-def _device(backend: Backend, seed: int) -> torch.device:
-    """Where the backend would put a model: asked by letting it place a small one."""
-    backend.start(seed)
-    try:
-        probe = backend.place("probe", lambda: nn.Linear(1, 1), SGD(), sharded=False)
-        return next(iter(backend.read(probe).parts.values())).device
-    finally:
-        backend.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bilevel import InputError
 from bilevel_llm.data.padding import as_ids, predicting_places
 from bilevel_llm.data.tokens import TokenTable
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import token_losses
 
 log = logging.getLogger("bilevel.llm")
 
@@ -69,13 +69,24 @@ def row_batches(
 
 
 class RowGradients:
-    """Gradients of the mean token loss of every row, in the parameters of a model that require gradients."""
+    """Gradients of the mean token loss of every row.
 
-    def __init__(self, model: LanguageModel, how: How = "auto") -> None:
+    model: whole in this process. Its parameters are left as they were, and get no `grad`.
+    names: the parameters in which the gradients are taken.
+
+    A model that recomputes activations in the backward pass cannot be vectorised.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], how: How = "auto") -> None:
         self.model = model
         self.how = how
-        self.parameters: Mapping[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.parameters: Mapping[str, nn.Parameter] = {name: model.get_parameter(name) for name in names}
         self.size = sum(p.numel() for p in self.parameters.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and the gradients will be."""
+        return next(iter(self.parameters.values())).device
 
     def __call__(self, batch: RowBatch) -> Tensor:
         """One gradient a row, all parameters one after another. Shape: (rows, size), float32."""
@@ -84,7 +95,7 @@ class RowGradients:
         try:
             return self._vectorised(batch)
         except torch.OutOfMemoryError as error:
-            raise InputError(f"out of memory with {len(batch)} rows at a time; lower weighting.micro_batch_size") from error
+            raise InputError(f"out of memory with {len(batch)} rows at a time; lower backend.micro_batch_size") from error
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if self.how == "vmap":
                 raise InputError(
@@ -111,10 +122,18 @@ class RowGradients:
 
     def _loop(self, batch: RowBatch) -> Tensor:
         rows = []
-        for i in range(len(batch)):
-            real = batch.weights[i] > 0
-            logits = self.model(batch.ids[i : i + 1], batch.positions[i][real])
-            loss = (batch.weights[i][real] * token_losses(logits, batch.targets[i][real])).sum()
-            gradients = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True)
-            rows.append(torch.cat([gradient.flatten().float() for gradient in gradients]))
+        parameters = list(self.parameters.values())
+        required = [p.requires_grad for p in parameters]
+        for p in parameters:
+            p.requires_grad_(True)
+        try:
+            for i in range(len(batch)):
+                real = batch.weights[i] > 0
+                logits = self.model(batch.ids[i : i + 1], batch.positions[i][real])
+                loss = (batch.weights[i][real] * token_losses(logits, batch.targets[i][real])).sum()
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+                rows.append(torch.cat([gradient.flatten().float() for gradient in gradients]))
+        finally:
+            for p, before in zip(parameters, required, strict=True):
+                p.requires_grad_(before)
         return torch.stack(rows)

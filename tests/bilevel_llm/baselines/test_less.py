@@ -10,16 +10,28 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from bilevel import InputError, Shard
+from bilevel import LISA, Backend, InputError, Shard
+from bilevel.backend import Placement
+from bilevel.blocks import Blocks
+from bilevel_backends.deepspeed_backend import DeepSpeedBackend
+from bilevel_backends.fsdp_backend import FSDPBackend
+from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.partitioned import Partitioned
+from bilevel_backends.sharding.replicated import Replicated
+from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.torch_backend import TorchBackend
+from bilevel_backends.variable import ModuleVariable
 from bilevel_llm.baselines.base import Selection, Task
-from bilevel_llm.baselines.less import BETAS, EPSILON, LESS, Ranks, adam_direction
+from bilevel_llm.baselines.less import ADAM, LESS, Adam
 from bilevel_llm.baselines.projection import Projection
-from bilevel_llm.baselines.row_gradients import RowGradients, row_batch, row_batches
+from bilevel_llm.baselines.row_gradients import How, RowBatch, RowGradients, row_batch, row_batches
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -27,7 +39,11 @@ from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
 Make = Callable[..., Task]
 CPU = torch.device("cpu")
-SMALL = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2, micro_batch_size=16)
+SMALL = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2)
+
+
+def trained_names(model: LanguageModel) -> list[str]:
+    return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
 def shaken(model: LanguageModel) -> LanguageModel:
@@ -48,7 +64,7 @@ def test_row_gradients_are_those_of_rows_taken_alone(task: Make, family: str, ho
     table = t.problem.source_tables["other"]
     rows = [3, 8, 11, 20]
     assert len({len(table.row(row)[0]) for row in rows}) > 1
-    found = RowGradients(model, how)(row_batch(table, rows, CPU))  # type: ignore[arg-type]
+    found = RowGradients(model, trained_names(model), how)(row_batch(table, rows, CPU))  # type: ignore[arg-type]
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
@@ -64,11 +80,11 @@ def test_row_gradients_are_those_of_rows_taken_alone(task: Make, family: str, ho
 def test_gradients_of_chosen_blocks(task: Make) -> None:
     t = task()
     model = dataclasses.replace(SMALL, blocks=("model.model.layers.1",)).model(t.problem, 0)
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    trained = trained_names(model)
     assert trained
     assert all(name.startswith("model.model.layers.1.") for name in trained)
     batch = row_batch(t.problem.source_tables["clean"], [0, 1, 2], CPU)
-    by_vmap, by_loop = (RowGradients(model, how)(batch) for how in ("vmap", "loop"))
+    by_vmap, by_loop = (RowGradients(model, trained, how)(batch) for how in ("vmap", "loop"))  # type: ignore[arg-type]
     assert by_loop.abs().max() > 1e-4
     torch.testing.assert_close(by_vmap, by_loop, rtol=1e-4, atol=1e-5 * float(by_loop.abs().max()))
 
@@ -84,12 +100,13 @@ def test_a_model_that_cannot_be_vectorised_is_looped_over(task: Make, caplog: py
     plain = shaken(SMALL.model(t.problem, 0))
     stubborn = Stubborn(plain.model)
     batch = row_batch(t.problem.source_tables["clean"], [0, 1], CPU)
-    rows = RowGradients(stubborn)
-    torch.testing.assert_close(rows(batch), RowGradients(plain, "loop")(batch))
+    trained = trained_names(plain)
+    rows = RowGradients(stubborn, trained)
+    torch.testing.assert_close(rows(batch), RowGradients(plain, trained, "loop")(batch))
     assert rows.how == "loop"
     assert "one by one" in caplog.text
     with pytest.raises(InputError, match=r"weighting\.gradients=loop"):
-        RowGradients(stubborn, "vmap")(batch)
+        RowGradients(stubborn, trained, "vmap")(batch)
 
 
 def test_batches_of_like_length_hold_every_row_once(task: Make) -> None:
@@ -106,13 +123,13 @@ def test_the_direction_is_the_next_step_of_adam() -> None:
     """torch's own AdamW, after five steps, takes a sixth with each row's gradient."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
-    optimizer = torch.optim.AdamW([p], lr=0.1, betas=BETAS, eps=EPSILON, weight_decay=0)
+    optimizer = torch.optim.AdamW([p], lr=0.1, betas=ADAM.betas, eps=ADAM.eps, weight_decay=0)
     for _ in range(5):
         p.grad = torch.randn(6, dtype=torch.float64)
         optimizer.step()
     m, v = (optimizer.state[p][key].clone() for key in ("exp_avg", "exp_avg_sq"))
     gradients = torch.randn(3, 6, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)[:, None]
-    found = adam_direction(gradients, m, v, 5)
+    found = Adam(m, v, torch.full((6,), 5.0)).direction(gradients)
     before = {key: (value.clone()) for key, value in optimizer.state[p].items()}
     place = p.detach().clone()
     for gradient, direction in zip(gradients, found, strict=True):
@@ -163,7 +180,7 @@ def test_scores_are_the_mean_cosines_of_projected_gradients(task: Make) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=less.lr, weight_decay=0)
     project = Projection(sum(p.numel() for p in trained), 256, 0)
-    rows = RowGradients(model, "loop")
+    rows = RowGradients(model, trained_names(model), "loop")
     expected = 0.0
     for step in range(4):
         (batch,) = t.problem.lower_batch(step, Shard(0))
@@ -173,9 +190,8 @@ def test_scores_are_the_mean_cosines_of_projected_gradients(task: Make) -> None:
         if step in (1, 3):
             m, v = (torch.cat([optimizer.state[p][k].flatten() for p in trained]) for k in ("exp_avg", "exp_avg_sq"))
             target = project(rows(row_batch(t.problem.validation_tables["validation"], range(30), CPU)))
-            direction = project(
-                adam_direction(rows(row_batch(t.problem.source_tables["other"], range(8), CPU)), m, v, step + 1)
-            )
+            adam = Adam(m, v, torch.full_like(m, step + 1))
+            direction = project(adam.direction(rows(row_batch(t.problem.source_tables["other"], range(8), CPU))))
             expected = expected + torch.cosine_similarity(direction[:, None], target[None], dim=2).mean(1) / 2
     np.testing.assert_allclose(found.scores["other"][:8], np.asarray(expected), atol=2e-4)
 
@@ -240,43 +256,153 @@ def test_what_it_cannot_do_is_said_first(task: Make) -> None:
     with pytest.raises(InputError, match=r"weighting\.blocks: no block is named 'layer9'"):
         LESS(blocks=("layer9",)).weigh(task())
     bad = [{"share": 0}, {"share": 1.5}, {"dimension": 100}, {"rank": 0}, {"warmup_steps": 0}, {"lr": 0}, {"checkpoints": 0}]
-    for settings in [*bad, {"blocks": ("a",), "dtype": "bfloat16"}]:
+    for settings in bad:
         with pytest.raises(ValueError, match="must be"):
             LESS(**settings)  # type: ignore[arg-type]
 
 
-def test_ranks_share_the_rows_and_agree_with_one(task: Make) -> None:
+class Threads(Processes):
+    """Threads that stand for processes."""
+
+    def __init__(self, rank: int, meet: threading.Barrier, values: list[Any]) -> None:
+        super().__init__(rank, len(values))
+        self.meet, self.values = meet, values
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.meet.wait(60)
+        found = list(self.values)
+        self.meet.wait(60)
+        return found
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
+
+    def reduce_scatter(self, padded: torch.Tensor) -> torch.Tensor:
+        return self.all_reduce(padded.clone()).chunk(self.world_size)[self.rank].clone()
+
+    def all_gather(self, shard: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.all_gather_object(shard.clone()))
+
+    def gather(self, shard: torch.Tensor, rank: int) -> torch.Tensor | None:
+        whole = self.all_gather(shard)
+        return whole if rank == self.rank else None
+
+
+TURN = threading.Lock()  # threads share torch's random state, processes do not
+
+
+@dataclasses.dataclass
+class ThreadBackend(TorchBackend):
+    """One of two processes that hold all parameters."""
+
+    processes: Threads | None = None
+    shards_moments: bool = False
+
+    def start(self, seed: int) -> None:
+        assert self.processes is not None
+        self.begin(seed, CPU, self.processes)
+
+    def placement(self, world_size: int) -> Placement:
+        return Placement("threads", world_size)
+
+    def place(self, *arguments: Any, **settings: Any) -> ModuleVariable:
+        with TURN:
+            return super().place(*arguments, **settings)
+
+    def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
+        assert self.processes is not None
+        if self.shards_moments:
+            return Partitioned(module, self.processes, reduces_at_step=False)
+        return Replicated(module, self.processes)
+
+
+class InTurn(LESS):
+    def model(self, problem: LLMReweighting, seed: int) -> LanguageModel:
+        with TURN:
+            return super().model(problem, seed)
+
+
+@pytest.mark.parametrize("shards_moments", [False, True])
+def test_processes_share_the_rows_and_agree_with_one(task: Make, shards_moments: bool) -> None:
     """Two threads as two processes. 1e-3: Adam's first steps are signs, which magnify rounding."""
-    meet, turn, sums = threading.Barrier(2), threading.Lock(), [torch.zeros(())] * 2
+    less = InTurn(**{**dataclasses.asdict(SMALL), "gradients": "loop", "checkpoints": 2})
+    meet, values = threading.Barrier(2), [None, None]
+    tasks = [
+        dataclasses.replace(
+            task(), backend=ThreadBackend(processes=Threads(rank, meet, values), shards_moments=shards_moments)
+        )
+        for rank in range(2)
+    ]
+    taken: list[int] = []
 
-    class InTurn(LESS):
-        def model(self, problem: LLMReweighting, seed: int) -> LanguageModel:
-            with turn:  # threads share torch's random state, processes do not
-                return super().model(problem, seed)
+    class Counting(RowGradients):
+        def __call__(self, batch: RowBatch) -> torch.Tensor:
+            taken.append(len(batch))
+            return super().__call__(batch)
 
-    less = InTurn(**{**dataclasses.asdict(SMALL), "gradients": "loop"})
-
-    class Threads(Ranks):
-        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-            sums[self.rank] = tensor.clone()
-            meet.wait(60)
-            tensor.copy_(sums[0] + sums[1])
-            meet.wait(60)
-            return tensor
-
-    tasks = [task(), task()]
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda rank: less.scores(tasks[rank], Threads(rank, 2, CPU)), range(2)))
-    one = less.scores(task(), Ranks(0, 1, CPU))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bilevel_llm.baselines.less.RowGradients", Counting)
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(less.scores, tasks))
+    rows = [*tasks[0].problem.source_tables.values(), *tasks[0].problem.validation_tables.values()]
+    assert sum(taken) == 2 * sum(map(len, rows)), "at each of two checkpoints, every row is taken by one process"
+    one = less.scores(task())
     for name, scores in one.items():
         np.testing.assert_array_equal(both[0][name], both[1][name])
         np.testing.assert_allclose(both[0][name], scores, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", [FSDPBackend(), DeepSpeedBackend(zero_stage=3)], ids=["fsdp", "deepspeed"])
+def test_a_backend_that_splits_parameters_is_refused_before_a_model_is_loaded(
+    task: Make, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = dataclasses.replace(task(), backend=backend)
+    monkeypatch.setattr(LLMReweighting, "lower", lambda self: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match=rf"the backend {backend.placement(1).name} splits them; set backend\.name=torch"):
+        SMALL.check(t)
+    SMALL.check(dataclasses.replace(t, backend=DeepSpeedBackend(zero_stage=2)))
+
+
+def test_settings_of_the_backend_change_no_score(task: Make) -> None:
+    """1e-3: Adam's first steps are signs, which magnify rounding."""
+    plain = SMALL.scores(task())
+    backend = TorchBackend(device="cpu", micro_batch_size=3, activation_checkpointing=True)
+    for name, scores in SMALL.scores(dataclasses.replace(task(), backend=backend)).items():
+        np.testing.assert_allclose(scores, plain[name], atol=1e-3)
+
+
+def test_in_bfloat16_the_scores_come_near(task: Make) -> None:
+    plain = SMALL.scores(task())
+    low = SMALL.scores(dataclasses.replace(task(), backend=TorchBackend(device="cpu", dtype="bfloat16")))
+    every, near = (np.concatenate(list(scores.values())) for scores in (plain, low))
+    assert np.isfinite(near).all()
+    assert np.corrcoef(every, near)[0, 1] > 0.9
+
+
+def test_gradients_are_those_of_the_blocks_that_train_at_the_checkpoint(task: Make) -> None:
+    """LISA trains the adapters of one layer at a time, and in every period those of another."""
+    seen: list[list[str]] = []
+
+    class Watching(RowGradients):
+        def __init__(self, model: nn.Module, names: list[str], how: How) -> None:
+            seen.append(names)
+            super().__init__(model, names, how)
+
+    t = dataclasses.replace(task(seed=0), active=LISA(blocks=1, period=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bilevel_llm.baselines.less.RowGradients", Watching)
+        scores = dataclasses.replace(SMALL, checkpoints=2).scores(t)
+    layers = [{name.split(".layers.")[1][0] for name in names} for names in seen]
+    assert list(map(len, layers)) == [1, 1]
+    assert layers[0] != layers[1]
+    assert all(np.ptp(found) > 0 for found in scores.values())
+
+
 SCRIPT = """
 import json, os, sys, torch
 torch.set_num_threads(1)
-from bilevel_backends.torch_backend import TorchBackend
+from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.reweighting.problem import LLMReweighting
 from bilevel_llm.baselines.base import Task
@@ -284,33 +410,36 @@ from bilevel_llm.baselines.less import LESS
 given = json.loads(sys.argv[1])
 problem = LLMReweighting(given["model"], [Source(n, p) for n, p in given["sources"].items()], validation=[ValidationSet(given["target"])], max_length=64, batch_size=10)
 problem.prepare()
-less = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2, micro_batch_size=16)
-selection = less.weigh(Task(problem, TorchBackend(device="cpu"), steps=6)).selection
-print(json.dumps({name: scores.tolist() for name, scores in selection.scores.items()}), flush=True)
+less = LESS(dimension=256, rank=4, warmup_steps=4, lr=1e-2)
+selection = less.weigh(Task(problem, DeepSpeedBackend(zero_stage=given["stage"], dtype="float32"), steps=6)).selection
+json.dump({name: scores.tolist() for name, scores in selection.scores.items()}, open(sys.argv[2] + os.environ["RANK"], "w"))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_rows_and_agree_with_one(
-    task: Make, model_directory: Callable[[str], Path], data: dict[str, str]
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_processes_of_a_launcher_agree_with_one(
+    stage: int, task: Make, model_directory: Callable[[str], Path], data: dict[str, str], tmp_path: Path
 ) -> None:
-    """gloo, as torchrun would launch it. 1e-3: Adam's first steps are signs, which magnify rounding."""
+    """DeepSpeed over gloo, as torchrun would launch it. 1e-3: Adam's first steps are signs, which magnify rounding."""
     sources = {name: data[name] for name in ("clean", "other", "noise")}
-    given = json.dumps({"model": str(model_directory("llama")), "sources": sources, "target": data["target"]})
+    given = json.dumps(
+        {"model": str(model_directory("llama")), "sources": sources, "target": data["target"], "stage": stage}
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(sys.path)}
+    no_gpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, given],
-            env={**os.environ, **launch, "RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", SCRIPT, given, str(tmp_path / "scores")],
+            env={**os.environ, **launch, **no_gpu, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
-    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    outputs = [json.loads((tmp_path / f"scores{rank}").read_text()) for rank in range(2)]
     assert outputs[0] == outputs[1]
     one = SMALL.weigh(task()).selection
     assert one is not None
