@@ -15,7 +15,7 @@ from bilevel.errors import InputError
 
 FILE = "account.json"
 SCHEMA = 1
-"""Version of the form of the file."""
+"""The version of the file's schema."""
 
 Value = str | int | float | None
 
@@ -24,7 +24,7 @@ Value = str | int | float | None
 class Finding:
     """Something that a person should know before using a result.
 
-    name: what was looked for, for programs and for tables: "still-moving".
+    name: a short name of what was looked for, such as "still-moving", for programs and tables.
     flagged: whether it is a reason not to trust the result.
     sentence: what was found, with its number, and what to do about it.
     """
@@ -48,12 +48,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the numbers of a problem's runs are called.
+    """The names of the numbers of a problem's runs.
 
-    unit: what the size of a batch counts, in the plural; throughput is in units a second.
-    upper: an entry of the upper variable.
-    lower_loss, upper_loss: the losses.
-    lower_part, upper_part: one of their parts.
+    unit: the unit in which the size of a batch is counted, in the plural; throughput is in units per second.
+    upper: the name for an entry of the upper variable.
+    lower_loss, upper_loss: the names of the losses.
+    lower_part, upper_part: the names for one of their parts.
     """
 
     unit: str = "rows"
@@ -66,11 +66,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Account:
-    """A run, as far as it is done.
+    """What a run says about itself, as far as it is done.
 
-    steps: done when this was written.
-    versions: of the packages that did it.
-    identity: what it was about, as plain data (hashes of data and model): runs that differ in it are not compared as seeds.
+    steps: the steps that were done when this was written.
+    versions: the versions of the packages that did it.
+    identity: the data and the model, as plain data (their hashes). Runs that differ in it are not compared as seeds.
     """
 
     steps: int

@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def on_first(backend: Backend, act: Callable[[], T]) -> T:
-    """Do something in the first process; all get what it returns, or the error that it raises."""
+    """Do something in the first process; all processes get what it returns, or the error that it raises."""
     return cast(T, together(backend, lambda: act() if backend.shard.rank == 0 else None)[0])
 
 
 def together(backend: Backend, act: Callable[[], T]) -> list[T]:
-    """Do something in every process; all get what everybody got, or the error of the first one that fails."""
+    """Do something in every process; each gets the results of all, or the error of the first one that fails."""
     outcome: tuple[T | None, Exception | None] = (None, None)
     try:
         outcome = (act(), None)
@@ -39,8 +39,8 @@ def require_same(backend: Backend, what: str, value: Any) -> None:
     other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if other:
         raise InputError(
-            f"process {other[0]} has another {what} than process 0; every process must be started with the same recipe "
-            "and see the same files"
+            f"the {what} of process {other[0]} differs from that of process 0; start all processes with the same recipe, "
+            "and on file systems that hold the same files"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a problem tells a planner: its lower module without values, and a pass of each of its losses."""
+"""What a problem tells a planner: its lower module on the meta device, and a pass of each of its losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from bilevel.blocks import Blocks
 
 @dataclass(frozen=True)
 class Cost:
-    """How large a problem is. Planning from it touches no weights.
+    """The size of a problem. Planning from it reads no weights.
 
     build: makes the lower module without values (on the meta device), in the precision in which it would be loaded.
     blocks: groups the module's parameters, as `Problem.blocks`.
-    loss: (module, rows) -> the lower loss of a micro-batch of that many rows, at the most a row can take.
-    lower_rows, upper_rows: rows of one global batch of each level; 0 where a level has no data.
-    row_size: the most units a row has.
-    unit: what throughput is counted in.
+    loss: (module, rows) -> the lower loss of a micro-batch of that many rows, each as long as a row can be.
+    lower_rows, upper_rows: the rows of one global batch of each level; 0 where a level has no data.
+    row_size: the largest number of units that a row has.
+    unit: the unit in which throughput is counted, in the plural.
     upper_loss: the same as `loss` for the upper level; None where both levels take the same.
-    savings: what would make a pass need less memory, at a price in the results; phrases that name the recipe's key, such as
+    savings: what would reduce the memory of a pass at the expense of the results, as phrases that name the recipe's key:
         "shorter rows (problem.max_length)".
     """
 

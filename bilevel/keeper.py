@@ -1,4 +1,4 @@
-"""What a run keeps on disk: records, the problem's files, and checkpoints to go on from."""
+"""What a run keeps on disk: records, the problem's files, and checkpoints from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bilevel.solver import State
 
 
 class Keeper:
-    """Writes a run's directory: records, artifacts and checkpoints. The first process writes; all save their parts."""
+    """Writes a run's directory: records, artifacts and checkpoints. The first process writes; all save their shards."""
 
     def __init__(self, directory: RunDirectory, run: Run, every: int | None, keep: int) -> None:
         self.directory = directory
@@ -40,7 +40,7 @@ class Keeper:
             return
         self.run.start, where, state.memory, self.run.history = found
         self.run.backend.load(where, state.variables)
-        # the steps after the checkpoint are about to be done again
+        # the steps after the checkpoint will be done again
         on_first(self.run.backend, lambda: self.directory.write_history(self.run.history))
 
     def _find(self) -> tuple[int, Path, dict[str, Any], list[Record]] | None:
@@ -51,7 +51,7 @@ class Keeper:
             return None
         steps, where = checkpoint
         if steps > self.run.steps:
-            raise InputError(f"{where} has done {steps} steps already, run.steps is {self.run.steps}")
+            raise InputError(f"{where} has done {steps} steps already, and run.steps is {self.run.steps}")
         try:
             kept = json.loads((where / "run.json").read_text())
         except (OSError, ValueError) as error:
@@ -59,12 +59,12 @@ class Keeper:
         if kept["fingerprint"] != self.run.problem.fingerprint():
             raise InputError(
                 f"{where} was made with other data or another model: their content has changed since; "
-                "bring it back, or start anew in another --output"
+                "restore it, or start a new run in another --output"
             )
         return steps, where, kept["memory"], self.directory.read_history(steps)
 
     def after_step(self, state: State) -> None:
-        """Record the last step; a checkpoint where it is due."""
+        """Record the last step, and save a checkpoint if one is due."""
         if self.first:
             self.directory.append(self.run.history[-1])
         done = len(self.run.history)
@@ -74,7 +74,7 @@ class Keeper:
             self.write_artifacts()
 
     def checkpoint(self, state: State) -> None:
-        """Save all that is not a function of the step."""
+        """Save everything that is not a function of the step."""
         backend, done = self.run.backend, len(self.run.history)
         part = on_first(backend, lambda: self.directory.begin_checkpoint(done))
         backend.save(part, state.variables)
@@ -89,7 +89,7 @@ class Keeper:
         self.write_artifacts()
 
     def write_artifacts(self) -> None:
-        """Let account.json and the problem's files say what the history says."""
+        """Bring account.json and the problem's files up to date with the history."""
         if self.run.history and self.first:
             problem, history = self.run.problem, self.run.history
             account = Account(
@@ -106,7 +106,7 @@ class Keeper:
         self.written = time.monotonic()
 
     def _check_disk(self, state: State) -> None:
-        """Refuse to begin what cannot be saved."""
+        """Raise `InputError` if the disk has no room for the checkpoints."""
         blocks = self.run.active.at(self.run.start, next(iter(state.replicas.values())).blocks, self.run.seed)
         for replica in state.replicas.values():
             self.run.backend.activate(replica, blocks)

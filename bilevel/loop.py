@@ -39,7 +39,7 @@ class Result:
 
 
 class Observer(Protocol):
-    """Follows a run; see the hooks of the same names."""
+    """Receives the events of a run; see the hooks of the same names."""
 
     def bilevel_run_start(self, *, run: Run) -> Any:
         """The run begins."""
@@ -75,18 +75,18 @@ def fit(
     Every process of a launcher calls this alike. The first one writes files and tells the observer; what it finds wrong
     ends all of them with the same error.
 
-    steps: in all, the ones done before a resume included.
-    seed: of everything random. The same seed gives the same run, on the same device bit for bit.
+    steps: the total number of steps, including those done before a resume.
+    seed: the seed of all random numbers. The same seed gives the same run, bit for bit on the same device.
     active: which blocks of the lower variable train at a step; all of them by default.
     output: directory for the recipe, metrics, checkpoints and the problem's artifacts; must be new or empty, or, with
         `resume`, hold a run of the same recipe. None: nothing is written.
     checkpoint_every: steps between checkpoints. None: one at the end, and one when interrupted.
-    keep_checkpoints: older ones of this run are removed.
-    resume: go on from the last checkpoint in `output`, exactly as if the run had never stopped.
-    recipe: what to keep as recipe.yaml; by default the fields of the parts.
-    observer: told of the start, every step and the end.
+    keep_checkpoints: the number of checkpoints to keep; older ones of this run are removed.
+    resume: continue from the last checkpoint in `output`, exactly as if the run had never stopped.
+    recipe: the content of recipe.yaml; by default the fields of the parts.
+    observer: is called at the start, after every step and at the end.
 
-    Raises `InputError` for what the user has to mend, `NonFiniteError` (naming step and variable) when numbers blow up,
+    Raises `InputError` for what the user has to correct, `NonFiniteError` (naming step and variable) when numbers blow up,
     `Interrupted` when asked to stop; the run directory then holds the last good state.
     """
     if steps < 1:
@@ -95,7 +95,7 @@ def fit(
     if recipe is None:
         recipe = _describe(problem=problem, solver=solver, backend=backend, active=active, run={"seed": seed})
     if output is None and resume:
-        raise InputError("resume needs the output directory of the run to go on with")
+        raise InputError("resume needs the output directory of the run to resume")
     directory = RunDirectory(Path(output)) if output is not None else None
     run = Run(problem, solver, backend, active, steps, seed, directory.path if directory else None, recipe)
     backend.start(seed)
@@ -149,7 +149,7 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
 
 
 def _step(t: int, run: Run, state: State) -> Record:
-    """One step: choose the blocks, let the solver move, say what happened."""
+    """Do one step: activate the blocks, let the solver move, and record what happened."""
     started, processed = time.perf_counter(), run.backend.processed
     blocks = run.active.at(t, next(iter(state.replicas.values())).blocks, run.seed)
     for replica in state.replicas.values():
@@ -178,11 +178,11 @@ def _step(t: int, run: Run, state: State) -> Record:
 def _how_to_go_on(done: int, run: Run) -> str:
     if run.output is None:
         return f"stopped after {done} of {run.steps} steps; nothing was saved, as the run has no output directory"
-    return f"stopped after {done} of {run.steps} steps; a checkpoint is in {run.output}; go on with --resume"
+    return f"stopped after {done} of {run.steps} steps; a checkpoint is in {run.output}; continue with --resume"
 
 
 def _describe(**parts: Any) -> dict[str, Any]:
-    """A recipe of objects that were made in Python: their class and fields."""
+    """Describe objects that were made in Python as a recipe: by their classes and fields."""
     return {
         name: to_plain(part) if isinstance(part, Mapping) else {"class": name_of(part), "fields": to_plain(part)}
         for name, part in parts.items()

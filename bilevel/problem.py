@@ -162,7 +162,7 @@ class Problem(ABC, Generic[B]):
             their own: the default takes the first batches as they are.
 
         Raises `InputError` for another share by default. Tracing happens later: it raises `InputError`, naming the loss, if
-        a loss decides by the values of its variables.
+        the computation of a loss depends on the values of its variables.
         """
         if labelled_share != 1:
             raise InputError(
@@ -202,7 +202,7 @@ class Problem(ABC, Generic[B]):
     def snapshot(self, x: Mapping[str, Tensor]) -> Mapping[str, str | bytes]:
         """Files (name: content) that say what was learned, written with every checkpoint. None by default.
 
-        For what does not fit into the records of steps.
+        They are meant for what does not fit into the records of steps.
 
         x: the upper variable's parameters by name, as `Result.x` has them.
         """

@@ -1,4 +1,4 @@
-"""What is kept of one step, which is one line of metrics.jsonl; and what a history of steps comes to."""
+"""The record of one step, which is one line of metrics.jsonl, and what follows from a history of steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from bilevel.errors import InputError
 
 SCHEMA = 1
-"""Version of the form of a line; it changes whenever a field does."""
+"""The version of the schema of a line; it changes whenever a field does."""
 
 
 class RecordError(InputError):
@@ -28,10 +28,10 @@ class RecordError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One step.
+    """The record of one step.
 
     step: its number, from 0.
-    seconds: wall-clock time that it took.
+    seconds: the wall-clock time that it took.
     upper: the upper variable after the step, as `Problem.summary` gives it.
     moved: whether the step could move the upper variable. It could not in a warm-up.
     metrics: the solver's numbers: `upper_loss`, `lower_loss`, `gap`, `penalty`, and whatever else it reports.
@@ -68,7 +68,7 @@ class Record:
         optimizer_bytes: int,
         size: int,
     ) -> Record:
-        """From what a solver returns (`bilevel.solver.Metrics`), and what the loop knows of the step."""
+        """Make a record from what a solver returns (`bilevel.solver.Metrics`) and what the loop knows about the step."""
         metrics = {key: value for key, value in found.items() if not isinstance(value, Mapping)}
         parts = {key: value for key, value in found.items() if isinstance(value, Mapping)}
         moved = not metrics.pop("held", 0.0)
@@ -84,7 +84,7 @@ class Record:
         return getattr(self, key) if key in ("seconds", "size", "optimizer_bytes") else self.metrics.get(key)
 
     def to_json(self) -> str:
-        """One line, without the newline."""
+        """The record as one line, without the newline."""
         return json.dumps({"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}})
 
     @classmethod
@@ -115,7 +115,7 @@ def _adapter() -> Any:
 def read_records(file: Path, steps: int | None = None) -> list[Record]:
     """The records of metrics.jsonl; none if there is no such file.
 
-    steps: read so many at most. A last line that a run is still writing is left out.
+    steps: the largest number of records to read. A last line that a run is still writing is left out.
 
     Raises `RecordError` for a line that is damaged.
     """
@@ -143,7 +143,7 @@ def read_records(file: Path, steps: int | None = None) -> list[Record]:
 
 
 def total_seconds(history: Sequence[Record]) -> float:
-    """Wall-clock time of all steps, to the millisecond."""
+    """The wall-clock time of all steps in seconds, to the millisecond."""
     return round(sum(record.seconds for record in history), 3)
 
 
@@ -176,7 +176,7 @@ def averaged(history: Sequence[Record]) -> list[Record]:
 
 
 def average(history: Sequence[Record]) -> dict[str, float]:
-    """The upper variable that a run comes to; empty before the first step.
+    """The upper variable that a run arrives at; empty before the first step.
 
     The solver's own average where it has one, else the mean over the steps `averaged`.
     """

@@ -1,4 +1,4 @@
-"""The directory of a run: what is in it, who may write there, and how to go on from it.
+"""The directory of a run: what is in it, who may write there, and how a run is resumed from it.
 
 recipe.yaml       the resolved recipe
 metrics.jsonl     the record of every step, one a line
@@ -20,8 +20,8 @@ from bilevel.plain import flatten
 from bilevel.record import Record, read_records
 
 MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
-"""Settings that a resumed run may give anew; any other would make it another run. So may the backend, but for its precision:
-a run can go on with more processes, or on another machine."""
+"""Settings that may change when a run is resumed; any other change would make it another run. The backend may change, too,
+except for its precision: a run can be resumed with more processes, or on another machine."""
 
 
 def _may_change(key: str) -> bool:
@@ -29,7 +29,7 @@ def _may_change(key: str) -> bool:
 
 
 class RunDirectory:
-    """One run's files."""
+    """The files of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,22 +46,22 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Where complete checkpoints stand."""
+        """The directory of the complete checkpoints."""
         return self.path / "checkpoints"
 
     def check_free(self) -> None:
-        """Raises `InputError` if there is something in the directory already."""
+        """Raise `InputError` if the directory already holds something."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {self.path} is a file; name a directory")
         if self.path.is_dir() and any(self.path.iterdir()) and not self._nothing_done():
             what = "holds another run" if self.recipe_file.exists() else "is not empty"
             raise InputError(
                 f"the output directory {self.path} {what}; "
-                "go on with that run by --resume, or choose another directory by --output"
+                "continue that run with --resume, or choose another directory with --output"
             )
 
     def check_same(self, recipe: Mapping[str, Any]) -> None:
-        """Raises `InputError` if this directory does not hold a run of the same recipe, naming what differs."""
+        """Raise `InputError`, naming what differs, if this directory does not hold a run of the same recipe."""
         if not self.recipe_file.exists():
             raise InputError(f"there is no run to resume in {self.path} (no recipe.yaml there); run without --resume")
         before, now = flatten(yaml.safe_load(self.recipe_file.read_text())), flatten(yaml.safe_load(_dump(recipe)))
@@ -77,12 +77,12 @@ class RunDirectory:
             )
 
     def create(self, recipe: Mapping[str, Any]) -> None:
-        """Make the directory where it is missing, and keep the recipe."""
+        """Create the directory if it is missing, and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.recipe_file, _dump(recipe))
 
     def _nothing_done(self) -> bool:
-        """A run that failed before its first step left nothing to lose."""
+        """Whether all that is there was left by a run that failed before its first step."""
         own = {self.recipe_file.name, self.metrics_file.name, "tensorboard"}
         empty = self.metrics_file.exists() and self.metrics_file.stat().st_size == 0
         return empty and {path.name for path in self.path.iterdir()} <= own
@@ -101,7 +101,7 @@ class RunDirectory:
         return part
 
     def finish_checkpoint(self, part: Path, keep: int) -> None:
-        """Make it count, in one step; then drop this run's oldest checkpoints beyond `keep`."""
+        """Turn the directory into a checkpoint, in one step; then remove this run's oldest checkpoints beyond `keep`."""
         final = part.with_name(part.name.replace(".part-", "step-"))
         if final.exists():  # a resumed run that stopped again at the same step; the content is the same
             shutil.rmtree(part)

@@ -1,4 +1,4 @@
-"""Reads the directory of a run, whatever state it is in: the one place that knows how."""
+"""Read the directory of a run, whatever state it is in. No other module does."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ RECENT = 60.0  # seconds without a step after which a run is no longer taken to 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What there is in a run directory.
+    """A run as its directory describes it.
 
-    recipe: resolved; empty if the file is missing.
+    recipe: the resolved recipe; empty if the file is missing.
     history: one record a step.
-    account: what it says of itself; None before the first step.
-    notes: what is missing or odd, a sentence each.
+    account: what the run says about itself; None before the first step.
+    notes: what is missing or unusual, in a sentence each.
     quiet: seconds since the last step was written.
     """
 
@@ -41,13 +41,13 @@ class SavedRun:
 
     @property
     def seed(self) -> int | None:
-        """The run's seed, where it is known."""
+        """The run's seed; None if it is unknown."""
         found = self._settings.get("seed")
         return found if isinstance(found, int) else self.account.seed if self.account else None
 
     @property
     def labels(self) -> Labels:
-        """What its numbers are called."""
+        """The names of its numbers."""
         return self.account.labels if self.account else Labels()
 
     @property
@@ -67,18 +67,18 @@ class SavedRun:
 
     @property
     def state(self) -> str:
-        """How far the run is, as words."""
+        """The progress of the run, in words."""
         done, planned = len(self.history), self._settings.get("steps")
         if not isinstance(planned, int):
             return f"{done} steps"
         if done >= planned:
             return f"complete, {done} steps"
         if done == 0:
-            return f"no step of {planned} done: it has just begun, or failed before its first step"
+            return f"no step of {planned} done: it has just started, or it failed before its first step"
         pace = float(np.median([record.seconds for record in self.history]))
         if self.quiet < max(RECENT, 10 * pace):
             return f"incomplete, {done} of {planned} steps: it seems to be running"
-        return f"incomplete, {done} of {planned} steps: interrupted or failed (bilevel run --resume goes on)"
+        return f"incomplete, {done} of {planned} steps: interrupted or failed (bilevel run --resume continues it)"
 
     @property
     def complete(self) -> bool:
@@ -109,7 +109,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path) -> SavedRun:
-    """Read a run directory. Raises `InputError` (file, and line where there is one) for files that are damaged."""
+    """Read a run directory. Raises `InputError`, naming file and line, for damaged files."""
     directory, notes = RunDirectory(path), []
     recipe: Mapping[str, Any] = {}
     if directory.recipe_file.exists():
@@ -125,7 +125,7 @@ def read_run(path: Path) -> SavedRun:
 
 
 def resolved_recipe(path: Path) -> dict[str, Any]:
-    """The resolved recipe of a run directory. Raises `InputError` if there is none, or it is damaged."""
+    """The resolved recipe of a run directory. Raises `InputError` if it is missing or damaged."""
     file = RunDirectory(path).recipe_file
     if not file.is_file():
         raise InputError(f"{path} is not a run: there is no {file.name}; name the output directory of `bilevel run`")

@@ -50,18 +50,17 @@ class State:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one step of a solver asks of a backend: what a planner needs to know of it.
+    """What one step of a solver asks of a backend, which is what a planner has to know about it.
 
-    A step here is one after any warm-up. Counts are means over many steps, or the most there can be where they depend on
-    the data.
+    A step here is one after any warm-up. Counts are means over many steps, or upper bounds where they depend on the data.
 
-    replicas: the lower variables, and the optimizer of each.
+    replicas: the lower variables by name, with the optimizer of each.
     lower_passes, upper_passes: forward and backward passes of one lower variable over a lower batch, over an upper batch.
     lower_forwards, upper_forwards: passes in which no lower variable gets a gradient: x alone does, or nothing.
     products: calls of `Backend.backward_along`; planned as over lower batches.
     vectors: gradients that wait for a step and `Vector`s of a lower variable, as many as exist beside a pass at the same
         time. None: a gradient of each replica.
-    savings: what would make a step need less memory, at a price in the results; phrases such as "a lower order (solver.p)".
+    savings: what would reduce the memory of a step at the expense of the results, as phrases: "a lower order (solver.p)".
     """
 
     replicas: Mapping[str, SGD | AdamW]

@@ -20,8 +20,8 @@ from bilevel.tracing import replace_parameters
 class Level:
     """One level of a problem.
 
-    name: of the loss, for error messages.
-    loss: as `Problem.lower_loss`.
+    name: the name of the loss, for error messages.
+    loss: the loss, called as `Problem.lower_loss`.
     draw: micro-batch size -> the micro-batches of a global batch; None takes the whole batch at once.
     """
 

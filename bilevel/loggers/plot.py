@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bilevel.record import Record
     from bilevel.run import Run
 
-MOST_CURVES = 20  # as many colours as matplotlib's largest qualitative map can tell apart
+MOST_CURVES = 20  # the number of colours in matplotlib's largest qualitative map
 
 
 class PlotLogger:

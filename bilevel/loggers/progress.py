@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from bilevel.run import Run
 
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
-RECENT = 10  # steps whose speed tells how long the rest will take
+RECENT = 10  # steps from whose speed the remaining time is estimated
 
 
 class ProgressLogger:
-    """Shows step, losses, penalty gap, the upper variable as bars, throughput and time left."""
+    """Shows the step, losses, penalty gap, upper variable (as bars), throughput and remaining time."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()

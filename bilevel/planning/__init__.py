@@ -1,1 +1,1 @@
-"""What a run will take in memory and time, before it is launched."""
+"""Predict the memory and the time that a run takes, before it is launched."""

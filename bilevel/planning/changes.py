@@ -1,4 +1,4 @@
-"""What would make a run fit: settings that save memory, alone and together, the cheapest in time first.
+"""Find what makes a run fit: settings that save memory, alone and together, the cheapest in time first.
 
 What may be set is for the parts to say: `Backend.savings`, `Active.lighter` and, in words, `Cost.savings` and
 `Workload.savings`.
@@ -24,9 +24,9 @@ MOST_GPUS = 64
 
 @dataclass(frozen=True)
 class Option:
-    """Something changed.
+    """A change that could be made to a run.
 
-    words: as one writes it behind `bilevel plan RECIPE`.
+    words: the options to append to `bilevel plan RECIPE`.
     """
 
     words: tuple[str, ...]
@@ -35,7 +35,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Change:
-    """One or more settings changed, and the plan that follows."""
+    """A change of one or more settings, and the plan that results."""
 
     words: tuple[str, ...]
     plan: Plan
@@ -48,8 +48,8 @@ class Advice:
     cheapest: the change to make. Settings that leave the results as they are come first: the fewest of them, and of as many
         those that cost least time. Failing these, fewer blocks that train at a time; failing these, more GPUs. None:
         nothing that was tried fits.
-    alone: every single setting that could be changed, and what it gives.
-    others: what the problem and the solver name besides, which was not tried.
+    alone: every single setting that could be changed, and the plan that results.
+    others: further settings that the problem and the solver name, which were not tried.
     """
 
     cheapest: Change | None
@@ -58,7 +58,7 @@ class Advice:
 
 
 def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
-    """Find what would make the run fit. Tried are the settings that the run's own backend and active rule name, and GPUs."""
+    """Find what would make the run fit. It tries more GPUs and the settings that the run's backend and active rule name."""
 
     def change(options: tuple[Option, ...]) -> Change | None:
         changed, machine = setup, hardware
@@ -89,7 +89,7 @@ def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
 
 
 def _of_backend(model: Footprint, setup: Setup, hardware: Hardware) -> Iterator[list[Option]]:
-    """For each setting of the backend, the values that differ from what it is."""
+    """The values of each setting of the backend that differ from the present one."""
     rows = max(share(of_batch, hardware.gpus) for of_batch in (model.cost.lower_rows, model.cost.upper_rows))
     for key, values in setup.backend.savings(rows).items():
         yield [_set(key, value) for value in values if value != getattr(setup.backend, key)]

@@ -16,7 +16,7 @@ from bilevel.tracing import Pass, replace_parameters, trace_pass
 class Footprint:
     """A problem's lower module in one precision.
 
-    dtype: of the parameters; None keeps what the problem builds.
+    dtype: the precision of the parameters; None keeps what the problem builds.
     """
 
     def __init__(self, cost: Cost, dtype: str | None) -> None:
@@ -29,26 +29,26 @@ class Footprint:
 
     @cached_property
     def parameters(self) -> int:
-        """How many the module has; tied ones count once."""
+        """The number of the module's parameters; tied ones count once."""
         return sum(p.numel() for p in self.module.parameters())
 
     @cached_property
     def bytes(self) -> int:
-        """Of parameters and buffers."""
+        """The bytes of parameters and buffers."""
         return sum(map(_bytes, self.module.parameters())) + sum(map(_bytes, self.module.buffers()))
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the parameters; the widest, should they differ."""
+        """The precision of the parameters; the widest one if they differ."""
         return max((p.dtype for p in self.module.parameters()), key=lambda dtype: dtype.itemsize)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Parameters of each block."""
+        """The number of parameters of each block."""
         return {block: sum(p.numel() for p in self._of(block)) for block in self.blocks.members}
 
     def largest(self, blocks: frozenset[str]) -> int:
-        """Elements of the largest single parameter in these blocks."""
+        """The number of elements of the largest single parameter in these blocks."""
         return max((p.numel() for block in blocks for p in self._of(block)), default=0)
 
     def passing(
@@ -56,7 +56,8 @@ class Footprint:
     ) -> Pass:
         """A pass over a micro-batch of that many rows, in which these blocks train.
 
-        upper: of the upper loss. second_order: differentiated twice.
+        upper: whether this is a pass of the upper loss.
+        second_order: whether the loss is differentiated twice.
         """
         key = (rows, active, recompute, upper and self.cost.upper_loss is not None, second_order)
         if key not in self._passes:
@@ -87,7 +88,7 @@ class Footprint:
 
 
 def share(rows: int, processes: int) -> int:
-    """Rows of the process that has most."""
+    """The rows of the process that has the most."""
     return ceil(rows / processes)
 
 

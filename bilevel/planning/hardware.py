@@ -1,4 +1,4 @@
-"""The machine a run is planned for, and what is assumed of it."""
+"""The machine for which a run is planned, and what is assumed about it."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,17 @@ GB = 1e9  # bytes. A card sold as "80 GB" has 85.5e9: the difference is what dri
 class Hardware:
     """GPUs of one kind, and the CPU memory of the machine that they share.
 
-    gpus: one process each.
+    gpus: the number of GPUs; each has a process of its own.
     gpu_memory, cpu_memory: GB of 10^9 bytes; of each GPU, of the whole machine. None: CPU memory is not checked.
     peak_tflops: what a GPU's matrix units can do in the run's precision, in 10^12 FLOP/s; 989 is bfloat16 on an H100 SXM.
-    mfu: part of it that matrix products and attention reach, communication aside. 0.4 is usual for models of this size.
+    mfu: the share of it that matrix products and attention reach, apart from communication. 0.4 is usual for models of this
+        size.
     link: GB/s at which a GPU gathers from the others. 200 is about half of what NVLink of an H100 can do.
     host_link: GB/s between a GPU and the CPU's memory, over PCIe.
     host_optimizer: GB/s of CPU memory that the CPU's optimizer step moves, all processes together.
     context: GB that CUDA, its libraries and kernels take on every GPU.
     communicator: GB of NCCL's own buffers, with several GPUs.
-    fragmentation: part of what the allocator holds that it cannot use.
+    fragmentation: the share of the allocator's memory that it cannot use.
     process: GB of CPU memory of a process that has loaded torch and CUDA, beside anything below.
 
     The last six are assumptions that no one-machine measurement settles for another; see docs/explanation-memory.md.
@@ -44,6 +45,6 @@ class Hardware:
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if self.mfu > 1:
-            raise InputError(f"--mfu is the part of the peak that is reached, at most 1, not {self.mfu}")
+            raise InputError(f"--mfu is the share of the peak that is reached, at most 1, not {self.mfu}")
         if self.cpu_memory is not None and self.cpu_memory <= 0:
             raise InputError(f"--cpu-memory must be positive, not {self.cpu_memory}")

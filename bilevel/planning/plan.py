@@ -1,4 +1,4 @@
-"""Memory and time of a run, from what its parts say of themselves. The assumptions are in `Hardware`."""
+"""Compute memory and time of a run from what its parts say about themselves. The assumptions are in `Hardware`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ROUNDING = 10  # bytes an element: random bits, the sum and the result of writin
 
 @dataclass(frozen=True)
 class Setup:
-    """What a plan is made for, apart from the problem and the machine.
+    """The parts of a run that a plan depends on, apart from the problem and the machine.
 
-    seed, steps: of the run; they decide the draws of the active rule.
+    seed, steps: those of the run, which decide the draws of the active rule.
     """
 
     backend: Backend
@@ -39,15 +39,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The memory and the time that a run takes.
 
-    gpu: part -> bytes, on each GPU, at the worst moment.
-    cpu: part -> bytes, all processes together.
-    active: parameters that train at a time, at the most.
-    flops: of one step, all GPUs together.
-    seconds: what -> seconds of one step.
-    rows: of the largest micro-batch.
-    units: of `unit`, in all passes of one step.
+    gpu: part -> bytes on each GPU at the worst moment.
+    cpu: part -> bytes of all processes together.
+    active: the largest number of parameters that train at a time.
+    flops: the operations of one step, on all GPUs together.
+    seconds: activity -> seconds of one step.
+    rows: the rows of the largest micro-batch.
+    units: the number of `unit` in all passes of one step.
     """
 
     placement: Placement
@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def gpu_bytes(self) -> int:
-        """Of each GPU, in all."""
+        """The total on each GPU."""
         return sum(self.gpu.values())
 
     @property
     def cpu_bytes(self) -> int:
-        """Of the machine, in all."""
+        """The total on the machine."""
         return sum(self.cpu.values())
 
     @property
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Of one step: computing, communicating and offloading one after the other."""
+        """The seconds of one step, with computing, communicating and offloading one after the other."""
         return sum(self.seconds.values())
 
 
@@ -124,7 +124,9 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
 class _Load:
     """Passes of one kind.
 
-    times: a step. share: rows of a process. rows: of a micro-batch, at the most.
+    times: how often they are made in a step.
+    share: the rows of a process.
+    rows: the rows of the largest micro-batch.
     """
 
     times: float
@@ -136,7 +138,7 @@ class _Load:
 
     @property
     def micro_batches(self) -> float:
-        """A step."""
+        """The number of micro-batches in a step."""
         return self.times * -(-self.share // self.rows)
 
     def traced(self, model: Footprint, draw: frozenset[str], *, recompute: bool) -> Pass:
@@ -245,7 +247,7 @@ def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> in
 
 
 def _cpu(model: Footprint, workload: Workload, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
-    """Bytes of the machine's memory, all processes together.
+    """The bytes of the machine's memory, of all processes together.
 
     A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
     files are gone through tensor by tensor.)
@@ -272,7 +274,7 @@ def _seconds(
     flops: float,
     loads: list[_Load],
 ) -> dict[str, float]:
-    """Of one step: nothing overlaps, which is the slowest it can be."""
+    """The seconds of one step. Nothing is taken to overlap, which is the slowest case."""
     n, replicas = hardware.gpus, len(workload.replicas)
     micro_batches = sum(load.micro_batches for load in loads if load.backward)
     gathers = sum(load.micro_batches * (2 if load.backward else 1) for load in loads)  # forward, and for the backward pass
@@ -303,7 +305,7 @@ def _seconds(
 
 
 def _mean_flops(model: Footprint, setup: Setup, heaviest: list[frozenset[str]], load: _Load, recompute: bool) -> float:
-    """FLOPs of a row, averaged over the draws of the run.
+    """The FLOPs of a row, averaged over the draws of the run.
 
     The backward pass ends at the lowest active block, so its cost falls as that block rises: as a straight line for equal
     blocks, which is drawn between the deepest of the heaviest draws and the shallowest draw of the run.

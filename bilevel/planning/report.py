@@ -1,4 +1,4 @@
-"""A recipe's plan: as tables to read, and as plain data."""
+"""The plan of a recipe, as tables to read and as plain data."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ QUICK = 1e-3
 
 @dataclass(frozen=True)
 class PlanReport:
-    """A plan. Can be printed by rich.
+    """A plan, which rich can print.
 
-    otherwise: bytes of the activations if activation checkpointing were the other way.
+    otherwise: the bytes of the activations if activation checkpointing were switched.
     advice: what to do if it does not fit; None if it does.
     """
 
@@ -66,9 +66,9 @@ class PlanReport:
 
 
 def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0) -> PlanReport:
-    """Plan what a recipe says. What is read is for the problem's cost to say: of a language model, neither data nor weights.
+    """Plan the run of a recipe. What is read depends on the problem's cost: for a language model, neither data nor weights.
 
-    labelled_share: part of a batch's units that carry a loss.
+    labelled_share: the share of a batch's units that carry a loss.
 
     Raises `InputError` for a recipe that cannot be planned, or cannot run on that many GPUs.
     """

@@ -1,1 +1,1 @@
-"""`bilevel report`: runs, and a comparison of methods, as one HTML file that needs nothing else."""
+"""`bilevel report`: show runs, and a comparison of methods, as one HTML file that needs nothing else."""

@@ -1,4 +1,4 @@
-"""The charts of a report: which there are, and what they show."""
+"""The charts of a report."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
 
 
 def _draw_average(axes: Axes, group: Group, mean: float, low: float, high: float, colour: str) -> None:
-    """Over the steps that the average is taken from: where it lies, and its interval."""
+    """Draw the average and its interval over the steps from which it is taken."""
     first, last = group.first.averaged[0].step + 1, group.first.averaged[-1].step + 1
     axes.plot([first, last], [mean, mean], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), alpha=0.9)
     if np.isfinite(low) and np.isfinite(high):
@@ -185,7 +185,7 @@ def _single(
 
 
 def comparison_charts(comparison: Comparison) -> list[Chart]:
-    """One chart a metric: differences with their intervals."""
+    """One chart for each metric: the differences with their intervals."""
     inks = Inks(comparison.methods)
     rows = difference_rows(comparison)
     charts = []
@@ -235,7 +235,7 @@ def _forest(rows: Sequence[DifferenceRow], inks: Inks) -> Any:
 
 
 def _band(values: NDArray[np.float64], *, clip: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Interval over runs at every step; the two values themselves where there are but two."""
+    """The interval over runs at every step; the two values themselves if there are only two."""
     if len(values) == 2:
         return values.min(0), values.max(0)
     ends = [interval(values[:, step]) for step in range(values.shape[1])]
@@ -244,7 +244,7 @@ def _band(values: NDArray[np.float64], *, clip: bool) -> tuple[NDArray[np.float6
 
 
 def _mean_over_runs(values: NDArray[np.float64], window: int, held: int) -> NDArray[np.float64]:
-    """Running mean of the mean over runs; the warm-up, where steps are of another kind, is averaged for itself."""
+    """The running mean of the mean over runs. The warm-up, whose steps are of another kind, is averaged by itself."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         mean = np.where(there.any(0), np.where(there, values, 0.0).sum(0) / there.sum(0), np.nan)
@@ -252,12 +252,12 @@ def _mean_over_runs(values: NDArray[np.float64], window: int, held: int) -> NDAr
 
 
 def _held(group: Group) -> int:
-    """Steps of the warm-up."""
+    """The number of warm-up steps."""
     return group.first.warmup_steps
 
 
 def _window(group: Group) -> int:
-    """Steps of the running mean: enough to see a trend through minibatch noise, few enough to see a change."""
+    """The window of the running mean: wide enough to show a trend despite minibatch noise, short enough to show a change."""
     return max(1, len(group.first.history) // 12) | 1
 
 
@@ -269,7 +269,7 @@ def _how_smoothed(group: Group, window: int) -> str:
 
 
 def _frame(axes: Axes, group: Group) -> None:
-    """The steps' axis, with the warm-up shaded."""
+    """Set up the axis of the steps, with the warm-up shaded."""
     steps = len(group.first.history)
     held = _held(group)
     axes.set_xlim(0, max(steps, 1))

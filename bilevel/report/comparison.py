@@ -41,30 +41,30 @@ class _Part(BaseModel):
 
 
 class MetricInfo(_Part):
-    """Which way is better, and the unit."""
+    """Whether lower or higher values of a metric are better, and its unit."""
 
     better: Literal["lower", "higher"]
     unit: str | None = None
 
 
-class Cost(_Part):
-    """What a cell took: GPU time, and the units that it trained on."""
+class CellCost(_Part):
+    """What a cell cost: GPU time, and the units on which it trained."""
 
     gpu_seconds: float | None = None
     size: int | None = None
 
 
-class Cell(_Part):
+class CellResult(_Part):
     """One method with one seed."""
 
     method: str
     seed: int
     metrics: dict[str, float | None]
-    cost: Cost = Cost()
+    cost: CellCost = CellCost()
 
 
 class Difference(_Part):
-    """A metric of one method less that of another, paired by seed (and held-out row), with its 95% interval."""
+    """The difference in a metric between two methods, paired by seed (and held-out row), with its 95% interval."""
 
     method: str
     against: str
@@ -75,11 +75,11 @@ class Difference(_Part):
 
 
 class Comparison(_Part):
-    """The file as a whole."""
+    """The content of comparison.json."""
 
     methods: list[str]
     seeds: list[int]
-    cells: list[Cell]
+    cells: list[CellResult]
     differences: list[Difference] = []
     findings: list[Finding] = []
     unit: str = Labels.unit
@@ -94,29 +94,29 @@ class Comparison(_Part):
                 raise ValueError(f"a cell of {cell.method!r} names the seed {cell.seed}, which is not among `seeds`")
             for metric in cell.metrics:
                 if metric not in self.metric_info:
-                    raise ValueError(f"metric_info has nothing on {metric!r}, so which way is better is unknown")
+                    raise ValueError(f"metric_info does not describe {metric!r}, so which way is better is unknown")
         for difference in self.differences:
             if {difference.method, difference.against} - set(self.methods):
                 raise ValueError(
-                    f"a difference names {difference.method!r} and {difference.against!r}; `methods` has not both"
+                    f"a difference names {difference.method!r} and {difference.against!r}; `methods` does not have both"
                 )
             if difference.metric not in self.metric_info:
-                raise ValueError(f"metric_info has nothing on {difference.metric!r}, so which way is better is unknown")
+                raise ValueError(f"metric_info does not describe {difference.metric!r}, so which way is better is unknown")
         return self
 
     @property
     def metrics(self) -> list[str]:
-        """In the order of `metric_info`, those that were measured."""
+        """The metrics that were measured, in the order of `metric_info`."""
         measured = {metric for cell in self.cells for metric in cell.metrics} | {d.metric for d in self.differences}
         return [metric for metric in self.metric_info if metric in measured]
 
     def values(self, method: str, metric: str) -> list[float]:
-        """One number a seed."""
+        """The values of a metric, one for each seed."""
         found = [cell.metrics.get(metric) for cell in self.cells if cell.method == method]
         return [value for value in found if value is not None and math.isfinite(value)]
 
     def all_findings(self) -> list[Finding]:
-        """Those of the file, and what makes the comparison less than it claims to be."""
+        """The findings of the file, and what limits the comparison (missing cells, unequal budgets)."""
         found = list(self.findings)
         done = {(cell.method, cell.seed) for cell in self.cells}
         wanted = [(method, seed) for method in self.methods for seed in self.seeds]
@@ -146,7 +146,7 @@ def read_comparison(directory: Path) -> Comparison:
 
 @dataclass(frozen=True)
 class Score:
-    """A method's mean over seeds on one metric; `best`: of all methods."""
+    """A method's mean over seeds on one metric. `best`: whether it is the best of all methods."""
 
     interval: Interval
     best: bool
@@ -163,7 +163,7 @@ class ScoreRow:
 
 
 def score_rows(comparison: Comparison) -> list[ScoreRow]:
-    """One line a method: mean and interval over seeds of every metric, and the mean cost of a seed."""
+    """One line for each method: the mean and interval over seeds of every metric, and the mean cost of a seed."""
     means = {
         (method, metric): interval(values)
         for metric in comparison.metrics
@@ -203,7 +203,7 @@ class DifferenceRow:
 
 
 def difference_rows(comparison: Comparison) -> list[DifferenceRow]:
-    """What each difference says, in words, metric by metric."""
+    """The differences with their verdicts in words, metric by metric."""
     rows = []
     for d in sorted(comparison.differences, key=lambda d: comparison.metrics.index(d.metric)):
         found = Interval(d.mean, d.low, d.high)

@@ -51,7 +51,7 @@ FONT = 12.0  # px at the chart's own size; a phone shows it at nine tenths of th
 
 @dataclass(frozen=True)
 class Ink:
-    """What one name is drawn with, in every chart of a page."""
+    """The colour with which one name is drawn in every chart of a page."""
 
     colour: str
     style: Any
@@ -60,7 +60,7 @@ class Ink:
 
 @dataclass(frozen=True)
 class Inks:
-    """Name -> ink, by order of appearance."""
+    """The mapping of names to inks, in order of appearance."""
 
     names: Sequence[str]
 
@@ -72,7 +72,7 @@ class Inks:
 
 @dataclass
 class Label:
-    """Words beside the right end of a curve: at its value `y`."""
+    """The label beside the right end of a curve, at its value `y`."""
 
     text: str
     y: float
@@ -83,10 +83,11 @@ class Label:
 class Chart:
     """One chart.
 
-    name: of its file. caption: what is drawn, and how to read it.
+    name: the name of its file.
+    caption: what is drawn, and how to read it.
     draw: draws into axes and returns the labels for the right-hand side.
-    wide: it takes the page's whole width, where there is that much.
-    height: in px, where it is not wide.
+    wide: whether the chart takes the whole width of the page, on wide screens.
+    height: the height in px of a chart that is not wide.
     """
 
     name: str
@@ -97,7 +98,7 @@ class Chart:
     height: float = 210.0
 
     def svg(self, prefix: str, *, wide: bool = False) -> Markup:
-        """Inline SVG. prefix: of its ids, which must be the page's only ones to begin so."""
+        """The chart as inline SVG. prefix: the prefix of its ids, with which no other id of the page may begin."""
         buffer = io.StringIO()
         size = (1040.0, 330.0) if wide else (360.0, self.height)
         with _style():
@@ -107,7 +108,7 @@ class Chart:
         return _for_page(buffer.getvalue(), f"{prefix}-{self.name}-{'wide' if wide else 'narrow'}", self.title)
 
     def png(self) -> bytes:
-        """The same on white, for slides and papers."""
+        """The chart as PNG on white, for slides and papers."""
         buffer = io.BytesIO()
         with _style():
             figure = self._figure(*((760.0, 330.0) if self.wide else (520.0, max(290.0, self.height))), title=self.title)
@@ -133,7 +134,7 @@ class Chart:
 
 
 def shorten(text: str, most: int = 18) -> str:
-    """A name that fits beside a chart: the middle goes, as names of a family differ at their ends."""
+    """Shorten a name so that it fits beside a chart. The middle is dropped, since similar names differ at their ends."""
     tail = most // 2 - 1
     return text if len(text) <= most else f"{text[: most - tail - 1]}…{text[-tail:]}"
 
@@ -178,7 +179,7 @@ def tidy(axes: Axes, *, ticks: int = 4) -> None:
 
 
 def thinned(x: NDArray[Any], y: NDArray[Any], most: int = 360) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Means over stretches of steps, where there are more points than a chart has pixels."""
+    """Means over stretches of steps, if there are more points than a chart has pixels."""
     if len(x) <= most:
         return x, y
     parts = np.array_split(np.arange(len(x)), most)
@@ -203,7 +204,7 @@ def _style() -> Iterator[None]:
 
 
 def _write(axes: Axes, label: Label) -> Annotation:
-    """The label's words to the right of the plot."""
+    """Write the label to the right of the plot."""
     return axes.annotate(
         shorten(label.text), (1.0, 0.5), xycoords="axes fraction", xytext=(14, 0), textcoords="offset points",
         color=label.colour, fontsize=FONT, va="center", ha="left", annotation_clip=False,
@@ -227,7 +228,7 @@ def _place(axes: Axes, labels: Sequence[Label], texts: Sequence[Annotation]) -> 
 
 
 def _for_page(svg: str, prefix: str, title: str) -> Markup:
-    """An SVG file as a part of a page: no fixed size, ids of its own, the page's font and colours."""
+    """Make an SVG file part of a page: without a fixed size, with ids of its own and the page's font and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the page

@@ -9,7 +9,7 @@ from bilevel.report.groups import Group
 
 
 def facts(group: Group) -> dict[str, str]:
-    """Name -> value, both as words; over all steps and seeds."""
+    """The facts over all steps and seeds, as a mapping of names to values in words."""
     if not group.counted:
         return {}
     steps = len(group.first.history)
@@ -31,13 +31,13 @@ def facts(group: Group) -> dict[str, str]:
 
 
 def constant(values: NDArray[np.float64]) -> bool:
-    """Whether there are values, and they are all the same."""
+    """Whether there are values and all of them are the same."""
     known = values[np.isfinite(values)]
     return len(known) > 0 and bool((known == known[0]).all())
 
 
 def byte_unit(most: float) -> tuple[float, str]:
-    """What to divide by, and what it is called."""
+    """The divisor that converts a number of bytes to a readable unit, and the name of that unit."""
     for divisor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if most >= divisor:
             return divisor, unit

@@ -50,8 +50,8 @@ class Statement:
     """A finding of one run, or of several under one heading.
 
     heading: empty for a finding of a single run, whose sentence says it all.
-    sentences: one; with several runs, one for each that says something, behind the run's name.
-    where: in how many of the runs it is flagged, as words; empty if there is but one.
+    sentences: one sentence; with several runs, one for each run that says something, after the run's name.
+    where: the number of runs in which it is flagged, in words; empty if there is only one run.
     """
 
     flagged: bool
@@ -61,7 +61,7 @@ class Statement:
 
 
 def statements(group: Group) -> list[Statement]:
-    """Flags first. What single runs say of themselves comes from their account.json; over seeds, from their differences."""
+    """The findings, flagged ones first: those of the single runs, from their account.json, and those over seeds."""
     speaking = [run for run in group.runs if run.account and run.account.findings]
     found: dict[str, list[tuple[SavedRun, Finding]]] = {}
     for run in speaking:

@@ -1,4 +1,4 @@
-"""Which runs are seeds of one recipe, and what they have in common."""
+"""Group the runs that are seeds of one recipe, with what they have in common."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Group:
 
     @property
     def first(self) -> SavedRun:
-        """A run that stands for all in what they have in common."""
+        """One of the runs, for what all have in common."""
         return (self.counted or self.runs)[0]
 
     @property
     def labels(self) -> Labels:
-        """What the numbers are called."""
+        """The names of the numbers."""
         return self.first.labels
 
     @cached_property
@@ -57,7 +57,7 @@ class Group:
         return len(self.names) > 1 and all(min(row) >= 0 and abs(sum(row) - 1) < 1e-3 for row in rows)
 
     def stacked(self, key: str, name: str | None = None) -> NDArray[np.float64]:
-        """A number of every step of the counted runs. Shape: (runs, steps)."""
+        """One number at every step of the counted runs. Shape: (runs, steps)."""
         return np.array([run.series(key, name) for run in self.counted])
 
     def parts(self, key: str) -> list[str]:
@@ -66,13 +66,13 @@ class Group:
         return [name for name in self.names if name in found] + [name for name in found if name not in self.names]
 
     def _common(self, key: str) -> list[str]:
-        """Names that every counted run has, in the order of the first."""
+        """The names that every counted run has, in the order of the first run."""
         each = [dict.fromkeys(name for record in run.history for name in record.named(key)) for run in self.counted]
         return [name for name in each[0] if all(name in names for names in each)] if each else []
 
 
 def group_runs(runs: Sequence[SavedRun]) -> list[Group]:
-    """Put seeds of one recipe together, in the order in which the recipes first appear."""
+    """Group the seeds of each recipe, in the order in which the recipes first appear."""
     together: dict[str, list[SavedRun]] = {}
     for run in runs:
         together.setdefault(json.dumps(identity(run), sort_keys=True, default=str), []).append(run)
@@ -82,13 +82,13 @@ def group_runs(runs: Sequence[SavedRun]) -> list[Group]:
 
 
 def identity(run: SavedRun) -> dict[str, Any]:
-    """What makes a run one of this recipe: its settings, and the content of its data and model."""
+    """The key of a run's group: its settings, and the content of its data and model."""
     settings = {key: value for key, value in flatten(run.recipe).items() if key not in NOT_THE_RECIPE}
     return {**settings, **(flatten(run.account.identity) if run.account else {})}
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Setting -> its value in each group, for the settings that are not the same in all."""
+    """The settings that differ between groups, each with its value in every group."""
     each = [identity(group.first) for group in groups]
     keys = dict.fromkeys(key for settings in each for key in settings)
     return {key: [s.get(key) for s in each] for key in keys if len({json.dumps(s.get(key), default=str) for s in each}) > 1}
@@ -113,7 +113,7 @@ def _count(runs: Sequence[SavedRun]) -> tuple[list[SavedRun], list[str]]:
 
 
 def _names(members: Sequence[Sequence[SavedRun]]) -> list[str]:
-    """By the settings in which they differ, if those are few and short; else by their directories."""
+    """Name groups by the settings in which they differ, if those are few and short; else by their directories."""
     each = [identity(runs[0]) for runs in members]
     keys = [key for key in dict.fromkeys(k for s in each for k in s) if len({str(s.get(key)) for s in each}) > 1]
     if 1 <= len(keys) <= 2:

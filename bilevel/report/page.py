@@ -1,4 +1,4 @@
-"""The page: reads runs and comparisons, and writes one HTML file, and the charts as PNG."""
+"""Read runs and comparisons, and write them as one HTML file, and the charts as PNG."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from bilevel.run_reader import SavedRun, is_run, read_run
 from bilevel.statistics import Interval
 
 MARK = '<meta name="generator" content="bilevel report">'
-"""Tells a report from a file of somebody else's, which must not be replaced."""
+"""Marks a file as a report, which may be replaced; other files may not."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made from."""
+    """The content of a page."""
 
     groups: Sequence[Group]
     comparisons: Sequence[tuple[str, Comparison]]
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def inks(self) -> Inks:
-        """One colour for a name, all over the page."""
+        """The colours of all names, each the same all over the page."""
         return Inks(list(dict.fromkeys(name for group in self.groups for name in group.names)))
 
     def charts(self) -> list[tuple[Group, list[Chart]]]:
@@ -74,7 +74,7 @@ def read(directories: Sequence[Path], *, now: datetime | None = None) -> Report:
 def write(report: Report, *, output: Path, pictures: Path | None = None) -> list[Path]:
     """Write the page, and the charts as PNG where a directory is given. Returns the files, the page first.
 
-    Raises `InputError` if `output` is something else than an earlier report.
+    Raises `InputError` if `output` is a file other than an earlier report.
     """
     check_output(output, pictures)
     charts = report.charts()
@@ -89,19 +89,19 @@ def write(report: Report, *, output: Path, pictures: Path | None = None) -> list
 
 
 def check_output(output: Path, pictures: Path | None) -> None:
-    """Raises `InputError` if the page cannot go there: said before anything is drawn."""
+    """Raise `InputError` if the page cannot be written there, before anything is drawn."""
     if output.is_dir():
         raise InputError(f"--output {output} is a directory; name a file, for example {output / 'report.html'}")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no directory {output.parent}")
     if output.exists() and MARK not in output.read_text(encoding="utf-8", errors="replace")[:1000]:
-        raise InputError(f"--output {output} exists and is no report of ours; choose another name")
+        raise InputError(f"--output {output} exists and was not written by `bilevel report`; choose another name")
     if pictures is not None and pictures.exists() and not pictures.is_dir():
         raise InputError(f"--png {pictures} is a file; name a directory")
 
 
 def html(report: Report, charts: Sequence[tuple[Group, Sequence[Chart]]] | None = None) -> str:
-    """The page."""
+    """Render the page as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -126,7 +126,7 @@ def html(report: Report, charts: Sequence[tuple[Group, Sequence[Chart]]] | None 
 
 
 def number(value: float | None) -> str:
-    """Three digits after the point for numbers of the size of a weight or a loss; four significant ones for others."""
+    """Format with three decimals if the number is of the size of a weight or a loss, else with four significant digits."""
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:.3f}" if 0.01 <= abs(value) < 1000 or abs(value) < 1e-12 else f"{value:,.4g}"
@@ -134,12 +134,12 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """With its sign."""
+    """Format a number with its sign."""
     return number(value) if value < 0 or not math.isfinite(value) else f"+{number(value)}"
 
 
 def span(interval: Interval) -> str:
-    """The interval, as in a paper; a dash if there is none."""
+    """Format an interval as in a paper; a dash if there is none."""
     return f"[{number(interval.low)}, {number(interval.high)}]" if interval.known else "–"
 
 
@@ -177,7 +177,7 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
 
 
 def _tables(group: Group) -> list[tuple[str, Table]]:
-    """The problem's own tables under their headings: once, where all runs have the same one, else under each run's name."""
+    """The problem's tables with their headings: once if all runs have the same table, else under each run's name."""
     found: dict[str, list[tuple[SavedRun, Table]]] = {}
     for run in group.runs:
         for table in run.account.tables if run.account else ():
@@ -205,7 +205,7 @@ def _part(run: SavedRun, kind: str) -> str:
 
 
 def _bar(interval: Interval, top: float) -> dict[str, float]:
-    """Lengths in percent of the longest: the value, and where its interval begins and ends."""
+    """The value and the ends of its interval, in percent of the longest bar."""
     scale = 100 / top if top > 0 else 0.0
     ends = (interval.low, interval.high) if interval.known else (interval.mean, interval.mean)
     return {"value": interval.mean * scale, "low": ends[0] * scale, "high": ends[1] * scale}
@@ -233,7 +233,7 @@ def _comparison(name: str, comparison: Comparison) -> dict[str, Any]:
 
 
 def _versions(runs: Sequence[SavedRun]) -> list[tuple[str, list[str]]]:
-    """Key -> its value in every run; a single value where all agree."""
+    """The keys, each with its value in every run, or with a single value if all agree."""
     each = [flatten({"versions": run.account.versions, **run.account.identity}) if run.account else {} for run in runs]
     table = []
     for key in dict.fromkeys(key for known in each for key in known):
@@ -243,7 +243,7 @@ def _versions(runs: Sequence[SavedRun]) -> list[tuple[str, list[str]]]:
 
 
 def _named(report: Report, charts: Sequence[tuple[Group, Sequence[Chart]]]) -> list[tuple[str, Chart]]:
-    """File names: the chart's, with the number of its recipe or comparison where there are several."""
+    """The charts by file name, which contains the number of the recipe or comparison if there are several."""
     named = []
     for place, (_, drawn) in enumerate(charts, start=1):
         named += [(f"{place}-{chart.name}" if len(charts) > 1 else chart.name, chart) for chart in drawn]

@@ -94,7 +94,7 @@ class AID(Solver[State]):
         }
 
     def workload(self) -> Workload:
-        """T passes for z and one for x; at most so many products, two of them for the residual and for x."""
+        """T passes for z and one for x; at most cg_steps + 2 products, of which two are for the residual and for x."""
         replicas = {"z": self.optimizer_z}
         return Workload(replicas, lower_passes=self.lower_steps, upper_passes=1, products=self.cg_steps + 2, vectors=4)
 

@@ -52,7 +52,7 @@ class Descent(Solver[State]):
         return {**evaluated, "held": 1.0, "lower_loss": g.value, "lower_parts": g.parts, "lr": lr, "grad_norm": norm}
 
     def workload(self) -> Workload:
-        """One pass; and the evaluations, spread over the steps between them."""
+        """One pass, and the evaluations, which are spread over the steps between them."""
         share = self.evaluation_batches / self.evaluate_every
         return Workload({"z": self.optimizer}, lower_passes=1, upper_forwards=share)
 

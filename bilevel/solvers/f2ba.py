@@ -52,7 +52,7 @@ class F2BA(Solver[State]):
         return self._steps().step(t, state, problem, backend)
 
     def workload(self) -> Workload:
-        """That of F2SA."""
+        """The workload of F2SA."""
         return self._steps().workload()
 
     def _steps(self) -> F2SA:

@@ -1,4 +1,4 @@
-"""What the steps of a solver really ask of a backend, counted, against what `Solver.workload` says."""
+"""Count what the steps of a solver ask of a backend, and compare it with what `Solver.workload` says."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COUNTS = ("lower_passes", "upper_passes", "lower_forwards", "upper_forwards", "p
 def check_workload(
     solver: Solver[Any], problem: Problem[Any], *, skip: int = 1, steps: int = 4, active: Active | None = None
 ) -> None:
-    """Check that the solver's `workload` has the replicas, optimizers and passes that its steps have.
+    """Check that the solver's `workload` states the replicas, optimizers and passes that its steps have.
 
-    skip: first steps that are left out: a warm-up, and whatever else is not yet as it will be.
-    steps: over how many the mean is taken; a multiple of any period that the solver has.
+    skip: the number of first steps that are left out, such as a warm-up.
+    steps: the number of steps over which the mean is taken; a multiple of any period that the solver has.
 
-    Raises `ContractError` with what differs. `Workload.vectors` is not checked.
+    Raises `ContractError`, naming what differs. `Workload.vectors` is not checked.
     """
     said, done = solver.workload(), count_workload(solver, problem, skip=skip, steps=steps, active=active)
     wrong = [
@@ -37,7 +37,7 @@ def check_workload(
         if getattr(said, name) != getattr(done, name)
     ]
     if wrong:
-        raise ContractError(f"the workload of {type(solver).__name__} is not what it does: {'; '.join(wrong)}")
+        raise ContractError(f"the workload of {type(solver).__name__} does not match its steps: {'; '.join(wrong)}")
 
 
 def count_workload(
@@ -60,7 +60,7 @@ def count_workload(
 
 
 class _Counter:
-    """A problem and a backend that note what is asked of them.
+    """A problem and a backend that record what is asked of them.
 
     One lower variable that is called within a `backward` makes it one pass, however many micro-batches there are.
     """

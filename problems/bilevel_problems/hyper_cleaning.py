@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError
 from bilevel.problem import Forward, Problem, Shard
-from bilevel_problems.tables import Rows, Table
+from bilevel_problems.tables import Rows, RowTable
 
 CLASSES = 10
 
@@ -83,12 +83,12 @@ class HyperCleaning(Problem[Rows]):
         _ = self._data
 
     @property
-    def training(self) -> Table:
+    def training(self) -> RowTable:
         """The rows of the lower level, some of which have wrong labels."""
         return self._data[0]
 
     @property
-    def validation(self) -> Table:
+    def validation(self) -> RowTable:
         """The rows of the upper level."""
         return self._data[1]
 
@@ -131,7 +131,7 @@ class HyperCleaning(Problem[Rows]):
         return {name: float(values.mean()) for name, values in means.items() if len(values)}
 
     @cached_property
-    def _data(self) -> tuple[Table, Table, Tensor]:
+    def _data(self) -> tuple[RowTable, RowTable, Tensor]:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -153,7 +153,7 @@ class HyperCleaning(Problem[Rows]):
         wrong[random.permutation(self.rows)[: round(self.wrong * self.rows)]] = True
         noisy = np.where(wrong, (labels[train] + random.integers(1, CLASSES, self.rows)) % CLASSES, labels[train])
         return (
-            Table(torch.from_numpy(images[train]), torch.from_numpy(noisy), (self.rows,)),
-            Table(torch.from_numpy(images[held]), torch.from_numpy(labels[held]), (self.validation_rows,)),
+            RowTable(torch.from_numpy(images[train]), torch.from_numpy(noisy), (self.rows,)),
+            RowTable(torch.from_numpy(images[held]), torch.from_numpy(labels[held]), (self.validation_rows,)),
             torch.from_numpy(wrong),
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Problem, Shard
-from bilevel_problems.tables import Rows, Table
+from bilevel_problems.tables import Rows, RowTable
 from bilevel_problems.variables import ParameterVector
 
 
@@ -48,12 +48,12 @@ class LogisticRegularisation(Problem[Rows]):
             raise ValueError("rows, validation_rows and d must be at least 1")
 
     @cached_property
-    def training(self) -> Table:
+    def training(self) -> RowTable:
         """Rows of the lower level."""
         return self._data[0]
 
     @cached_property
-    def validation(self) -> Table:
+    def validation(self) -> RowTable:
         """Rows of the upper level."""
         return self._data[1]
 
@@ -98,15 +98,15 @@ class LogisticRegularisation(Problem[Rows]):
         return {**means, "uninformative": float(value[half:].mean())} if self.d > 1 else means
 
     @cached_property
-    def _data(self) -> tuple[Table, Table]:
+    def _data(self) -> tuple[RowTable, RowTable]:
         random = generator(self.instance, Stream.INIT)
         rule = torch.from_numpy(random.standard_normal(self.d))
         rule[(self.d + 1) // 2 :] = 0
 
-        def draw(rows: int) -> Table:
+        def draw(rows: int) -> RowTable:
             features = torch.from_numpy(random.standard_normal((rows, self.d)))
             score = features @ rule + torch.from_numpy(random.standard_normal(rows))
-            return Table(features, torch.where(score >= 0, 1.0, -1.0).double(), (rows,))
+            return RowTable(features, torch.where(score >= 0, 1.0, -1.0).double(), (rows,))
 
         return draw(self.rows), draw(self.validation_rows)
 

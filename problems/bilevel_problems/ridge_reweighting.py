@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Loss, Problem, Shard
-from bilevel_problems.tables import Rows, Table
+from bilevel_problems.tables import Rows, RowTable
 from bilevel_problems.variables import ParameterVector
 
 
@@ -62,12 +62,12 @@ class RidgeReweighting(Problem[Rows]):
         return [f"clean-{i}" for i in range(self.clean)] + [f"flipped-{i}" for i in range(self.flipped)]
 
     @cached_property
-    def training(self) -> Table:
+    def training(self) -> RowTable:
         """Rows of all sources."""
         return self._data[0]
 
     @cached_property
-    def validation(self) -> Table:
+    def validation(self) -> RowTable:
         """Rows of the upper level."""
         return self._data[1]
 
@@ -145,7 +145,7 @@ class RidgeReweighting(Problem[Rows]):
         return a.T @ a / len(a), a.T @ b / len(a)
 
     @cached_property
-    def _data(self) -> tuple[Table, Table]:
+    def _data(self) -> tuple[RowTable, RowTable]:
         random = generator(self.instance, Stream.INIT)
         rule = torch.from_numpy(random.standard_normal(self.d))
 
@@ -156,8 +156,8 @@ class RidgeReweighting(Problem[Rows]):
 
         signs = [1.0] * self.clean + [-1.0] * self.flipped
         features, targets = zip(*(draw(self.rows, sign) for sign in signs), strict=True)
-        training = Table(torch.cat(features), torch.cat(targets), (self.rows,) * len(signs))
-        return training, Table(*draw(self.validation_rows, 1.0), (self.validation_rows,))
+        training = RowTable(torch.cat(features), torch.cat(targets), (self.rows,) * len(signs))
+        return training, RowTable(*draw(self.validation_rows, 1.0), (self.validation_rows,))
 
 
 def _losses(y: Tensor, batch: Rows) -> Tensor:

@@ -39,7 +39,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Table:
+class RowTable:
     """All rows of one level, grouped by source.
 
     features: shape (rows, d). targets: shape (rows,).

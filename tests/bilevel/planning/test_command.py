@@ -95,7 +95,7 @@ def test_fewer_labels_need_less_memory(recipe) -> None:  # type: ignore[no-untyp
     ("words", "message"),
     [
         (["--gpus", "2"], "the torch backend uses one device"),
-        (["--mfu", "40"], "--mfu is the part of the peak"),
+        (["--mfu", "40"], "--mfu is the share of the peak"),
         (["--labelled-share", "0"], "the labelled share is a part of the tokens"),
         (["--set", "active.blocks=9"], "active.blocks is 9"),
         (["--set", "solver.name=odm", "--set", "problem={name: quadratic}"], "the solver ODM solves a LLMReweighting"),

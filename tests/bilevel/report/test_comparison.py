@@ -57,7 +57,7 @@ def test_missing_cells_and_unequal_budgets_are_noted(make_comparison: Make) -> N
         ({"methods": "uniform"}, "methods: "),
         ({"cells": [{"method": "other", "seed": 0, "metrics": {}}]}, "names the method 'other'"),
         ({"cells": [{"method": "uniform", "seed": 9, "metrics": {}}]}, "names the seed 9"),
-        ({"metric_info": {}}, "metric_info has nothing on 'loss/target'"),
+        ({"metric_info": {}}, "metric_info does not describe 'loss/target'"),
         ({"metric_info": {"loss/target": {"better": "smaller"}}}, "metric_info.loss/target.better"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_wrong_count_is_told(wrong: dict[str, Any]) -> None:
             return dataclasses.replace(RIGHT.workload(), **wrong)
 
     check_workload(RIGHT, small())
-    with pytest.raises(ContractError, match=f"the workload of Wrong is not what it does: {next(iter(wrong))} is"):
+    with pytest.raises(ContractError, match=f"the workload of Wrong does not match its steps: {next(iter(wrong))} is"):
         check_workload(Wrong(lower_steps=2), small())
 
 
