@@ -29,7 +29,7 @@ from bilevel.record import Record, average, moving
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
-from bilevel_llm.data.settings import Source, check_sources
+from bilevel_llm.data.settings import Source, ValidationSet, check_sources
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.language_model import batch_losses
 from bilevel_llm.problem import LanguageModelProblem
@@ -71,6 +71,7 @@ class LLMReweighting(LanguageModelProblem):
 
     sources: list[Source]
     _: KW_ONLY
+    validation: list[ValidationSet]
     granularity: Granularity = field(default_factory=PerSource)
     validation_batch_size: int | None = None
     initial: Start = "uniform"

@@ -40,7 +40,7 @@ def test_the_problem_of_a_recipe_is_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("llm-reweighting", "needs model, sources, validation; check it with a recipe"),
+        ("llm-reweighting", "needs model, validation, sources; check it with a recipe"),
         ("nothing", "neither a recipe file nor an installed part is named 'nothing'; known: aid, "),
         ("mix", "'mix' is one of the commands"),
     ],
