@@ -1,4 +1,4 @@
-"""Make the demo's data from texts that every Python installation carries.
+"""Make the data of the demo from texts that come with every Python installation.
 
 The target is the language reference (`pydoc_data.topics`). Four sources compete for weight:
 
@@ -7,8 +7,8 @@ The target is the language reference (`pydoc_data.topics`). Four sources compete
     code        source code of the standard library
     shuffled    the text of `reference` with the words of every row in random order
 
-A row is five lines as they stand, about 64 tokens. Rows of the target that the validation file has no room for are the test
-file, as far as none of their lines stands in it or in a source.
+A row consists of five consecutive lines, about 64 tokens. Rows of the target for which the validation file has no room form
+the test file, unless one of their lines also appears in the validation file or in a source.
 
 Usage: python prepare.py DIRECTORY
 """
@@ -22,8 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 
-LINES = 5  # of a row
-ROWS = 400  # of each source
+LINES = 5  # in a row
+ROWS = 400  # in each source
 
 
 def main(directory: Path) -> None:
@@ -48,13 +48,13 @@ def main(directory: Path) -> None:
 
 
 def rows(text: str) -> list[str]:
-    """Rows of LINES lines, empty lines left out; a remainder shorter than that is dropped."""
+    """Rows of LINES lines, without empty lines; a shorter remainder is dropped."""
     lines = [line for line in text.splitlines() if line.strip()]
     return ["\n".join(lines[start : start + LINES]) for start in range(0, len(lines) - LINES + 1, LINES)]
 
 
 def shuffled(row: str) -> str:
-    """The row's words in random order."""
+    """The words of the row in random order."""
     words = row.split()
     return " ".join(random.sample(words, len(words)))
 
@@ -78,7 +78,7 @@ def spread(rows: list[str]) -> list[str]:
 
 
 def write(file: Path, rows: list[str]) -> None:
-    """ROWS of the rows as JSON lines; an equal file is left alone."""
+    """Write ROWS of the rows as JSON lines; a file that already holds them is left alone."""
     chosen = spread(rows)
     text = "".join(json.dumps({"text": row}) + "\n" for row in chosen)
     if not file.exists() or file.read_text() != text:

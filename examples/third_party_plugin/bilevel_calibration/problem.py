@@ -10,7 +10,7 @@ from bilevel import Forward, Problem, Shard
 
 
 class Number(nn.Module):
-    """A variable of one number."""
+    """A variable that holds one number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Calibration(Problem[Tensor]):
     Both levels are strongly convex quadratics: y*(x) = mean(readings) + x, and the solution is
     x* = (mean(references) - mean(readings)) / (1 + ridge).
 
-    The fields are what a recipe may set:
-    readings: of the sensor.
+    The fields are the keys that a recipe may set:
+    readings: readings of the sensor.
     references: readings of the trusted instrument.
     ridge: how reluctant we are to correct the sensor.
     """
@@ -54,13 +54,13 @@ class Calibration(Problem[Tensor]):
         loss: Tensor = ((y() - batch - x()) ** 2).sum() / (2 * len(self.readings))
         return loss
 
-    # Every batch is all there is, so `index` does not matter; `shard` knows this process's part of it.
+    # Every batch holds all the data, so `index` does not matter; `shard` knows which part of it belongs to this process.
     def upper_batch(self, index: int, shard: Shard) -> Sequence[Tensor]:
         return [torch.tensor(part) for part in shard.split(self.references)]
 
     def lower_batch(self, index: int, shard: Shard) -> Sequence[Tensor]:
         return [torch.tensor(part) for part in shard.split(self.readings)]
 
-    # What is recorded at every step, and drawn.
+    # What is recorded, and plotted, at every step.
     def summary(self, x: Forward) -> dict[str, float]:
         return {"offset": float(x())}
