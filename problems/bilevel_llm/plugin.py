@@ -68,7 +68,7 @@ def bilevel_commands(register: Register) -> None:
     register("mix", "bilevel_llm.commands.mix:mix")
     register("export-weights", "bilevel_llm.commands.export_weights:export_weights")
     register("finetune", "bilevel_llm.commands.finetune:finetune")
-    register("export", "bilevel_llm.commands.export:export")
+    register("export-model", "bilevel_llm.commands.export_model:export_model")
     register("evaluate", "bilevel_llm.commands.evaluate:evaluate")
     register("baseline", "bilevel_llm.commands.baseline:baseline")
     register("compare", "bilevel_llm.commands.compare:compare")

@@ -122,7 +122,7 @@ def test_a_recipe_does_the_same_under_run_and_finetune(basics: list[str], tmp_pa
     bilevel("finetune", *basics, "--output", tmp_path / "first", "--steps", 2, "--lr", "1e-2")
     recipe = tmp_path / "first" / "recipe.yaml"
     bilevel("run", recipe, "--output", tmp_path / "second")
-    bilevel("export", tmp_path / "second", tmp_path / "second-model", "--dtype", "bfloat16")
+    bilevel("export-model", tmp_path / "second", tmp_path / "second-model", "--dtype", "bfloat16")
     first = AutoModelForCausalLM.from_pretrained(tmp_path / "first" / "model")
     second = AutoModelForCausalLM.from_pretrained(tmp_path / "second-model")
     assert second.dtype == torch.bfloat16
