@@ -1,4 +1,4 @@
-"""Means and their confidence intervals, for values that are few or that depend on their neighbours."""
+"""Means and their confidence intervals, for values that are few or that depend on their neighbors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def interval(values: ArrayLike) -> Interval:
 def mean_and_error(series: ArrayLike) -> tuple[float, float]:
     """The mean of a series and its standard error, by batch means. The error is NaN for fewer than eight values.
 
-    Neighbouring steps of a run depend on each other; means over long stretches hardly do (Conway, "Some tactical problems
+    Neighboring steps of a run depend on each other; means over long stretches hardly do (Conway, "Some tactical problems
     in digital simulation", Management Science 1963).
     """
     values = np.asarray(series, dtype=np.float64)
@@ -68,7 +68,7 @@ def mean_and_error(series: ArrayLike) -> tuple[float, float]:
 
 
 def interval_of_series(series: ArrayLike) -> Interval:
-    """The interval of the mean of a series whose neighbours depend on each other, by batch means and Student's t."""
+    """The interval of the mean of a series whose neighbors depend on each other, by batch means and Student's t."""
     mean, error = mean_and_error(series)
     half = t_quantile(BATCHES - 1) * error
     return Interval(mean, mean - half, mean + half)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def round_stochastically(values: Tensor, noise: torch.Generator) -> Tensor:
-    """The bfloat16 neighbours of float32 `values`, each chosen with the probability that makes the mean exact.
+    """The bfloat16 neighbors of float32 `values`, each chosen with the probability that makes the mean exact.
 
     Values that bfloat16 can hold are returned as they are. Any shape; same device as the generator.
     """

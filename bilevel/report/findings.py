@@ -82,7 +82,7 @@ def statements(group: Group) -> list[Statement]:
 
 
 def _over_seeds(group: Group) -> list[Finding]:
-    """Whether neighbours in the ranking differ by more than their spread over seeds: paired by seed, Student's t."""
+    """Whether neighbors in the ranking differ by more than their spread over seeds: paired by seed, Student's t."""
     n = len(group.counted)
     if n < 2 or not group.is_distribution:
         return []
@@ -94,7 +94,7 @@ def _over_seeds(group: Group) -> list[Finding]:
             unclear.append(f"{upper} and {lower} ({numbers.replace('-', '−')})")
     if not unclear:
         words = (
-            f"order holds over seeds: every neighbouring pair in the ranking differs by more than its spread over {n} seeds"
+            f"order holds over seeds: every neighboring pair in the ranking differs by more than its spread over {n} seeds"
         )
         return [Finding("seeds-disagree", False, words)]
     words = f"within the spread over {n} seeds: do not read an order into {'; '.join(unclear)}; more seeds would narrow this"

@@ -21,3 +21,12 @@ def bilevel_exporters(register: Register) -> None:
 @hookspec
 def bilevel_features(register: Register) -> None:
     """Register functions that describe rows of text by numbers, for a scorer of rows (see `llm-reweighting`)."""
+
+
+@hookspec
+def bilevel_findings(register: Register) -> None:
+    """Register kinds of findings about learned weights: functions of a `bilevel_llm.reweighting.trust.Trust`.
+
+    A function returns what it has to say about the run, a sequence of `bilevel.Finding`, which may be empty. It is called
+    for runs of a solver that reports a penalty gap for each source, after at least eight steps that moved the weights.
+    """

@@ -63,6 +63,16 @@ def bilevel_baselines(register: Register) -> None:
 
 
 @hookimpl
+def bilevel_findings(register: Register) -> None:
+    """What a careful reader should know of learned weights, in the order in which it is said."""
+    register("still-moving", "bilevel_llm.reweighting.findings.still_moving:still_moving")
+    register("penalty-gap", "bilevel_llm.reweighting.findings.penalty_gap:penalty_gap")
+    register("order", "bilevel_llm.reweighting.findings.order:order")
+    register("one-source", "bilevel_llm.reweighting.findings.one_source:one_source")
+    register("validation-rows", "bilevel_llm.reweighting.findings.validation_rows:validation_rows")
+
+
+@hookimpl
 def bilevel_commands(register: Register) -> None:
     """The commands of this package."""
     register("mix", "bilevel_llm.commands.mix:mix")

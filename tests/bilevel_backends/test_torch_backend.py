@@ -316,7 +316,7 @@ def test_replicas_round_alike_so_that_equal_masters_stay_equal() -> None:
 
 def test_stochastic_rounding_is_unbiased_and_exact_where_it_can_be() -> None:
     noise = torch.Generator().manual_seed(0)
-    value = torch.tensor(1.0 + 0.3 / 128)  # 0.3 of the way between two neighbours, which are 1/128 apart
+    value = torch.tensor(1.0 + 0.3 / 128)  # 0.3 of the way between two neighbors, which are 1/128 apart
     rounded = round_stochastically(value.expand(100_000).contiguous(), noise).double()
     assert set(rounded.tolist()) == {1.0, 1.0 + 1 / 128}
     assert rounded.mean().item() == pytest.approx(value.item(), abs=5 * (0.3 * 0.7 / 1e5) ** 0.5 / 128)

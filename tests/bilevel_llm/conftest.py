@@ -18,6 +18,7 @@ from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.reweighting.problem import LLMReweighting
+from bilevel_llm.reweighting.trust import registered_findings
 from tests.bilevel_llm.tiny import (
     AVERAGE,
     FAMILIES,
@@ -144,6 +145,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text("[bilevel]\nthird_party = tests.bilevel_llm.third_party\n")
     monkeypatch.syspath_prepend(site)
-    registered_formats.cache_clear()
+    for cached in (registered_formats, registered_findings):
+        cached.cache_clear()
     yield load_plugins()
-    registered_formats.cache_clear()
+    for cached in (registered_formats, registered_findings):
+        cached.cache_clear()

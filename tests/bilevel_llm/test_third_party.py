@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from bilevel.account import Finding
 from bilevel.errors import InputError
 from bilevel.plugins import Plugins
+from bilevel.record import Record
 from bilevel_llm.data.format_contract import check_format
 from bilevel_llm.data.reading import read_rows
 from bilevel_llm.data.rows import Turn
 from bilevel_llm.exporters.run import export
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.reweighting.saved_run import read_run
+from bilevel_llm.reweighting.trust import Trust
 from tests.bilevel_llm.third_party import Forum
 from tests.bilevel_llm.tiny import alpaca, write_jsonl
 
@@ -99,3 +102,16 @@ def test_both_are_listed(installed: Plugins, capsys: pytest.CaptureFixture[str])
     assert "format forum third_party tests.bilevel_llm.third_party:Forum" in lines
     assert "exporter shopping third_party tests.bilevel_llm.third_party:Shopping" in lines
     assert "exporter trl bilevel_llm bilevel_llm.exporters.trl:TRL" in lines
+
+
+def test_a_finding_of_another_package_stands_among_our_own(installed: Plugins) -> None:
+    history = [
+        Record(
+            t, 0.1, {"a": 0.5, "b": 0.3, "c": 0.2}, metrics={"gap": 0.0, "penalty": 1.0, "lower_loss": 2.0},
+            parts={"gap_parts": {"a": -0.1, "b": 0.0, "c": 0.1}},
+        )
+        for t in range(40)
+    ]  # fmt: skip
+    found = {finding.name: finding for finding in Trust(history).findings}
+    assert {"still-moving", "gap-open", "order-unclear"} < found.keys()
+    assert found["sources-counted"] == Finding("sources-counted", True, "there are 3 sources")

@@ -1,4 +1,4 @@
-"""What somebody else would write: a plugin of one module, with a format of data, an exporter and a baseline of its own."""
+"""What somebody else would write: a plugin of one module, with a format of data, an exporter, a baseline and a finding of its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from packaging.version import Version
 
+from bilevel.account import Finding
 from bilevel.hookspecs import Register, hookimpl
 from bilevel_llm.baselines.base import Baseline, Outcome, Selection, Task
 from bilevel_llm.data.fields import string
@@ -15,6 +16,7 @@ from bilevel_llm.data.layout import ChatLayout
 from bilevel_llm.data.rows import Row, Turn
 from bilevel_llm.exporters.exporter import Exporter
 from bilevel_llm.exporters.weighted_data import WeightedData
+from bilevel_llm.reweighting.trust import Trust
 
 ROLES = {"asker": "user", "helper": "assistant", "moderator": "system"}
 
@@ -70,6 +72,16 @@ class Shortest(Baseline):
         scores = {name: -table.lengths.astype(np.float64) for name, table in task.problem.source_tables.items()}
         selection = Selection.best(scores, self.most_rows(sum(map(len, scores.values()))))
         return Outcome(selection.shares, selection=selection)
+
+
+def counted(trust: Trust) -> list[Finding]:
+    """Always has something to say."""
+    return [Finding("sources-counted", len(trust.names) > 2, f"there are {len(trust.names)} sources")]
+
+
+@hookimpl
+def bilevel_findings(register: Register) -> None:
+    register("counted", f"{__name__}:counted")
 
 
 @hookimpl

@@ -57,7 +57,7 @@ class StableStep(Check):
         """Measure the largest stable step as a function of α, for equal and unequal steps, and shared and separate masks."""
         penalties = [1e2, 1e3, 1e4]
         solver = self.solver or ScaleBiO
-        because = "the grid of steps has a factor 1.2 between neighbours"
+        because = "the grid of steps has a factor 1.2 between neighbors"
         equal = [largest_stable_step(solver, α, lr_y=1.0) for α in penalties]
         yield exponent("equal steps", "α", penalties, equal, 0, 0.1, because)
         half = [largest_stable_step(solver, α, lr_y=0.5) for α in penalties]

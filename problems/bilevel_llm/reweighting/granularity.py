@@ -25,7 +25,7 @@ from pydantic import Field
 from bilevel import InputError
 
 BYTES_OF_A_ROW = 72
-"""Of a weight of its own: logit, gradient, two moments, and what a softmax over all rows needs in every forward."""
+"""What a row with a weight of its own takes: its logit, gradient and two moments, and its part of the softmax."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class PerSource:
 
 @dataclass(frozen=True)
 class PerSample:
-    """One weight for each row. For small data: a row must be drawn several times before its weight says something.
+    """One weight for each row. This is for small data: a row must be drawn several times before its weight means something.
 
-    max_rows: more rows than this are refused. A row takes about `BYTES_OF_A_ROW`, and its weight is a line of the result.
+    max_rows: the largest number of rows that is accepted. Each row takes about `BYTES_OF_A_ROW` bytes, and its weight is a
+        line of the result.
     """
 
     max_rows: int = 1_000_000
@@ -50,7 +51,7 @@ class PerSample:
             raise ValueError(f"max_rows must be at least 1, not {self.max_rows}")
 
     def check(self, rows: int) -> None:
-        """Raises `InputError` for more rows than are allowed."""
+        """Raise `InputError` if there are more rows than are allowed."""
         if rows > self.max_rows:
             raise InputError(
                 f"problem.granularity: one weight for each of {rows:,} rows takes {BYTES_OF_A_ROW * rows / 1e6:,.0f} MB, "
@@ -61,10 +62,10 @@ class PerSample:
 
 @dataclass(frozen=True)
 class PerScorer:
-    """The weight of a row is a function of its features: few parameters, so it also serves data too large to see whole.
+    """The weight of a row is a function of its features. With few parameters, it also suits data too large to see whole.
 
-    features: names of feature functions (`bilevel list`), one or several; their columns stand side by side.
-    hidden: units of a hidden tanh layer. 0: a linear scorer, whose weights can be read.
+    features: the names of one or several feature functions (`bilevel list` shows them); their columns are put side by side.
+    hidden: the number of units of a hidden tanh layer. With 0, the scorer is linear, and its weights can be interpreted.
     """
 
     features: str | list[str]
@@ -81,7 +82,7 @@ class PerScorer:
 
     @property
     def names(self) -> list[str]:
-        """The features as a list."""
+        """The names of the features, as a list."""
         return [self.features] if isinstance(self.features, str) else list(self.features)
 
 

@@ -56,17 +56,17 @@ class LLMReweighting(LanguageModelProblem):
 
     Takes the settings of `LanguageModelProblem` too, where `validation` needs at least one set: what the weights serve.
 
-    sources: at least two; one is enough if its rows may differ in weight.
+    sources: the sources of training data, at least two. One is enough if its rows may differ in weight.
     granularity: what has a weight of its own: `{per: source}`, `{per: sample}`, or `{per: scorer, features: NAME}`, where
         the weight of a row is a function of its features.
-    validation_batch_size: rows of one validation batch; None takes batch_size.
-    initial: weights to start from: "uniform", "size" (in proportion to rows) or a weight for each source. The rows of a
-        source start alike.
-    floor: smallest weight a source can get.
+    validation_batch_size: the number of rows in one validation batch; None takes `batch_size`.
+    initial: the weights to start from: "uniform", "size" (in proportion to the numbers of rows), or a weight for each
+        source. All rows of a source start with the same weight.
+    floor: the smallest weight that a source can get.
     prior, prior_strength: adds prior_strength * KL(weights || prior) to the upper loss, a pull that keeps weights from
-        collapsing to one source. 0: none. Where rows have weights, the divergence is that of rows, the prior spread evenly
-        over those of a source.
-    on_overlap: what to do if validation rows also occur in a source: "report" it, or make it an "error".
+        collapsing to one source. 0 means none. Where rows have weights, the divergence is over rows, and the prior of a
+        source is spread evenly over its rows.
+    on_overlap: what to do if validation rows also occur in a source: "report" them, or treat them as an "error".
     """
 
     sources: list[Source]
@@ -112,7 +112,7 @@ class LLMReweighting(LanguageModelProblem):
         """Find the model, read and tokenise all data, and check that the two sides do not overlap. Only once."""
         if self._is_prepared:
             return
-        _ = self._feature_functions  # a misspelt name is said before the data are read
+        _ = self._feature_functions  # a misspelled name is reported before the data are read
         super().prepare()
         _ = self._start
         self._distribution(self.prior, "problem.prior")
@@ -125,11 +125,14 @@ class LLMReweighting(LanguageModelProblem):
         if overlap:
             if self.on_overlap == "error":
                 raise InputError(f"{overlap}; remove them, or set problem.on_overlap=report")
-            log.warning("%s; their loss can be lowered by heart (problem.on_overlap=error refuses this)", overlap)
+            log.warning(
+                "%s; memorizing them lowers the validation loss (problem.on_overlap=error refuses them)",
+                overlap,
+            )
         self._is_prepared = True
 
     def upper(self) -> nn.Module:
-        """The weights at their start."""
+        """The weights that the run starts from."""
         match self.granularity:
             case PerSource():
                 return SourceWeights(self._start, self.floor)
@@ -201,7 +204,7 @@ class LLMReweighting(LanguageModelProblem):
         found = list(self._trust(history).findings)
         if isinstance(self.granularity, PerSource):
             return found
-        words = "the findings are about what each source's rows weigh together"
+        words = "these findings are about the total weight of each source's rows"
         found.append(Finding("by-source", False, words))
         if isinstance(self.granularity, PerSample):
             seldom = rarely_drawn(self._train, self._lower_sampler, len(moving(history)))
@@ -209,7 +212,7 @@ class LLMReweighting(LanguageModelProblem):
         return found
 
     def tables(self, history: Sequence[Record]) -> Sequence[Table]:
-        """How many rows each source has, and how each validation set fared."""
+        """How many rows each source has, and how the loss on each validation set changed."""
         losses = self._target_losses(history)
         return [
             Table("Training data", ("source", "rows"), [(name, len(table)) for name, table in self._train.items()]),
@@ -241,16 +244,16 @@ class LLMReweighting(LanguageModelProblem):
 
     @property
     def source_count(self) -> int:
-        """Of the recipe."""
+        """The number of sources in the recipe."""
         return len(self.sources)
 
     @property
     def validation_rows(self) -> int:
-        """All sets together."""
+        """The rows of all sets together in one batch."""
         return self.validation_batch_size or self.batch_size
 
     def identity(self) -> dict[str, Any]:
-        """What the weights are about: rows and hashes of the data, name and hash of the model."""
+        """What the weights belong to: the rows and hashes of the data, and the name and hash of the model."""
         return {
             "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
             "model": {"name": self.model, "hash": self._files.fingerprint},
@@ -268,7 +271,7 @@ class LLMReweighting(LanguageModelProblem):
 
     @cached_property
     def _prior(self) -> Tensor:
-        """Of sources, or of rows."""
+        """The prior over sources, or over rows where these have weights."""
         prior = self._distribution(self.prior, "problem.prior")
         if isinstance(self.granularity, PerSource):
             return prior
@@ -292,7 +295,7 @@ class LLMReweighting(LanguageModelProblem):
 
     @cached_property
     def _features(self) -> tuple[list[str], Standardised]:
-        """Names and values of the features of all rows."""
+        """The names and the values of the features of all rows."""
         rows = [SourceRows(source.name, self._train[source.name], source.format) for source in self.sources]
         names, values = feature_matrix(self._feature_functions, rows)
         return names, Standardised.of(values)

@@ -1,8 +1,8 @@
-"""Whether the validation rows are enough: how far the order of sources, and the target's loss, hang on the rows taken.
+"""Whether there are enough validation rows: how far the order of sources, and the validation loss, depend on the rows drawn.
 
-Per-row gradients would tell, at the price of one backward a row. What a run records anyway tells nearly as well: a
+Per-row gradients would tell, at the price of one backward pass per row. What a run records anyway tells nearly as well: a
 minibatch of validation rows is drawn without replacement, so stretches of steps see different rows, and how much the push
-on the weights differs between stretches shows how much it hangs on the rows. y keeps what it learned from earlier
+on the weights differs between stretches shows how much it depends on the rows. y keeps what it learned from earlier
 minibatches, so the push of a stretch is that of the one before, faded, plus what the new rows gave; only the latter is
 resampled (an autoregression whose residuals are resampled: Bühlmann, "Sieve bootstrap for time series", Bernoulli 1997).
 As many stretches are drawn as the set is worth, which is fewer than there are where the run went through the set several
@@ -33,9 +33,9 @@ DRAWS = 4000  # resamples: shares of a few percent are then known to a few tenth
 class TargetRows:
     """What the upper loss is measured on, by validation set.
 
-    rows: rows of the set.
-    batch: rows of it in one minibatch.
-    part: its part of the upper loss; the parts of all sets sum to 1.
+    rows: the number of rows in the set.
+    batch: the number of its rows in one minibatch.
+    part: its share of the upper loss; the shares of all sets sum to 1.
     """
 
     rows: Mapping[str, int]
@@ -44,43 +44,43 @@ class TargetRows:
 
     @property
     def total(self) -> int:
-        """Rows of all sets."""
+        """The number of rows in all sets together."""
         return sum(self.rows.values())
 
     def effective(self, rows: Mapping[str, float]) -> float:
-        """Rows of a single set whose mean would be as certain: 1 / Σ part² / rows (Kish, "Survey Sampling", 1965)."""
+        """The rows of a single set whose mean would be as certain: 1 / Σ (part² / rows) (Kish, "Survey Sampling", 1965)."""
         return 1.0 / sum(self.part[name] ** 2 / rows[name] for name in self.rows)
 
     def seen(self, batches: float) -> dict[str, float]:
-        """Different rows of every set within that many minibatches."""
+        """The number of distinct rows of every set within that many minibatches."""
         return {name: min(float(rows), batches * self.batch[name]) for name, rows in self.rows.items()}
 
     def worth(self, batches: float) -> float:
-        """How many minibatches of fresh rows the sets amount to, of which `batches` were drawn."""
+        """How many minibatches of fresh rows the sets are worth, when `batches` minibatches were drawn from them."""
         return self.effective(self.seen(batches)) / self.effective(self.batch)
 
     def shortest_pass(self) -> float:
-        """Minibatches until the first of the sets has been gone through."""
+        """The number of minibatches after which the first of the sets has been seen in full."""
         return min(self.rows[name] / self.batch[name] for name in self.rows)
 
 
 def batches_of(record: Record) -> float:
-    """Minibatches of validation rows in a step."""
+    """The number of minibatches of validation rows in a step."""
     return float(record.metrics.get("upper_batches", 1))
 
 
 def rows_seen(history: Sequence[Record], target: TargetRows) -> int:
-    """Different rows, of all sets, that the run has seen while weights moved."""
+    """The number of distinct rows of all sets that the run has seen while weights moved."""
     return round(sum(target.seen(sum(map(batches_of, history))).values()))
 
 
 def effective_rows(history: Sequence[Record], target: TargetRows) -> float:
-    """The same in rows of a single set whose mean would be as certain."""
+    """The same as `rows_seen`, in rows of a single set whose mean would be as certain."""
     return target.effective(target.seen(sum(map(batches_of, history))))
 
 
 def loss_error(history: Sequence[Record], target: TargetRows) -> float:
-    """Standard error of the target loss, as a loss on all rows of the kind of which these are a sample.
+    """The standard error of the validation loss, as an estimate of the loss on all rows that these are a sample of.
 
     The spread between rows comes from differences of successive minibatches, which a falling loss hardly touches (von
     Neumann et al., Annals of Mathematical Statistics 1941): of m rows each, drawn without replacement, half their mean
@@ -96,10 +96,10 @@ def loss_error(history: Sequence[Record], target: TargetRows) -> float:
 
 
 def share_reversed(difference: NDArray[np.float64], history: Sequence[Record], target: TargetRows) -> float | None:
-    """In which share of the resamples of the validation rows the second of two sources is pushed up the more.
+    """The share of the resamples of the validation rows in which the second of two sources is pushed up more than the first.
 
-    difference: of the pushes on the first and on the second, at every step of `history`. Shape: (steps,).
-    None if the rows come round too soon to tell: two neighbouring stretches must not see the same ones.
+    difference: the push on the first minus the push on the second, at every step of `history`. Shape: (steps,).
+    Returns None if the rows come round too soon to tell: two neighboring stretches must not see the same ones.
     """
     steps = len(difference)
     length = min(steps // BATCHES, int(steps_of_a_pass(history, target) / 2))
@@ -116,7 +116,7 @@ def share_reversed(difference: NDArray[np.float64], history: Sequence[Record], t
 
 
 def steps_of_a_pass(history: Sequence[Record], target: TargetRows) -> float:
-    """Steps in which the first of the sets has been gone through."""
+    """The number of steps after which the first of the sets has been seen in full."""
     return target.shortest_pass() * len(history) / sum(map(batches_of, history))
 
 

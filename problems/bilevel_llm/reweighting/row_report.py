@@ -1,4 +1,4 @@
-"""The weights of single rows, as a file; and whether there was enough to learn them from."""
+"""The weights of single rows, as a file, and whether the rows were drawn often enough to learn them."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ ENOUGH = 5  # draws of a row: its weight is then a mean of a handful of noisy co
 
 
 def as_parquet(tables: Mapping[str, TokenTable], weights: Tensor) -> bytes:
-    """Columns source, file, row (line or number in the file, from 1) and weight; weights sum to 1. One line a row.
+    """A table with the columns source, file, row (its line or number in the file, from 1) and weight. The weights sum to 1.
 
-    weights: of the rows of all tables, one after another. Shape: (rows,).
+    weights: the weights of the rows of all tables, in their order. Shape: (rows,).
     """
     import pyarrow as pa
     from pyarrow.parquet import write_table
@@ -33,9 +33,9 @@ def as_parquet(tables: Mapping[str, TokenTable], weights: Tensor) -> bytes:
 
 
 def rarely_drawn(names: Iterable[str], sampler: Stratified, batches: int) -> Finding | None:
-    """A flag, if rows were drawn too seldom for weights of their own.
+    """A flagged finding if rows were drawn too seldom for weights of their own, or else None.
 
-    batches: training batches that moved the weights.
+    batches: the number of training batches that moved the weights.
     """
     each = batches * sampler.batch_size / len(sampler.sizes)
     name, size = max(zip(names, sampler.sizes, strict=True), key=lambda source: source[1])

@@ -1,4 +1,4 @@
-"""A reweighting run as a mix needs it: its problem, its weights, and whether its data is still the same."""
+"""A saved reweighting run as a mix needs it: its problem, its weights, and whether its data have changed since."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ KINDS: Mapping[str, str] = {"average": "average", "final": "sources"}
 
 @dataclass(frozen=True)
 class WeightedRun:
-    """A run directory, read.
+    """What a run directory holds.
 
-    weights: source -> weight, of all sources of the recipe, in its order; they sum to 1.
-    origin: where the weights were read.
-    hashes: source -> hash of its data when the run read it (`tokens.content_hash`); empty if there is no weights.json.
+    weights: source -> weight, for all sources of the recipe, in its order. They sum to 1.
+    origin: where the weights were read from.
+    hashes: source -> the hash of its data when the run read it (`tokens.content_hash`); empty if there is no weights.json.
     """
 
     directory: Path
@@ -46,7 +46,7 @@ class WeightedRun:
         return RunDirectory(self.directory).recipe_file
 
     def check_data(self) -> None:
-        """Raises `InputError` if a source's files are no longer those that the weights were learned on."""
+        """Raise `InputError` if the files of a source are no longer those that the weights were learned on."""
         from bilevel_llm.data.tokens import content_hash
 
         changed = [
@@ -57,7 +57,7 @@ class WeightedRun:
         if changed:
             raise InputError(
                 f"the data of {' and '.join(map(repr, changed))} changed since the weights in {self.directory} were learned "
-                "(another hash than in weights.json); bring the old files back, run again, or use --allow-changed-data"
+                "(their hash differs from that in weights.json); restore them, run again, or use --allow-changed-data"
             )
 
 
@@ -74,7 +74,7 @@ def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> Wei
     file = directory / "weights.json"
     if weights not in KINDS:
         if not Path(weights).is_file():
-            raise InputError(f"--weights {weights}: there is no such file; give average, final, or a JSON file")
+            raise InputError(f"--weights {weights}: there is no such file; give average, final, or the path of a JSON file")
         given = read_json(Path(weights))
         learned = read_json(file) if file.exists() else {}
         origin, values = weights, given.get("average", given) if isinstance(given.get("sources"), dict) else given
@@ -94,7 +94,7 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
     is no number, negative or not finite, or if all are 0.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{origin}: these are no weights; an object {{source: weight}} is needed")
+        raise InputError(f"{origin}: this does not hold weights; an object {{source: weight}} is needed")
     for name in values:
         if name not in names:
             raise InputError(f"{origin}: {name!r} is not a source of the recipe{did_you_mean(str(name), names)}")
@@ -111,12 +111,12 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
 
 
 def flags(learned: Mapping[str, Any]) -> list[Finding]:
-    """What weights.json holds against its weights."""
+    """The findings in weights.json that speak against its weights."""
     return [Finding(**finding) for finding in learned.get("findings", []) if finding["flagged"]]
 
 
 def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:
-    """The problem of a resolved recipe; the other sections are not needed, and what they name may not be installed."""
+    """The problem of a resolved recipe. The other sections are not needed, and what they name may not be installed."""
     from bilevel_llm.reweighting.problem import LLMReweighting
 
     recipe, file = resolved_recipe(directory), RunDirectory(directory).recipe_file
@@ -138,7 +138,7 @@ def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises `InputError` if it is none."""
+    """The object in a JSON file. Raises `InputError` if the file does not hold one."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

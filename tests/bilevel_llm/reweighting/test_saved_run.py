@@ -77,7 +77,9 @@ def test_files_of_weights_that_cannot_be_read_are_named(make_run: MakeRun, plugi
     directory = make_run()
     with pytest.raises(InputError, match=r"w\.json: not JSON"):
         read_run(directory, plugins, str(tmp_path / "w.json"))
-    with pytest.raises(InputError, match="--weights avrage: there is no such file; give average, final, or a JSON file"):
+    with pytest.raises(
+        InputError, match="--weights avrage: there is no such file; give average, final, or the path of a JSON file"
+    ):
         read_run(directory, plugins, "avrage")
 
 

@@ -46,7 +46,7 @@ def test_a_settled_run_with_a_clear_order_is_said_to_be_one() -> None:
     moving_, gap, order = sentences(history(still))
     assert moving_.startswith("settled")
     assert gap.startswith("penalty gap closed")
-    assert order.startswith("every neighbouring pair")
+    assert order.startswith("every neighboring pair")
 
 
 def test_a_run_that_still_moves_is_said_to_and_by_how_much() -> None:
