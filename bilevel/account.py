@@ -1,4 +1,4 @@
-"""What a run says of itself beyond its records: findings, tables, and what its numbers are called (account.json).
+"""What a run says about itself beyond its records: findings, tables, and what its numbers are called (account.json).
 
 All of it is plain data, so that a report needs neither the problem nor the plugin that it came from.
 """
@@ -15,7 +15,7 @@ from bilevel.errors import InputError
 
 FILE = "account.json"
 SCHEMA = 1
-"""Version of the form of the file."""
+"""The version of the format of the file."""
 
 Value = str | int | float | None
 
@@ -24,7 +24,7 @@ Value = str | int | float | None
 class Finding:
     """Something that a person should know before using a result.
 
-    name: what was looked for, for programs and for tables: "still-moving".
+    name: what was looked for, as programs and tables name it, such as "still-moving".
     flagged: whether it is a reason not to trust the result.
     sentence: what was found, with its number, and what to do about it.
     """
@@ -50,10 +50,10 @@ class Table:
 class Labels:
     """What the numbers of a problem's runs are called.
 
-    unit: what the size of a batch counts, in the plural; throughput is in units a second.
-    upper: an entry of the upper variable.
-    lower_loss, upper_loss: the losses.
-    lower_part, upper_part: one of their parts.
+    unit: what the size of a batch counts, in the plural; throughput is in units per second.
+    upper: the name of an entry of the upper variable, such as "weight".
+    lower_loss, upper_loss: the names of the losses.
+    lower_part, upper_part: the name of one of their parts.
     """
 
     unit: str = "rows"
@@ -66,11 +66,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Account:
-    """A run, as far as it is done.
+    """What a run says about itself, up to the last step done.
 
-    steps: done when this was written.
-    versions: of the packages that did it.
-    identity: what it was about, as plain data (hashes of data and model): runs that differ in it are not compared as seeds.
+    steps: the number of steps done when this was written.
+    versions: the versions of the packages that did them.
+    identity: what the run was about, as plain data (hashes of data and model): runs that differ in it are not compared as
+        seeds of one recipe.
     """
 
     steps: int
@@ -84,7 +85,7 @@ class Account:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The account as the text of the file."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False)
 
     @classmethod
@@ -98,7 +99,7 @@ class Account:
             raise InputError(f"{file}: not JSON: {error}") from error
         schema = content.pop("schema", None) if isinstance(content, dict) else None
         if schema != SCHEMA:
-            raise InputError(f"{file}: its schema is {schema!r}, and this version of bilevel reads schema {SCHEMA}")
+            raise InputError(f"{file}: its schema is {schema!r}, but this version of bilevel reads schema {SCHEMA}")
         try:
             return TypeAdapter(cls).validate_python(content)
         except ValidationError as error:

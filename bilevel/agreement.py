@@ -1,4 +1,4 @@
-"""What the processes of a run decide together: what one of them finds wrong ends all of them."""
+"""What the processes of a run decide together: an error found by one of them ends all of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def on_first(backend: Backend, act: Callable[[], T]) -> T:
-    """Do something in the first process; all get what it returns, or the error that it raises."""
+    """Do something in the first process; every process gets what it returns, or the error that it raises."""
     return cast(T, together(backend, lambda: act() if backend.shard.rank == 0 else None)[0])
 
 
 def together(backend: Backend, act: Callable[[], T]) -> list[T]:
-    """Do something in every process; all get what everybody got, or the error of the first one that fails."""
+    """Do something in every process; every process gets all the results, or the error of the first process that fails."""
     outcome: tuple[T | None, Exception | None] = (None, None)
     try:
         outcome = (act(), None)
@@ -39,13 +39,13 @@ def require_same(backend: Backend, what: str, value: Any) -> None:
     other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if other:
         raise InputError(
-            f"process {other[0]} has another {what} than process 0; every process must be started with the same recipe "
+            f"process {other[0]} has different {what} from process 0; every process must be started with the same recipe "
             "and see the same files"
         )
 
 
 def check_batches(problem: Problem[Any], backend: Backend) -> None:
-    """Draw the first batches before a large module is built: what is wrong with them is then known at once.
+    """Draw the first batches before a large module is built, so that errors in them are found at once.
 
     Raises `InputError` if processes would do different numbers of forward passes: one would wait for the others forever.
     """

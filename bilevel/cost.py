@@ -1,4 +1,4 @@
-"""What a problem tells a planner: its lower module without values, and a pass of each of its losses."""
+"""What a problem tells a planner: its lower module without values, and the loss of a micro-batch at each level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from bilevel.blocks import Blocks
 
 @dataclass(frozen=True)
 class Cost:
-    """How large a problem is. Planning from it touches no weights.
+    """How large a problem is. Planning with it needs no weights.
 
     build: makes the lower module without values (on the meta device), in the precision in which it would be loaded.
     blocks: groups the module's parameters, as `Problem.blocks`.
-    loss: (module, rows) -> the lower loss of a micro-batch of that many rows, at the most a row can take.
-    lower_rows, upper_rows: rows of one global batch of each level; 0 where a level has no data.
-    row_size: the most units a row has.
+    loss: (module, rows) -> the lower loss of a micro-batch of that many rows, each as long as a row can be.
+    lower_rows, upper_rows: the number of rows in one global batch of each level; 0 if a level has no data.
+    row_size: the largest number of units in a row.
     unit: what throughput is counted in.
-    upper_loss: the same as `loss` for the upper level; None where both levels take the same.
-    savings: what would make a pass need less memory, at a price in the results; phrases that name the recipe's key, such as
-        "shorter rows (problem.max_length)".
+    upper_loss: the same as `loss` for the upper level; None if both levels have the same loss.
+    savings: what would make a pass need less memory at the expense of the results; phrases that name the recipe's key,
+        such as "shorter rows (problem.max_length)".
     """
 
     build: Callable[[], nn.Module]

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: records, the problem's files, and checkpoints to go on from."""
+"""What a run keeps on disk: records, the problem's files, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bilevel.solver import State
 
 
 class Keeper:
-    """Writes a run's directory: records, artifacts and checkpoints. The first process writes; all save their parts."""
+    """Writes a run's directory. Process 0 writes records and artifacts; every process saves its part of a checkpoint."""
 
     def __init__(self, directory: RunDirectory, run: Run, every: int | None, keep: int) -> None:
         self.directory = directory
@@ -32,7 +32,7 @@ class Keeper:
         self.written = 0.0  # when the artifacts were last written
 
     def open(self, state: State) -> None:
-        """Create the directory, or bring variables and history to where its last checkpoint was."""
+        """Create the directory, or restore variables and history from its last checkpoint."""
         self._check_disk(state)
         on_first(self.run.backend, lambda: self.directory.create(self.run.recipe))
         found = on_first(self.run.backend, self._find)
@@ -40,31 +40,31 @@ class Keeper:
             return
         self.run.start, where, state.memory, self.run.history = found
         self.run.backend.load(where, state.variables)
-        # the steps after the checkpoint are about to be done again
+        # the steps after the checkpoint are about to be repeated
         on_first(self.run.backend, lambda: self.directory.write_history(self.run.history))
 
     def _find(self) -> tuple[int, Path, dict[str, Any], list[Record]] | None:
-        """(steps done, where, solver's memory, records) of the last checkpoint; None for a new run."""
+        """(steps done, directory, solver's memory, records) of the last checkpoint; None for a new run."""
         checkpoint = self.directory.last_checkpoint()
         if checkpoint is None:
             self.directory.write_history([])
             return None
         steps, where = checkpoint
         if steps > self.run.steps:
-            raise InputError(f"{where} has done {steps} steps already, run.steps is {self.run.steps}")
+            raise InputError(f"{where} has already done {steps} steps, but run.steps is {self.run.steps}")
         try:
             kept = json.loads((where / "run.json").read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"the checkpoint {where} cannot be read: {error}") from error
         if kept["fingerprint"] != self.run.problem.fingerprint():
             raise InputError(
-                f"{where} was made with other data or another model: their content has changed since; "
-                "bring it back, or start anew in another --output"
+                f"{where} was made with different data or a different model, or their content has changed since; "
+                "restore it, or start a new run in another --output"
             )
         return steps, where, kept["memory"], self.directory.read_history(steps)
 
     def after_step(self, state: State) -> None:
-        """Record the last step; a checkpoint where it is due."""
+        """Record the last step, and write a checkpoint if one is due."""
         if self.first:
             self.directory.append(self.run.history[-1])
         done = len(self.run.history)
@@ -74,11 +74,11 @@ class Keeper:
             self.write_artifacts()
 
     def checkpoint(self, state: State) -> None:
-        """Save all that is not a function of the step."""
+        """Save everything that is not a function of the step."""
         backend, done = self.run.backend, len(self.run.history)
         part = on_first(backend, lambda: self.directory.begin_checkpoint(done))
         backend.save(part, state.variables)
-        backend.gather(None)  # all have written
+        backend.gather(None)  # every process has written
         kept = {"memory": state.memory, "fingerprint": self.run.problem.fingerprint()}
         if self.first:
             write_atomic(part / "run.json", json.dumps(kept))
@@ -89,7 +89,7 @@ class Keeper:
         self.write_artifacts()
 
     def write_artifacts(self) -> None:
-        """Let account.json and the problem's files say what the history says."""
+        """Bring account.json and the problem's files up to date with the history."""
         if self.run.history and self.first:
             problem, history = self.run.problem, self.run.history
             account = Account(
@@ -106,7 +106,7 @@ class Keeper:
         self.written = time.monotonic()
 
     def _check_disk(self, state: State) -> None:
-        """Refuse to begin what cannot be saved."""
+        """Refuse to start a run that cannot be saved."""
         blocks = self.run.active.at(self.run.start, next(iter(state.replicas.values())).blocks, self.run.seed)
         for replica in state.replicas.values():
             self.run.backend.activate(replica, blocks)
@@ -120,7 +120,7 @@ class Keeper:
         free = shutil.disk_usage(parent).free
         if free < needed:
             raise InputError(
-                f"not enough disk for checkpoints: {self.directory.path} has {free / 1e9:.1f} GB free, and "
-                f"{self.keep + 1} checkpoints need {needed / 1e9:.1f} GB; free some, choose another --output, "
+                f"not enough disk space for checkpoints: {self.directory.path} has {free / 1e9:.1f} GB free, and "
+                f"{self.keep + 1} checkpoints need {needed / 1e9:.1f} GB; free some space, choose another --output, "
                 "or lower run.keep_checkpoints"
             )

@@ -31,7 +31,7 @@ class Result:
     """What a run learned.
 
     x: the upper variable's parameters, by name.
-    history: one record a step.
+    history: one record per step.
     """
 
     x: Mapping[str, Tensor]
@@ -39,20 +39,20 @@ class Result:
 
 
 class Observer(Protocol):
-    """Follows a run; see the hooks of the same names."""
+    """Is told what happens in a run; see the hooks of the same names."""
 
     def bilevel_run_start(self, *, run: Run) -> Any:
-        """The run begins."""
+        """Called when the run begins."""
 
     def bilevel_step_end(self, *, run: Run, record: Record) -> Any:
-        """A step is done."""
+        """Called after every step."""
 
     def bilevel_run_end(self, *, run: Run, error: BaseException | None) -> Any:
-        """The run is over."""
+        """Called when the run is over."""
 
 
 class Interrupted(RunError):
-    """The run was asked to stop (Ctrl-C, SIGTERM), and did so after a whole step, with a checkpoint."""
+    """The run was asked to stop (Ctrl-C, SIGTERM), and did so after completing a step and saving a checkpoint."""
 
 
 def fit(
@@ -72,21 +72,21 @@ def fit(
 ) -> Result:
     """Solve min_x f(x, y*(x)).
 
-    Every process of a launcher calls this alike. The first one writes files and tells the observer; what it finds wrong
-    ends all of them with the same error.
+    Every process of a launcher makes this same call. The first one writes files and tells the observer; an error that it
+    finds ends all of them with the same message.
 
-    steps: in all, the ones done before a resume included.
-    seed: of everything random. The same seed gives the same run, on the same device bit for bit.
+    steps: the total number, including those done before a resume.
+    seed: the seed of everything random. The same seed gives the same run, on the same device bit for bit.
     active: which blocks of the lower variable train at a step; all of them by default.
     output: directory for the recipe, metrics, checkpoints and the problem's artifacts; must be new or empty, or, with
         `resume`, hold a run of the same recipe. None: nothing is written.
     checkpoint_every: steps between checkpoints. None: one at the end, and one when interrupted.
-    keep_checkpoints: older ones of this run are removed.
-    resume: go on from the last checkpoint in `output`, exactly as if the run had never stopped.
+    keep_checkpoints: how many to keep; older ones of this run are removed.
+    resume: continue from the last checkpoint in `output`, exactly as if the run had never stopped.
     recipe: what to keep as recipe.yaml; by default the fields of the parts.
-    observer: told of the start, every step and the end.
+    observer: is told of the start, every step and the end.
 
-    Raises `InputError` for what the user has to mend, `NonFiniteError` (naming step and variable) when numbers blow up,
+    Raises `InputError` for what the user has to fix, `NonFiniteError` (naming step and variable) when numbers blow up,
     `Interrupted` when asked to stop; the run directory then holds the last good state.
     """
     if steps < 1:
@@ -95,7 +95,7 @@ def fit(
     if recipe is None:
         recipe = _describe(problem=problem, solver=solver, backend=backend, active=active, run={"seed": seed})
     if output is None and resume:
-        raise InputError("resume needs the output directory of the run to go on with")
+        raise InputError("resume needs the output directory of the run to continue")
     directory = RunDirectory(Path(output)) if output is not None else None
     run = Run(problem, solver, backend, active, steps, seed, directory.path if directory else None, recipe)
     backend.start(seed)
@@ -103,8 +103,8 @@ def fit(
         first = backend.shard.rank == 0
         if directory is not None:
             on_first(backend, lambda: directory.check_same(recipe) if resume else directory.check_free())
-        require_same(backend, "recipe", recipe)
-        on_first(backend, problem.prepare)  # it may fill a cache, which the others then find
+        require_same(backend, "settings", recipe)
+        on_first(backend, problem.prepare)  # it may fill a cache, which the other processes then find
         together(backend, lambda: None if first else problem.prepare())
         require_same(backend, "data", problem.fingerprint())
         check_batches(problem, backend)
@@ -132,7 +132,7 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
                     keeper.after_step(state)
                 if observer is not None:
                     observer.bilevel_step_end(run=run, record=record)
-                if any(run.backend.gather(stop.asked)) and t + 1 < run.steps:  # a launcher's signal reaches some sooner
+                if any(run.backend.gather(stop.asked)) and t + 1 < run.steps:  # a signal reaches some processes sooner
                     if keeper is not None:
                         keeper.checkpoint(state)
                     raise Interrupted(_how_to_go_on(t + 1, run))
@@ -149,7 +149,7 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
 
 
 def _step(t: int, run: Run, state: State) -> Record:
-    """One step: choose the blocks, let the solver move, say what happened."""
+    """Do one step: choose the blocks, let the solver move the variables, and record what happened."""
     started, processed = time.perf_counter(), run.backend.processed
     blocks = run.active.at(t, next(iter(state.replicas.values())).blocks, run.seed)
     for replica in state.replicas.values():
@@ -178,11 +178,11 @@ def _step(t: int, run: Run, state: State) -> Record:
 def _how_to_go_on(done: int, run: Run) -> str:
     if run.output is None:
         return f"stopped after {done} of {run.steps} steps; nothing was saved, as the run has no output directory"
-    return f"stopped after {done} of {run.steps} steps; a checkpoint is in {run.output}; go on with --resume"
+    return f"stopped after {done} of {run.steps} steps; a checkpoint is in {run.output}; continue with --resume"
 
 
 def _describe(**parts: Any) -> dict[str, Any]:
-    """A recipe of objects that were made in Python: their class and fields."""
+    """The recipe of objects that were made in Python: their classes and fields."""
     return {
         name: to_plain(part) if isinstance(part, Mapping) else {"class": name_of(part), "fields": to_plain(part)}
         for name, part in parts.items()

@@ -28,7 +28,7 @@ _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
 @contextmanager
 def deferred_initialization() -> Iterator[None]:
-    """Within this context `Problem.lower` may defer the initialization of its module; see there. Backends enter it."""
+    """Within this context, which backends enter, `Problem.lower` may defer the initialization of its module; see there."""
     token = _deferred.set(True)
     try:
         yield
@@ -48,7 +48,7 @@ class Forward(Protocol):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward pass."""
+        """Run the module's forward pass, and return new tensors."""
 
 
 Loss = Tensor | tuple[Tensor, Mapping[str, Tensor]]
@@ -61,8 +61,8 @@ class Shard:
     """The part of a global batch that one process takes, and the micro-batches into which it is divided.
 
     seed: seed of the run; a batch is a pure function of (index, seed), so that a resumed run sees the same data.
-    rank, world_size: the number of this process, and of all processes.
-    micro_batch_size: samples of one forward pass; None takes the process's whole share at once.
+    rank, world_size: the index of this process, and the number of all processes.
+    micro_batch_size: the number of samples in one forward pass; None takes the process's whole share at once.
     """
 
     seed: int = 0
@@ -73,11 +73,11 @@ class Shard:
     def split(self, samples: Sequence[T]) -> list[Sequence[T]]:
         """This process's samples (every world_size-th, from rank on), divided into micro-batches.
 
-        Raises `InputError` if the processes would not get equally many samples: they wait for each other in every pass.
+        Raises `InputError` if the processes would not get equally many samples, as they wait for each other in every pass.
         """
         if len(samples) % self.world_size:
             raise InputError(
-                f"a batch of {len(samples)} cannot be dealt evenly to {self.world_size} processes; "
+                f"a batch of {len(samples)} cannot be divided evenly among {self.world_size} processes; "
                 f"choose a batch size that is a multiple of {self.world_size}"
             )
         mine = samples[self.rank :: self.world_size]
@@ -100,12 +100,12 @@ class Problem(ABC, Generic[B]):
     """Whether g is strongly convex in y. None: unknown; False: solvers that need it refuse the problem."""
 
     labels: ClassVar[Labels] = Labels()
-    """What the numbers of its runs are called, on the terminal and in reports."""
+    """What the numbers of the problem's runs are called, on the terminal and in reports."""
 
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
 
-        Called once, first. Raise `InputError` for what the user has to mend. Does nothing by default.
+        It is called once, before anything else. Raise `InputError` for what the user has to fix. By default it does nothing.
         """
 
     def fingerprint(self) -> str:
@@ -121,11 +121,11 @@ class Problem(ABC, Generic[B]):
 
     @abstractmethod
     def lower(self) -> nn.Module:
-        """A module that holds y, at its initial value. Random initialisation is seeded by the backend.
+        """A module that holds y, at its initial value. Random initialization is seeded by the backend.
 
         Where `initialization_may_be_deferred()` is true, a large module may leave its parameters on the meta device, if it
-        has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices, one after the
-        other, so that no process holds them all.
+        has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices one by one, so
+        that no process holds them all.
         """
 
     @abstractmethod
@@ -138,7 +138,7 @@ class Problem(ABC, Generic[B]):
 
     @abstractmethod
     def upper_batch(self, index: int, shard: Shard) -> Sequence[B]:
-        """The micro-batches that this process takes of upper batch number `index`: a pure function of both arguments.
+        """This process's micro-batches of upper batch number `index`: a pure function of both arguments.
 
         A batch is a tensor, or a tuple, mapping or dataclass of tensors. If it has an integer attribute `size`
         (rows, tokens), throughput is reported in that unit.
@@ -146,28 +146,28 @@ class Problem(ABC, Generic[B]):
 
     @abstractmethod
     def lower_batch(self, index: int, shard: Shard) -> Sequence[B]:
-        """The micro-batches that this process takes of lower batch number `index`; otherwise as `upper_batch`."""
+        """This process's micro-batches of lower batch number `index`; otherwise as `upper_batch`."""
 
     def blocks(self, module: nn.Module) -> Blocks:
         """How the lower module's parameters group into blocks, of which a subset may train at a time."""
         return find_blocks(module)
 
     def cost(self, labelled_share: float = 1.0) -> Cost:
-        """What a planner has to know: the lower module without values, and the losses of a micro-batch.
+        """What a planner needs to know: the lower module without values, and the losses of a micro-batch.
 
         By default the problem is prepared, both variables are built, and the losses are traced on the first batches. A
         problem with a large lower module overrides this, so that it can be planned without its weights and its data.
 
-        labelled_share: part of a batch's units that carry a loss, above 0 and at most 1. Only for problems with a cost of
-            their own: the default takes the first batches as they are.
+        labelled_share: the share of a batch's units that carry a loss, above 0 and at most 1. Only for problems that
+            override this method: the default takes the first batches as they are.
 
-        Raises `InputError` for another share by default. Tracing happens later: it raises `InputError`, naming the loss, if
-        a loss decides by the values of its variables.
+        By default, raises `InputError` for any share below 1. Tracing happens later: it raises `InputError`, naming the
+        loss, if a loss branches on the values of its variables.
         """
         if labelled_share != 1:
             raise InputError(
                 f"{type(self).__name__} is planned from its first batches as they are, so that no other share of labels can "
-                "be assumed; leave out --labelled-share"
+                "be assumed; leave --labelled-share out"
             )
         self.prepare()
 
@@ -194,15 +194,15 @@ class Problem(ABC, Generic[B]):
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """Files (name: text) that the run directory should hold after the last step of `history`. None by default.
 
-        facts: what the run knows about itself, as plain data: `seed`, `versions`, and `findings` (those of `findings`, each
-            as {name, flagged, sentence}).
+        facts: what the run knows about itself, as plain data: `seed`, `versions`, and `findings` (what the method
+            `findings` returned, each as {name, flagged, sentence}).
         """
         return {}
 
     def snapshot(self, x: Mapping[str, Tensor]) -> Mapping[str, str | bytes]:
         """Files (name: content) that say what was learned, written with every checkpoint. None by default.
 
-        For what does not fit into the records of steps.
+        These are for results that do not fit into the records of steps.
 
         x: the upper variable's parameters by name, as `Result.x` has them.
         """

@@ -1,4 +1,4 @@
-"""What is kept of one step, which is one line of metrics.jsonl; and what a history of steps comes to."""
+"""What is recorded of a step (one line of metrics.jsonl), and what a history of steps amounts to."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from bilevel.errors import InputError
 
 SCHEMA = 1
-"""Version of the form of a line; it changes whenever a field does."""
+"""The version of the format of a line; it changes whenever a field does."""
 
 
 class RecordError(InputError):
-    """A line that is not the record of a step. Names the file and the line, counted from 1."""
+    """A line is not the record of a step. The message names the file and the line, counted from 1."""
 
     def __init__(self, file: Path, line: int, reason: str) -> None:
         super().__init__(f"{file}:{line}: {reason}")
@@ -28,19 +28,19 @@ class RecordError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One step.
+    """What is recorded of one step.
 
     step: its number, from 0.
-    seconds: wall-clock time that it took.
+    seconds: the wall-clock time that it took.
     upper: the upper variable after the step, as `Problem.summary` gives it.
-    moved: whether the step could move the upper variable. It could not in a warm-up.
+    moved: whether the step could move the upper variable; during warm-up it cannot.
     metrics: the solver's numbers: `upper_loss`, `lower_loss`, `gap`, `penalty`, and whatever else it reports.
-    parts: those of its numbers that have names: `upper_parts`, `lower_parts`, `gap_parts` and others.
-    average: the upper variable that the solver takes for its result, where that is a mean of its own over the steps so
-        far; empty for a solver that has none.
-    active: blocks of the lower variable that trained.
-    optimizer_bytes: memory of masters, moments and gradients, on this process.
-    size: units (tokens, rows) that went through forward and backward, over all processes.
+    parts: the solver's numbers that are broken down by name: `upper_parts`, `lower_parts`, `gap_parts` and others.
+    average: the upper variable that the solver reports as its result, if the solver keeps an average of its own over the
+        steps so far; empty if it keeps none.
+    active: the blocks of the lower variable that trained.
+    optimizer_bytes: the memory of masters, moments and gradients in this process.
+    size: the units (tokens, rows) that went through forward and backward, summed over all processes.
     """
 
     step: int
@@ -68,7 +68,7 @@ class Record:
         optimizer_bytes: int,
         size: int,
     ) -> Record:
-        """From what a solver returns (`bilevel.solver.Metrics`), and what the loop knows of the step."""
+        """Make a record of what a solver returns (`bilevel.solver.Metrics`) and what the loop knows about the step."""
         metrics = {key: value for key, value in found.items() if not isinstance(value, Mapping)}
         parts = {key: value for key, value in found.items() if isinstance(value, Mapping)}
         moved = not metrics.pop("held", 0.0)
@@ -76,27 +76,27 @@ class Record:
         return cls(step, seconds, upper, moved, metrics, parts, average, active, optimizer_bytes, size)
 
     def named(self, key: str) -> Mapping[str, float]:
-        """Numbers by name: `upper`, or the parts of that key; empty where the step has none."""
+        """Numbers by name: `upper`, or the parts under that key; empty if the step has none."""
         return self.upper if key == "upper" else self.parts.get(key, {})
 
     def number(self, key: str) -> float | None:
-        """A metric, `seconds`, `size` or `optimizer_bytes`; None where the step has none."""
+        """A metric, `seconds`, `size` or `optimizer_bytes`; None if the step has none."""
         return getattr(self, key) if key in ("seconds", "size", "optimizer_bytes") else self.metrics.get(key)
 
     def to_json(self) -> str:
-        """One line, without the newline."""
+        """The record as one line of JSON, without the newline."""
         return json.dumps({"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}})
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """The inverse of `to_json`. Raises `ValueError` saying what is wrong with the line (`JSONDecodeError`: no JSON)."""
+        """The inverse of `to_json`. Raises `ValueError` saying what is wrong (`JSONDecodeError` if it is not JSON)."""
         from pydantic import ValidationError
 
         content = json.loads(line)
         if not isinstance(content, dict) or "schema" not in content:
             raise ValueError("not the record of a step, which is an object with a key `schema`")
         if (schema := content.pop("schema")) != SCHEMA:
-            raise ValueError(f"the record has schema {schema!r}, and this version of bilevel reads schema {SCHEMA}")
+            raise ValueError(f"the record has schema {schema!r}, but this version of bilevel reads schema {SCHEMA}")
         try:
             record: Record = _adapter().validate_python(content)
         except ValidationError as error:
@@ -113,9 +113,9 @@ def _adapter() -> Any:
 
 
 def read_records(file: Path, steps: int | None = None) -> list[Record]:
-    """The records of metrics.jsonl; none if there is no such file.
+    """The records of metrics.jsonl; empty if there is no such file.
 
-    steps: read so many at most. A last line that a run is still writing is left out.
+    steps: read at most this many. A last line that a run is still writing is left out.
 
     Raises `RecordError` for a line that is damaged.
     """
@@ -134,7 +134,7 @@ def read_records(file: Path, steps: int | None = None) -> list[Record]:
         try:
             records.append(Record.from_json(line))
         except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline follows: the run is writing it
+            if number == len(lines):  # no newline follows: the run is still writing this line
                 break
             raise RecordError(file, number, f"not JSON: {error}") from error
         except ValueError as error:
@@ -143,12 +143,12 @@ def read_records(file: Path, steps: int | None = None) -> list[Record]:
 
 
 def total_seconds(history: Sequence[Record]) -> float:
-    """Wall-clock time of all steps, to the millisecond."""
+    """The wall-clock time of all steps in seconds, rounded to the millisecond."""
     return round(sum(record.seconds for record in history), 3)
 
 
 def total_size(history: Sequence[Record]) -> int:
-    """Units that went through forward and backward in all steps."""
+    """The units that went through forward and backward in all steps."""
     return sum(record.size for record in history)
 
 
@@ -158,7 +158,7 @@ def moving(history: Sequence[Record]) -> list[Record]:
 
 
 def warmup_steps(history: Sequence[Record]) -> int:
-    """Steps before the first one that could move the upper variable; 0 if there is no upper variable."""
+    """The number of steps before the first one that could move the upper variable; 0 if there is no upper variable."""
     if not history or not history[0].upper:
         return 0
     return next((place for place, record in enumerate(history) if record.moved), len(history))
@@ -167,8 +167,9 @@ def warmup_steps(history: Sequence[Record]) -> int:
 def averaged(history: Sequence[Record]) -> list[Record]:
     """The steps that `average` is taken over.
 
-    The second half of those that could move the upper variable, which is less noisy than the last one and past the way
-    from the start; all of them, where the solver has an average of its own. If none could move it: the last step.
+    This is the second half of those that could move the upper variable: a mean over them is less noisy than the last step,
+    and leaves out the way from the start. It is all of them if the solver keeps an average of its own, and the last step
+    if no step could move the upper variable.
     """
     moved = moving(history)
     own = bool(history and history[-1].average)
@@ -176,9 +177,9 @@ def averaged(history: Sequence[Record]) -> list[Record]:
 
 
 def average(history: Sequence[Record]) -> dict[str, float]:
-    """The upper variable that a run comes to; empty before the first step.
+    """The upper variable that a run arrives at; empty before the first step.
 
-    The solver's own average where it has one, else the mean over the steps `averaged`.
+    This is the solver's own average if it keeps one, and otherwise the mean over the steps that `averaged` returns.
     """
     if not history:
         return {}

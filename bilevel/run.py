@@ -18,8 +18,8 @@ from bilevel.solver import Solver
 class Run:
     """A run as plugins see it: its parts, and what has happened so far.
 
-    start: steps that were done before, by the run that this one resumes.
-    history: one record a step, from step 0.
+    start: the number of steps that were done before this run was resumed; 0 for a new run.
+    history: one record per step, from step 0.
     output: the run directory; None if nothing is written.
     """
 

@@ -1,7 +1,7 @@
-"""The directory of a run: what is in it, who may write there, and how to go on from it.
+"""The directory of a run: what is in it, who may write there, and how a run is resumed from it.
 
 recipe.yaml       the resolved recipe
-metrics.jsonl     the record of every step, one a line
+metrics.jsonl     the record of every step, one per line
 account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
 + the problem's artifacts (weights.json), plots and TensorBoard events
@@ -20,8 +20,8 @@ from bilevel.plain import flatten
 from bilevel.record import Record, read_records
 
 MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
-"""Settings that a resumed run may give anew; any other would make it another run. So may the backend, but for its precision:
-a run can go on with more processes, or on another machine."""
+"""Settings that may change when a run is resumed; changing any other would make it a different run. The backend may change
+too, except for its precision: a run can continue with more processes, or on another machine."""
 
 
 def _may_change(key: str) -> bool:
@@ -41,23 +41,23 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """The record of every step, one a line; see `bilevel.record`."""
+        """The record of every step, one per line; see `bilevel.record`."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Where complete checkpoints stand."""
+        """The directory of the complete checkpoints."""
         return self.path / "checkpoints"
 
     def check_free(self) -> None:
-        """Raises `InputError` if there is something in the directory already."""
+        """Raises `InputError` if the directory already contains something."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {self.path} is a file; name a directory")
         if self.path.is_dir() and any(self.path.iterdir()) and not self._nothing_done():
             what = "holds another run" if self.recipe_file.exists() else "is not empty"
             raise InputError(
                 f"the output directory {self.path} {what}; "
-                "go on with that run by --resume, or choose another directory by --output"
+                "continue that run with --resume, or choose another directory with --output"
             )
 
     def check_same(self, recipe: Mapping[str, Any]) -> None:
@@ -71,18 +71,18 @@ class RunDirectory:
         if differing:
             key = differing[0]
             raise InputError(
-                f"{self.path} holds a run of another recipe: {key} was {before.get(key)!r} and is now {now.get(key)!r}"
+                f"{self.path} holds a run of a different recipe: {key} was {before.get(key)!r} and is now {now.get(key)!r}"
                 + (f" (and {len(differing) - 1} more: {', '.join(differing[1:])})" if differing[1:] else "")
                 + "; resume with the same recipe, or choose another --output"
             )
 
     def create(self, recipe: Mapping[str, Any]) -> None:
-        """Make the directory where it is missing, and keep the recipe."""
+        """Create the directory if it is missing, and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.recipe_file, _dump(recipe))
 
     def _nothing_done(self) -> bool:
-        """A run that failed before its first step left nothing to lose."""
+        """Whether the run failed before its first step, so that it left nothing to lose."""
         own = {self.recipe_file.name, self.metrics_file.name, "tensorboard"}
         empty = self.metrics_file.exists() and self.metrics_file.stat().st_size == 0
         return empty and {path.name for path in self.path.iterdir()} <= own
@@ -93,7 +93,7 @@ class RunDirectory:
         return max(found, default=None)
 
     def begin_checkpoint(self, steps_done: int) -> Path:
-        """An empty directory to write into; it becomes a checkpoint by `finish_checkpoint`."""
+        """An empty directory to write into; `finish_checkpoint` turns it into a checkpoint."""
         part = self.checkpoints / f".part-{steps_done:08d}"
         if part.exists():  # left by a run that was killed while saving
             shutil.rmtree(part)
@@ -101,9 +101,9 @@ class RunDirectory:
         return part
 
     def finish_checkpoint(self, part: Path, keep: int) -> None:
-        """Make it count, in one step; then drop this run's oldest checkpoints beyond `keep`."""
+        """Make the checkpoint valid, atomically; then remove this run's oldest checkpoints beyond `keep`."""
         final = part.with_name(part.name.replace(".part-", "step-"))
-        if final.exists():  # a resumed run that stopped again at the same step; the content is the same
+        if final.exists():  # a resumed run stopped again at the same step; the content is the same
             shutil.rmtree(part)
             return
         part.rename(final)

@@ -18,17 +18,17 @@ from bilevel.errors import InputError
 from bilevel.record import Record, average, averaged, read_records, warmup_steps
 from bilevel.run_directory import RunDirectory
 
-RECENT = 60.0  # seconds without a step after which a run is no longer taken to be at work, or ten of its steps
+RECENT = 60.0  # seconds (or ten of its steps) without a new step, after which a run is no longer considered to be running
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What there is in a run directory.
+    """The contents of a run directory.
 
-    recipe: resolved; empty if the file is missing.
-    history: one record a step.
-    account: what it says of itself; None before the first step.
-    notes: what is missing or odd, a sentence each.
+    recipe: the resolved recipe; empty if the file is missing.
+    history: one record per step.
+    account: what the run says about itself; None before the first step.
+    notes: what is missing or odd, one sentence each.
     quiet: seconds since the last step was written.
     """
 
@@ -41,13 +41,13 @@ class SavedRun:
 
     @property
     def seed(self) -> int | None:
-        """The run's seed, where it is known."""
+        """The run's seed; None if it is unknown."""
         found = self._settings.get("seed")
         return found if isinstance(found, int) else self.account.seed if self.account else None
 
     @property
     def labels(self) -> Labels:
-        """What its numbers are called."""
+        """What the run's numbers are called."""
         return self.account.labels if self.account else Labels()
 
     @property
@@ -62,37 +62,37 @@ class SavedRun:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps before the first one that could move the upper variable."""
+        """The number of steps before the first one that could move the upper variable."""
         return warmup_steps(self.history)
 
     @property
     def state(self) -> str:
-        """How far the run is, as words."""
+        """How far the run has got, in words."""
         done, planned = len(self.history), self._settings.get("steps")
         if not isinstance(planned, int):
             return f"{done} steps"
         if done >= planned:
             return f"complete, {done} steps"
         if done == 0:
-            return f"no step of {planned} done: it has just begun, or failed before its first step"
+            return f"no step of {planned} done: the run has just begun, or failed before its first step"
         pace = float(np.median([record.seconds for record in self.history]))
         if self.quiet < max(RECENT, 10 * pace):
-            return f"incomplete, {done} of {planned} steps: it seems to be running"
-        return f"incomplete, {done} of {planned} steps: interrupted or failed (bilevel run --resume goes on)"
+            return f"incomplete, {done} of {planned} steps: the run seems to be in progress"
+        return f"incomplete, {done} of {planned} steps: interrupted or failed (bilevel run --resume continues it)"
 
     @property
     def complete(self) -> bool:
-        """Whether all steps are done, as far as that is known."""
+        """Whether all planned steps are done, as far as that is known."""
         planned = self._settings.get("steps")
         return bool(self.history) and (not isinstance(planned, int) or len(self.history) >= planned)
 
     @cached_property
     def average(self) -> dict[str, float]:
-        """The upper variable that the run comes to; see `bilevel.record.average`."""
+        """The upper variable that the run arrives at; see `bilevel.record.average`."""
         return average(self.history)
 
     def series(self, key: str, name: str | None = None) -> NDArray[np.float64]:
-        """One number of every step (with `name`, that of `Record.named(key)`); NaN where a step lacks it."""
+        """One number from every step (with `name`, the one in `Record.named(key)`); NaN where a step lacks it."""
         values = [record.number(key) if name is None else record.named(key).get(name) for record in self.history]
         return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
@@ -120,7 +120,7 @@ def read_run(path: Path) -> SavedRun:
     quiet = time.time() - directory.metrics_file.stat().st_mtime if history else 0.0
     account = Account.read(path / FILE) if (path / FILE).exists() else None
     if account is not None and account.steps != len(history):
-        notes.append(f"{FILE} is from step {account.steps}, metrics.jsonl goes to step {len(history)}")
+        notes.append(f"{FILE} is from step {account.steps}, but metrics.jsonl goes to step {len(history)}")
     return SavedRun(path, recipe, history, account, notes, quiet)
 
 

@@ -20,9 +20,10 @@ class Stop:
 
 @contextmanager
 def stop_signals(*, impatient: bool) -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask the run to stop after the step.
+    """Within this context, Ctrl-C and SIGTERM ask the run to stop after the current step.
 
-    impatient: a second one stops at once. Not under a launcher, which passes on what its processes got already.
+    impatient: a second signal stops at once. False under a launcher, which passes on signals that its processes have
+        already received.
     """
     stop = Stop()
 
@@ -30,7 +31,7 @@ def stop_signals(*, impatient: bool) -> Iterator[Stop]:
         if stop.asked and impatient:
             raise KeyboardInterrupt
         if not stop.asked:
-            print("\nstopping after this step" + " (again to stop at once)" * impatient, file=sys.stderr)
+            print("\nstopping after this step" + " (press again to stop at once)" * impatient, file=sys.stderr)
         stop.asked = True
 
     if threading.current_thread() is not threading.main_thread():

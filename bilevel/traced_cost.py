@@ -20,8 +20,8 @@ from bilevel.tracing import replace_parameters
 class Level:
     """One level of a problem.
 
-    name: of the loss, for error messages.
-    loss: as `Problem.lower_loss`.
+    name: the name of the loss, for error messages.
+    loss: the loss of a micro-batch, as `Problem.lower_loss`.
     draw: micro-batch size -> the micro-batches of a global batch; None takes the whole batch at once.
     """
 
@@ -37,17 +37,17 @@ def traced_cost(
     upper_level: Level,
     lower_level: Level,
 ) -> Cost:
-    """Make a cost of a problem's parts.
+    """Make a cost from the parts of a problem.
 
-    Both modules are built, once, and lose their values. The batches are real, so a loss may look at its data; it may not
-    look at what it computes from the variables.
+    Both modules are built once, and then lose their values. The batches are real, so a loss may look at its data; it may
+    not look at what it computes from the variables.
 
     A row is what a micro-batch of size 1 holds.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def without_values(tensor: Tensor) -> Tensor:
-        if tensor.is_meta:  # as large modules may be built; fake tensors that say so do not go together with a batch
+        if tensor.is_meta:  # as large modules may be built; fake tensors on that device cannot be combined with a real batch
             return FakeTensor(mode, tensor, torch.device("cpu"))
         return mode.from_tensor(tensor)
 
@@ -68,7 +68,7 @@ def traced_cost(
             except Exception as error:  # whatever a loss does with tensors that have no values
                 raise InputError(
                     f"{level.name} cannot be traced without the values of its variables: {error}; "
-                    "mend it, or give the problem a method `cost` of its own"
+                    "change the loss, or give the problem a method `cost` of its own"
                 ) from error
             value: Tensor = result[0] if isinstance(result, tuple) else result
             return value

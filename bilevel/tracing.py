@@ -1,4 +1,4 @@
-"""One forward and backward pass without any values: what it would hold in memory and compute.
+"""Trace one forward and backward pass without any values: how much memory it would hold, and how much it would compute.
 
 The module's own code runs, operation by operation, on tensors that have shapes and no contents: those of the meta device, or
 torch's fake tensors, which say that they are on another. What autograd keeps for the backward pass, what is recomputed, and
@@ -32,13 +32,13 @@ _FUSED_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_f
 
 @dataclass(frozen=True)
 class Pass:
-    """The memory and operations of one pass, beside parameters, their accumulated gradients and optimizer state.
+    """The memory and operations of one pass, not counting parameters, their accumulated gradients and optimizer state.
 
-    kept: bytes that the repeated blocks keep for the backward pass, which are those alive when the last block has run.
+    kept: bytes that the repeated blocks keep for the backward pass: those alive when the last block has run.
     peak: the largest number of bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or
         the working memory of the backward pass, whichever is more.
     flops: floating-point operations of matrix products, convolutions and attention; a multiplication and an addition
-        are two. What is computed once more under checkpointing counts.
+        count as two. What is recomputed under activation checkpointing counts again.
     """
 
     kept: int
@@ -57,12 +57,12 @@ def trace_pass(
 ) -> Pass:
     """Run `loss` forward and backward.
 
-    module: without values (on the meta device, or of fake tensors); its parameters count for nothing.
-    loss: calls the module.
-    trained: names of the parameters that get gradients. As on a backend, such a gradient is handed over as soon as it is
-        complete, so that it counts for a moment only.
-    repeated: paths of the repeated blocks.
-    recompute: recompute these in the backward pass (activation checkpointing).
+    module: a module without values (on the meta device, or made of fake tensors); its parameters are not counted.
+    loss: a function that calls the module and returns the loss.
+    trained: the names of the parameters that get gradients. As on a backend, such a gradient is handed over as soon as it
+        is complete, so that it counts only for a moment.
+    repeated: the paths of the repeated blocks.
+    recompute: whether to recompute these in the backward pass (activation checkpointing).
     second_order: differentiate twice, as `Backend.backward_along` does: the gradients' product with a vector, which is not
         counted, backward once more. Attention is not fused then, as fused kernels have no second derivative.
 
@@ -127,7 +127,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and _is_empty(args[0]):
             if args[0].dtype == torch.bool:
                 return True
-            raise InputError("it decides by the values of its tensors, so it cannot be planned without them")
+            raise InputError("it branches on the values of its tensors, so it cannot be planned without them")
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -156,9 +156,9 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as a fused kernel does it, on the CPU as on a GPU: without the matrix of all scores.
+    """Attention as a fused kernel computes it on the CPU or a GPU: without the matrix of all scores.
 
-    On the meta device torch would take the plain formula, whose memory is that of no device.
+    On the meta device torch would use the plain formula, which needs an amount of memory that no real device needs.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -185,12 +185,12 @@ def _fused_attention(
 
 
 def _attention_flops(query: torch.Size, key: torch.Size) -> int:
-    """The scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
+    """FLOPs of the scores and their product with the values: 2 products. Shapes: (..., heads, length, head size)."""
     return 4 * prod(query) * key[-2]
 
 
 def _attention_backward_flops(query: torch.Size, key: torch.Size) -> int:
-    """The scores once more, and the gradients of values, probabilities, queries and keys: 5 products."""
+    """FLOPs of the scores once more, and of the gradients of values, probabilities, queries and keys: 5 products."""
     return 10 * prod(query) * key[-2]
 
 
@@ -235,7 +235,7 @@ def _recomputed(block: nn.Module) -> Iterator[None]:
 
 
 def _is_empty(tensor: Tensor) -> bool:
-    """Whether it has a shape and no contents."""
+    """Whether the tensor has a shape but no contents."""
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 

@@ -114,7 +114,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resume_ends_where_the_whole_run_does
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "checkpoint is in cut; go on with --resume" in message
+    assert "checkpoint is in cut; continue with --resume" in message
     assert "Traceback" not in message
     assert bilevel("run", "slow.py", "--output", "cut", "--resume").returncode == 0
 

@@ -92,7 +92,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", steps=15)
     run(tmp_path / "part", steps=8)
     assert torch.equal(run(tmp_path / "part", steps=15, resume=True).x["value"], whole.x["value"])
-    with pytest.raises(InputError, match="has done 15 steps already"):
+    with pytest.raises(InputError, match="has already done 15 steps"):
         run(tmp_path / "part", steps=9, resume=True)
 
 

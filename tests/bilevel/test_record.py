@@ -43,7 +43,7 @@ GOOD = json.loads(record(0, 0.5).to_json())
         ("{broken", "not JSON"),
         ("[1, 2]", "not the record of a step"),
         ('{"loss": 1.0}', "not the record of a step"),
-        (json.dumps({**GOOD, "schema": 2}), "schema 2, and this version of bilevel reads schema 1"),
+        (json.dumps({**GOOD, "schema": 2}), "schema 2, but this version of bilevel reads schema 1"),
         (json.dumps({**GOOD, "upper": {"web": "much"}}), "not the record of a step: upper.web: "),
         (json.dumps({**GOOD, "loss": 1.0}), "not the record of a step: loss: "),
         (json.dumps({key: value for key, value in GOOD.items() if key != "seconds"}), "seconds"),

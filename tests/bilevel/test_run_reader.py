@@ -19,7 +19,7 @@ from tests.conftest import Distance
 def test_the_state_of_a_run_is_told(make_run: Make) -> None:
     assert read_run(make_run("whole")).state == "complete, 40 steps"
     part = make_run("part", steps=20)
-    assert "20 of 40 steps: it seems to be running" in read_run(part).state
+    assert "20 of 40 steps: the run seems to be in progress" in read_run(part).state
     long_ago = time.time() - 3600
     os.utime(part / "metrics.jsonl", (long_ago, long_ago))
     assert "interrupted or failed" in read_run(part).state
@@ -55,7 +55,7 @@ def test_damage_is_named_with_file_and_line(make_run: Make) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, "schema is 2, and this version of bilevel reads schema 1"),
+        ({"schema": 2}, "schema is 2, but this version of bilevel reads schema 1"),
         ({"findings": [{"name": "odd", "flagged": True}]}, "findings.0.sentence"),
         ({"verdict": "good"}, "verdict"),
     ],

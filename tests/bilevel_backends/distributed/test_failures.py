@@ -70,8 +70,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_step(tmp_pa
 @pytest.mark.parametrize(
     ("problem", "words"),
     [
-        ("rows=9", "a batch of 9 cannot be dealt evenly to 2 processes; choose a batch size that is a multiple of 2"),
-        ("private=True", "process 1 has another data than process 0"),
+        ("rows=9", "a batch of 9 cannot be divided evenly among 2 processes; choose a batch size that is a multiple of 2"),
+        ("private=True", "process 1 has different data from process 0"),
     ],
 )
 def test_what_the_user_has_to_mend_ends_all_processes_with_code_2(tmp_path: Path, problem: str, words: str) -> None:
@@ -102,7 +102,7 @@ def test_a_preempted_job_checkpoints_and_goes_on_with_resume(tmp_path: Path) -> 
             time.sleep(0.1)
         job.send_signal(signal.SIGTERM)
         output, _ = job.communicate(timeout=SOON)
-    assert "a checkpoint is in out; go on with --resume" in " ".join(output.split())
+    assert "a checkpoint is in out; continue with --resume" in " ".join(output.split())
     done = int(re.findall(r"stopped after (\d+) of 200 steps", output)[0])
     again = launch("-m", "bilevel", "run", "recipe.py", "--set", f"run.steps={done + 2}", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
