@@ -1,4 +1,4 @@
-"""`weights.png`: the upper variable over time, the losses, and the penalty gap. `losses.png` if nothing is upper."""
+"""`weights.png`: upper variable, losses and penalty gap over time. `losses.png` if there is no upper variable."""
 
 from __future__ import annotations
 

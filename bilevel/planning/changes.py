@@ -24,7 +24,7 @@ MOST_GPUS = 64
 
 @dataclass(frozen=True)
 class Option:
-    """Something changed.
+    """One changed setting.
 
     words: as one writes it behind `bilevel plan RECIPE`.
     """

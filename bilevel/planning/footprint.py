@@ -29,17 +29,17 @@ class Footprint:
 
     @cached_property
     def parameters(self) -> int:
-        """How many the module has; tied ones count once."""
+        """The number of parameters of the module; tied ones count once."""
         return sum(p.numel() for p in self.module.parameters())
 
     @cached_property
     def bytes(self) -> int:
-        """Of parameters and buffers."""
+        """The bytes of parameters and buffers."""
         return sum(map(_bytes, self.module.parameters())) + sum(map(_bytes, self.module.buffers()))
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the parameters; the widest, should they differ."""
+        """The precision of the parameters; the widest if they differ."""
         return max((p.dtype for p in self.module.parameters()), key=lambda dtype: dtype.itemsize)
 
     @cached_property

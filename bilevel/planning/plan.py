@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def gpu_bytes(self) -> int:
-        """Of each GPU, in all."""
+        """The bytes needed on each GPU in all."""
         return sum(self.gpu.values())
 
     @property
     def cpu_bytes(self) -> int:
-        """Of the machine, in all."""
+        """The bytes of CPU memory needed on the machine in all."""
         return sum(self.cpu.values())
 
     @property
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Of one step: computing, communicating and offloading one after the other."""
+        """The seconds of one step, if computing, communicating and offloading never overlap."""
         return sum(self.seconds.values())
 
 
@@ -136,7 +136,7 @@ class _Load:
 
     @property
     def micro_batches(self) -> float:
-        """A step."""
+        """The number of micro-batches of this process in one step."""
         return self.times * -(-self.share // self.rows)
 
     def traced(self, model: Footprint, draw: frozenset[str], *, recompute: bool) -> Pass:
@@ -272,7 +272,7 @@ def _seconds(
     flops: float,
     loads: list[_Load],
 ) -> dict[str, float]:
-    """Of one step: nothing overlaps, which is the slowest it can be."""
+    """The seconds of one step in which nothing overlaps, which is the slowest it can be."""
     n, replicas = hardware.gpus, len(workload.replicas)
     micro_batches = sum(load.micro_batches for load in loads if load.backward)
     gathers = sum(load.micro_batches * (2 if load.backward else 1) for load in loads)  # forward, and for the backward pass

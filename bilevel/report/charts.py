@@ -30,7 +30,7 @@ def group_charts(group: Group, inks: Inks) -> list[Chart]:
     labels = group.labels
     for level, name, part, of in (("lower", labels.lower_loss, labels.lower_part, "z"),
                                   ("upper", labels.upper_loss, labels.upper_part, "y")):  # fmt: skip
-        key, whole, caption = f"{level}_parts", f"{level}_loss", f"Of {of}, on the minibatch of the step."
+        key, whole, caption = f"{level}_parts", f"{level}_loss", f"The loss of {of} on the minibatch of each step."
         if names := group.parts(key):
             title = f"{_capital(name)} by {part}"
             charts.append(_curves(group, key, names, inks if level == "lower" else Inks(names), title, caption))
@@ -39,7 +39,7 @@ def group_charts(group: Group, inks: Inks) -> list[Chart]:
     if names := group.parts("gap_parts"):
         caption = "g(x, y) − g(x, z)."
         if group.is_distribution and set(names) == set(group.names):
-            caption += f" The {labels.upper} whose gap is the lowest is pushed up."
+            caption += f" The {labels.upper} with the lowest gap is pushed up."
         charts.append(_curves(group, "gap_parts", names, inks, f"Penalty gap by {labels.lower_part}", caption))
     gap, penalty, norm = (group.stacked(key) for key in ("gap", "penalty", "grad_norm_x"))
     if np.isfinite(gap).any():
@@ -48,11 +48,11 @@ def group_charts(group: Group, inks: Inks) -> list[Chart]:
     if np.isfinite(penalty).any() and not constant(penalty):
         charts.append(_single(group, "penalty", penalty, "Penalty", "The multiplier of the gap.", stepped=True))
     if np.isfinite(norm).any():
-        charts.append(_single(group, "grad_norm_x", norm, "Gradient norm of x", "Before clipping.", log=True))
+        charts.append(_single(group, "grad_norm_x", norm, "Gradient norm of x", "The norm before clipping.", log=True))
     seconds, size = group.stacked("seconds"), group.stacked("size")
     if np.nansum(size) > 0:
         rate = size / np.where(seconds > 0, seconds, np.nan)
-        caption = f"{_capital(labels.unit)} a second, through forward and backward."
+        caption = f"{_capital(labels.unit)} per second, through forward and backward."
         charts.append(_single(group, "throughput", rate, "Throughput", caption, floor=True))
     charts.append(_single(group, "seconds", seconds, "Seconds per step", "Wall-clock time.", floor=True))
     held = group.stacked("optimizer_bytes")
@@ -73,7 +73,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
     several = len(group.counted) > 1
     title = "Weights over time" if group.is_distribution else "Upper variable over time"
     if several:
-        band = "the 95% interval of that mean (Student's t)" if len(group.counted) > 2 else "from the one to the other"
+        band = "the 95% interval of that mean (Student's t)" if len(group.counted) > 2 else "the range of the two seeds"
         caption = f"Line: mean over {len(group.counted)} seeds. Band: {band}."
     else:
         caption = "Shaded: the average over these steps, with its 95% interval (batch means)."

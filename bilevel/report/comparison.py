@@ -98,7 +98,7 @@ class Comparison(_Part):
         for difference in self.differences:
             if {difference.method, difference.against} - set(self.methods):
                 raise ValueError(
-                    f"a difference names {difference.method!r} and {difference.against!r}; `methods` has not both"
+                    f"a difference names {difference.method!r} and {difference.against!r}; `methods` does not have both"
                 )
             if difference.metric not in self.metric_info:
                 raise ValueError(f"metric_info has nothing on {difference.metric!r}, so which way is better is unknown")
@@ -106,7 +106,7 @@ class Comparison(_Part):
 
     @property
     def metrics(self) -> list[str]:
-        """In the order of `metric_info`, those that were measured."""
+        """The metrics that were measured, in the order of `metric_info`."""
         measured = {metric for cell in self.cells for metric in cell.metrics} | {d.metric for d in self.differences}
         return [metric for metric in self.metric_info if metric in measured]
 

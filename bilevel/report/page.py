@@ -95,7 +95,7 @@ def check_output(output: Path, pictures: Path | None) -> None:
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no directory {output.parent}")
     if output.exists() and MARK not in output.read_text(encoding="utf-8", errors="replace")[:1000]:
-        raise InputError(f"--output {output} exists and is no report of ours; choose another name")
+        raise InputError(f"--output {output} exists and is not a report written by bilevel; choose another name")
     if pictures is not None and pictures.exists() and not pictures.is_dir():
         raise InputError(f"--png {pictures} is a file; name a directory")
 
@@ -134,7 +134,7 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """With its sign."""
+    """A number with its sign."""
     return number(value) if value < 0 or not math.isfinite(value) else f"+{number(value)}"
 
 

@@ -72,7 +72,7 @@ def test_an_account_of_another_form_is_refused_naming_file_and_key(make_run: Mak
 def test_an_account_that_is_older_than_the_metrics_is_noted(make_run: Make) -> None:
     file = make_run() / "account.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "steps": 30}))
-    assert "account.json is from step 30, metrics.jsonl goes to step 40" in read_run(file.parent).notes
+    assert "account.json is from step 30, but metrics.jsonl goes to step 40" in read_run(file.parent).notes
 
 
 def test_a_run_without_a_recipe_is_read_and_said_to_lack_it(make_run: Make) -> None:

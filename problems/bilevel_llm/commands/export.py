@@ -12,14 +12,14 @@ def export(
     variable: Annotated[
         str | None,
         typer.Option(
-            help="z (trained on training data alone) or y (of a reweighting run: also on validation). (default: z)"
+            help="Export z, trained on training data alone, or y, which reweighting also fits to validation. (default: z)"
         ),
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Of which checkpoint. (default: the last one)")] = None,
+    step: Annotated[int | None, typer.Option(help="Export the checkpoint of this step. (default: the last)")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. (default: that of the checkpoint)")
+        str | None, typer.Option(help="Write float32, bfloat16 or float16. (default: as in the checkpoint)")
     ] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Keep a LoRA adapter apart instead of merging it.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write the LoRA adapter without merging it.")] = False,
 ) -> None:
     """Write the model of a run's checkpoint as a Hugging Face directory."""
     from bilevel_llm.model.export import export_model

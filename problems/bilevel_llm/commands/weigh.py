@@ -15,7 +15,7 @@ def weigh(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. weighting.share=0.1.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="The run's directory; replaces run.output.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint (doremi, odm).")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint (doremi, odm).")] = False,
 ) -> None:
     """Weigh or select training data by another method than bilevel optimization, to compare with."""
     from rich.console import Console

@@ -120,7 +120,7 @@ class LLMReweighting(LanguageModelProblem):
         if overlap:
             if self.on_overlap == "error":
                 raise InputError(f"{overlap}; remove them, or set problem.on_overlap=report")
-            log.warning("%s; their loss can be lowered by heart (problem.on_overlap=error refuses this)", overlap)
+            log.warning("%s; their loss can be lowered by memorizing them (problem.on_overlap=error refuses this)", overlap)
         self._is_prepared = True
 
     def upper(self) -> nn.Module:
@@ -236,12 +236,12 @@ class LLMReweighting(LanguageModelProblem):
 
     @property
     def source_count(self) -> int:
-        """Of the recipe."""
+        """The number of sources in the recipe."""
         return len(self.sources)
 
     @property
     def validation_rows(self) -> int:
-        """All sets together."""
+        """The rows of one validation batch, over all sets."""
         return self.validation_batch_size or self.batch_size
 
     def identity(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class LLMReweighting(LanguageModelProblem):
 
     @cached_property
     def _prior(self) -> Tensor:
-        """Of sources, or of rows."""
+        """The prior over sources, or over rows."""
         prior = self._distribution(self.prior, "problem.prior")
         if isinstance(self.granularity, PerSource):
             return prior

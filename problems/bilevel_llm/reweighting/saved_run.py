@@ -1,4 +1,4 @@
-"""A reweighting run as a mix needs it: its problem, its weights, and whether its data is still the same."""
+"""A reweighting run as `bilevel mix` needs it: its problem, its weights, and whether its data is unchanged."""
 
 from __future__ import annotations
 

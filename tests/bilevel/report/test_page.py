@@ -236,7 +236,7 @@ def test_a_report_is_renewed_and_nothing_else_replaced(make_run: Make, tmp_path:
     write(report, output=tmp_path / "report.html")
     write(report, output=tmp_path / "report.html")
     (tmp_path / "mine.html").write_text("<p>mine</p>")
-    with pytest.raises(InputError, match="is no report of ours"):
+    with pytest.raises(InputError, match="is not a report written by bilevel"):
         write(report, output=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
 
