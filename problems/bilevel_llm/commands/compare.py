@@ -18,7 +18,7 @@ def compare(
 ) -> None:
     """Tune the same model on the mixes of several methods, and say which is better, and whether that is more than noise.
 
-    Goes on by itself where an earlier call with the same output stopped.
+    Resumes by itself where an earlier call with the same output stopped.
     """
     import sys
 

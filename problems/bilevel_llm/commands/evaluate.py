@@ -7,13 +7,13 @@ import typer
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A directory, a .gguf file, a hub id in the cache, or smollm2-135m.")],
-    data: Annotated[list[str], typer.Option(metavar="FILE", help="Rows to evaluate on; may be given several times.")],
-    max_length: Annotated[int, typer.Option(help="Tokens of a row; the rest is cut.")] = 1024,
-    template: Annotated[str, typer.Option(help="auto, model or plain: the chat template.")] = "auto",
+    model: Annotated[str, typer.Argument(help="The model: a directory, .gguf file, cached hub id, or smollm2-135m.")],
+    data: Annotated[list[str], typer.Option(metavar="FILE", help="A file of rows to evaluate on; repeatable.")],
+    max_length: Annotated[int, typer.Option(help="Cut every row after this many tokens.")] = 1024,
+    template: Annotated[str, typer.Option(help="The chat template: auto, model or plain.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let the model bring code.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
 ) -> None:
     """Measure loss, perplexity and token accuracy of a model on the answers in data files."""
     from rich.console import Console

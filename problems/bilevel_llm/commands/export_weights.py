@@ -10,17 +10,17 @@ def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
     to: Annotated[str, typer.Option(metavar="TRAINER", help="Write for this trainer; `bilevel list` shows all exporters.")],
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; a directory where there are several. Default: print.")
+        Path | None, typer.Option(help="The file to write, or a directory for several files. (default: print)")
     ] = None,
-    weights: Annotated[str, typer.Option(help="average, final, or a JSON file {source: weight}.")] = "average",
+    weights: Annotated[str, typer.Option(help="Use average, final, or a JSON file {source: weight}.")] = "average",
     mix: Annotated[Path | None, typer.Option(help="A file that `bilevel mix` drew by these weights, to train on.")] = None,
     stop: Annotated[
         Literal["first", "all"], typer.Option(help="Interleave until the first source is used up, or until all are.")
     ] = "first",
-    seed: Annotated[int, typer.Option(help="Of the interleaving.")] = 0,
-    trainer_version: Annotated[str | None, typer.Option(help="The trainer's version. Default: the newest checked.")] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the interleaving.")] = 0,
+    trainer_version: Annotated[str | None, typer.Option(help="The trainer's version. (default: newest checked)")] = None,
     allow_changed_data: Annotated[
-        bool, typer.Option("--allow-changed-data", help="Even if the data is not what the weights were learned on.")
+        bool, typer.Option("--allow-changed-data", help="Proceed even if the data changed after the weights were learned.")
     ] = False,
 ) -> None:
     """Write the learned weights for another trainer."""

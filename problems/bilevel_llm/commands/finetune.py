@@ -9,38 +9,35 @@ import typer
 def finetune(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe of the problem llm-finetuning, if you have one.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A directory, a .gguf file, a hub id in the cache, or smollm2-135m.")
+        str | None, typer.Option(help="The model: a directory, .gguf file, cached hub id, or smollm2-135m.")
     ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Training rows; may be given several times.")
-    ] = None,
+    data: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A file of training rows; repeatable.")] = None,
     validation: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Rows to evaluate on, never trained on; several times.")
+        list[str] | None, typer.Option(metavar="FILE", help="A file of rows to evaluate on, never trained on; repeatable.")
     ] = None,
     held_out: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Test rows, never trained on either; several times.")
+        list[str] | None, typer.Option(metavar="FILE", help="A file of test rows, also never trained on; repeatable.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="The run's directory; the tuned model will be in DIR/model.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="full, lisa (two random layers at a time) or lora. (default: full)")
+        str | None, typer.Option(help="Train full, lisa (two random layers at a time) or lora. (default: full)")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak step size. (default: 1e-5; lora: 1e-4)")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes through the training rows. (default: 1)")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Train for this many passes through the rows. (default: 1)")] = None,
     steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Or tokens, prompts included.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of one step. (default: 16)")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a row; the rest is cut. (default: 1024)")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random. (default: 0)")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output; nothing else is needed.")
-    ] = False,
+    tokens: Annotated[int | None, typer.Option(help="Train for this many tokens, prompts included.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Use this many rows per step. (default: 16)")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Cut every row after this many tokens. (default: 1024)")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of everything random. (default: 0)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output; nothing else is needed.")] = False,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe: backend.dtype=bfloat16.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe: backend.dtype=bfloat16."),
     ] = None,
 ) -> None:
     """Tune a model on rows of data, and write it as a Hugging Face directory.
 
-    The options make a recipe, which is written to DIR/recipe.yaml; they stand above the keys of a RECIPE that is given.
+    The options make a recipe, which is written to DIR/recipe.yaml; they override the keys of a given RECIPE.
     """
     from bilevel.plugins import load_plugins
     from bilevel_llm.finetuning.recipe import Length, finetune_config

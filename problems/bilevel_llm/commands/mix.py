@@ -9,23 +9,23 @@ import typer
 def mix(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
     output: Annotated[Path, typer.Option(help="The file to write, .jsonl or .parquet; a card goes to FILE.json.")],
-    rows: Annotated[int | None, typer.Option(help="Size of the mix in rows.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Size of the mix in tokens, at most, as the run counts them.")] = None,
-    weights: Annotated[str, typer.Option(help="average, final, or a JSON file {source: weight}.")] = "average",
+    rows: Annotated[int | None, typer.Option(help="The size of the mix in rows.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="The most tokens in the mix, as the run counts them.")] = None,
+    weights: Annotated[str, typer.Option(help="Use average, final, or a JSON file {source: weight}.")] = "average",
     format: Annotated[
         str,
         typer.Option(help="Write rows as they are (source), or all in a registered format, such as messages."),
     ] = "source",
     max_repeats: Annotated[
-        int, typer.Option(help="Copies of a row at most; up to about 4 cost little (Muennighoff et al. 2023).")
+        int, typer.Option(help="Use a row at most this often; up to about 4 costs little (Muennighoff et al. 2023).")
     ] = 4,
     on_shortfall: Annotated[
         Literal["error", "report", "redistribute"],
-        typer.Option(help="A source has too few rows: refuse, make a smaller mix, or fill up from the others."),
+        typer.Option(help="If a source has too few rows: refuse, make a smaller mix, or fill up from the others."),
     ] = "error",
-    seed: Annotated[int, typer.Option(help="Of which rows are drawn, and of their order.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the draw and of the order of rows.")] = 0,
     allow_changed_data: Annotated[
-        bool, typer.Option("--allow-changed-data", help="Even if the data is not what the weights were learned on.")
+        bool, typer.Option("--allow-changed-data", help="Proceed even if the data changed after the weights were learned.")
     ] = False,
 ) -> None:
     """Draw a data set by the learned weights, and write it."""
@@ -54,4 +54,4 @@ def mix(
     drawn.write(output, {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
     console = Console()
     console.print(drawn.table())
-    console.print(f"{drawn.rows:,} rows in {output}, and what they are in {card_file(output)}", soft_wrap=True)
+    console.print(f"{drawn.rows:,} rows in {output}, described in {card_file(output)}", soft_wrap=True)

@@ -266,7 +266,7 @@ def _chat_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> str |
 
 
 def _without_postprocessing(backend: "Tokenizer") -> "Tokenizer":
-    """A copy that never cuts or pads, and whose offsets cover white space: some post-processors trim it from them."""
+    """A tokenizer that never cuts or pads, and whose offsets cover white space: some post-processors trim it."""
     backend = copy.deepcopy(backend)
     backend.no_truncation()
     backend.no_padding()

@@ -112,7 +112,7 @@ def _block(name: str, function: Features, sources: Sequence[SourceRows]) -> tupl
         columns = _call(name, function, source)
         known = known or list(columns)
         if list(columns) != known:
-            raise InputError(f"the features {name!r} have other columns for source {source.name!r} than for those before it")
+            raise InputError(f"the features {name!r} have different columns for source {source.name!r} from those before it")
         values = [_column(f"{name}.{column}", values, source) for column, values in columns.items()]
         parts.append(np.stack(values, axis=1))
     return [f"{name}.{column}" for column in known], np.concatenate(parts)

@@ -74,11 +74,11 @@ def _matches(pattern: str) -> list[Path]:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, siblings)
         guess = f"; did you mean {near!r}?" if near else ""
-        raise InputError(f"no such file: {pattern} (seen from {Path.cwd()}){guess}")
+        raise InputError(f"no such file: {pattern} (looked up from {Path.cwd()}){guess}")
     found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     found = [path for path in found if path.is_file() or _is_saved_dataset(path)]
     if not found:
-        raise InputError(f"no file matches {pattern} (seen from {Path.cwd()}); check the folder and the ending")
+        raise InputError(f"no file matches {pattern} (looked up from {Path.cwd()}); check the folder and the ending")
     return found
 
 

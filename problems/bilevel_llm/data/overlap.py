@@ -1,4 +1,4 @@
-"""Rows that stand both in the training data and in a validation set: learned by heart, they make validation useless."""
+"""Rows that occur both in the training data and in a validation set: once memorized, they make validation useless."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ _EXAMPLES = 3  # of each source: enough to look them up and see what kind of row
 class Overlap:
     """What training sources and validation sets have in common. True if they have anything; as text, one clause.
 
-    train: training source -> number of its rows that also stand in some validation set. Every source is listed.
-    validation: validation set -> number of its rows that also stand in some training source. Every set is listed.
-    examples: training source -> up to three pairs (where the row stands there, where in the validation data). Only
+    train: training source -> number of its rows that also occur in some validation set. Every source is listed.
+    validation: validation set -> number of its rows that also occur in some training source. Every set is listed.
+    examples: training source -> up to three pairs (where the row is there, where in the validation data). Only
         sources that have such rows are listed.
     """
 
@@ -35,7 +35,7 @@ class Overlap:
             f"{self.train[name]} in {name!r} (" + ", ".join(f"{here} = {there}" for here, there in pairs) + ")"
             for name, pairs in self.examples.items()
         )
-        return f"rows of the validation data also stand in the training data: {'; '.join(sources)}"
+        return f"rows of the validation data also occur in the training data: {'; '.join(sources)}"
 
 
 def find_overlap(train: Mapping[str, TokenTable], validation: Mapping[str, TokenTable]) -> Overlap:
@@ -58,18 +58,18 @@ def find_overlap(train: Mapping[str, TokenTable], validation: Mapping[str, Token
 
 
 def rows_in(table: TokenTable, others: Mapping[str, TokenTable]) -> NDArray[np.bool_]:
-    """Which rows of a table stand in any of the others. Shape: (rows,)."""
+    """Which rows of a table occur in any of the others. Shape: (rows,)."""
     elsewhere = [other.fingerprints for other in others.values()]
     return np.isin(table.fingerprints, np.concatenate(elsewhere)) if elsewhere else np.zeros(len(table), np.bool_)
 
 
 def _pair(table: TokenTable, row: int, others: Mapping[str, TokenTable]) -> tuple[str, str]:
-    """Where a row stands, and where in the other tables it does first."""
+    """Where a row is, and where it first occurs in the other tables."""
     for other in others.values():
         same = np.flatnonzero(other.fingerprints == table.fingerprints[row])
         if same.size:
             return table.where(row), other.where(int(same[0]))
-    raise AssertionError("only rows that stand in both are asked for")
+    raise AssertionError("only rows that occur in both are asked for")
 
 
 def without_rows(table: TokenTable, fingerprints: Collection[int]) -> TokenTable:

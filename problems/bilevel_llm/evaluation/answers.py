@@ -100,7 +100,7 @@ def _from_clause(clause: str) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    """Those that are no LaTeX."""
+    """The words that are not LaTeX commands."""
     return re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", text.replace("\\text", ""))
 
 

@@ -52,7 +52,7 @@ class FineTuning(LanguageModelProblem):
     data: the training rows: a file, a directory, a glob, or a list of them. Rows may repeat, as in a mix.
     format: how a row of `data` is written; None detects it from each file's first row.
     held_out: files of test rows, which must not be trained on either.
-    on_overlap: what to do with training rows that also stand in `validation` or `held_out`: "drop" them, or make it an
+    on_overlap: what to do with training rows that also occur in `validation` or `held_out`: "drop" them, or make it an
         "error".
     lora: train adapters of this kind instead of the weights.
     mean_over: what the loss of a batch is the mean of. "rows": every row counts the same, however long its answer; source
@@ -180,7 +180,7 @@ class FineTuning(LanguageModelProblem):
 
     @cached_property
     def _read_train(self) -> tuple[TokenTable, int]:
-        """The training rows that stand nowhere else, and how many others there were."""
+        """The training rows that occur nowhere else, and how many others there were."""
         table = self._tokenise(patterns_of(self.data), self.format)
         elsewhere = {
             fingerprint(row): row.where
@@ -197,7 +197,7 @@ class FineTuning(LanguageModelProblem):
             examples = ", ".join(
                 f"{table.where(i)} = {elsewhere[int(table.fingerprints[i])]}" for i in itertools.islice(found, _EXAMPLES)
             )
-            words = f"{dropped} of {len(table)} training rows also stand in the validation or held-out data ({examples})"
+            words = f"{dropped} of {len(table)} training rows also occur in the validation or held-out data ({examples})"
             if self.on_overlap == "error":
                 raise InputError(f"{words}; remove them, or set problem.on_overlap=drop")
             if not len(kept):

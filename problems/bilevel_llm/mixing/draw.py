@@ -48,7 +48,7 @@ def make_mix(
     format: "source" writes rows as they are; the name of a format that writes (see `Format.write`) writes all in that one.
     selection: source -> rows of its table; no others are drawn. None: all may be.
 
-    A row is not drawn a second time before all of its source have been drawn once. Rows that also stand in a validation
+    A row is not drawn a second time before all of its source have been drawn once. Rows that also occur in a validation
     set are never drawn, nor are those that the run left out because they have nothing to learn within max_length tokens.
 
     Raises `InputError` for settings out of range, weights that do not fit the sources, sources whose rows do not fit into
@@ -123,7 +123,7 @@ def _rows_for(tokens: int, pools: Sequence[Pool], weights: Weights, capacity: Co
                 "ask for fewer, or raise --max-repeats"
             )
     elif not any(len(pool.rows) for pool, weight in zip(pools, weights, strict=True) if weight):
-        raise InputError("no source with a weight has a row that may be drawn: all stand in the validation data too")
+        raise InputError("no source with a weight has a row that may be drawn: all also occur in the validation data")
     total = _last(lambda rows: used(rows) <= tokens)
     if not total:
         raise InputError(f"a mix of {tokens:,} tokens does not hold one row; give more tokens")
@@ -154,7 +154,7 @@ def _check_capacity(pools: Sequence[Pool], weights: Weights, quotas: Counts, cap
     ways = [f"at most --rows {rows} (--tokens {tokens})"] if rows else []
     ways += [f"--max-repeats {-(-quotas[worst] // available)}"] if available else []
     ways += ["--on-shortfall report (a smaller mix)", "--on-shortfall redistribute (more of the other sources)"]
-    withheld = f", {pool.withheld:,} that stand in the validation data left out" if pool.withheld else ""
+    withheld = f", {pool.withheld:,} that occur in the validation data left out" if pool.withheld else ""
     raise InputError(
         f"the mix needs {quotas[worst]:,} rows of {pool.name!r}, which has {available:,}{withheld}, and each may be used "
         f"{max_repeats} times at most. Possible: {', '.join(ways)}"

@@ -167,7 +167,7 @@ class Mix:
     def notes(self) -> list[str]:
         """What a user should know before using the mix."""
         notes = [
-            f"rows of {pool.name!r} that stand in the validation data too, and are left out: {pool.withheld:,}"
+            f"rows of {pool.name!r} that also occur in the validation data, and are left out: {pool.withheld:,}"
             for pool in self.pools
             if pool.withheld
         ]

@@ -83,7 +83,7 @@ def export_model(
 def check_new(directory: Path) -> None:
     """Raises `InputError` if there is something of that name."""
     if directory.exists():
-        raise InputError(f"{directory} exists, and nothing is written over; name a new directory")
+        raise InputError(f"{directory} already exists and is not overwritten; name a new directory")
 
 
 def _problem_settings(run: Path) -> Mapping[str, Any]:
@@ -123,7 +123,7 @@ def _variable(checkpoint: Path, wanted: str | None) -> str:
 
 
 def _stored_precision(checkpoint: Path, variable: str) -> torch.dtype:
-    """That of most weights: adapters may be more precise than what they adapt."""
+    """The precision of most weights: adapters may be more precise than what they adapt."""
     sizes: Counter[torch.dtype] = Counter()
     for _, tensor in SavedVariable(checkpoint, variable).weights():
         if tensor.is_floating_point():
@@ -132,19 +132,19 @@ def _stored_precision(checkpoint: Path, variable: str) -> torch.dtype:
 
 
 def _fill(module: nn.Module, checkpoint: Path, variable: str) -> None:
-    """Copy the weights into the module. Tied weights stand in the checkpoint once, and in the module under several names."""
+    """Copy the weights into the module. Tied weights are in the checkpoint once, and in the module under several names."""
     places = module.state_dict()
     filled: set[int] = set()
     with torch.no_grad():
         for name, tensor in SavedVariable(checkpoint, variable).weights():
             place = places.get(name)
             if place is None or place.shape != tensor.shape:
-                raise InputError(f"{checkpoint} is of another model than the recipe's: {name} does not fit")
+                raise InputError(f"{checkpoint} is of a different model from the recipe's: {name} does not fit")
             place.copy_(tensor)
             filled.add(place.data_ptr())
     missing = [name for name, place in places.items() if place.data_ptr() not in filled]
     if missing:
-        raise InputError(f"{checkpoint} is of another model than the recipe's: it lacks {missing[0]}")
+        raise InputError(f"{checkpoint} is of a different model from the recipe's: it lacks {missing[0]}")
 
 
 def _chat_template(tokenizer: Any, template: Any) -> str | None:

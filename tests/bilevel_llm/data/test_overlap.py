@@ -42,7 +42,7 @@ def test_equal_rows_are_counted_by_source_and_set_and_named(table, tmp_path):
     there = f"{tmp_path}/near.jsonl:2"
     assert overlap.examples == {"one": ((f"{tmp_path}/one.jsonl:2", there), (f"{tmp_path}/one.jsonl:3", there))}
     assert str(overlap) == (
-        f"rows of the validation data also stand in the training data: "
+        f"rows of the validation data also occur in the training data: "
         f"2 in 'one' ({tmp_path}/one.jsonl:2 = {there}, {tmp_path}/one.jsonl:3 = {there})"
     )
 

@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_without_its_options_being_repeated(basics: list[s
     bilevel("finetune", "--resume", "--output", tmp_path / "cut")
     whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
-    with pytest.raises(InputError, match=r"cut/model exists, and nothing is written over"):
+    with pytest.raises(InputError, match=r"cut/model already exists and is not overwritten"):
         bilevel("finetune", "--resume", "--output", tmp_path / "cut")
     (tmp_path / "cut" / "model").rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"another recipe: problem\.batch_size was 8 and is now 4"):

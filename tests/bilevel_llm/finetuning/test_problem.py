@@ -171,7 +171,7 @@ def test_rows_that_are_held_out_are_never_trained_on(
     with caplog.at_level("WARNING", logger="bilevel"):
         guarded.prepare()
     assert (
-        f"6 of 18 training rows also stand in the validation or held-out data ({mix}:13 = {data['target']}:1" in caplog.text
+        f"6 of 18 training rows also occur in the validation or held-out data ({mix}:13 = {data['target']}:1" in caplog.text
     )
     clean_alone = tuning(data=write_rows(tmp_path / "clean.jsonl", clean))
     batch_long = dict.fromkeys(range(3))  # three batches of 8 see all 12 rows twice
@@ -185,7 +185,7 @@ def test_rows_that_are_held_out_are_never_trained_on(
 
 
 def test_held_out_rows_in_the_training_data_can_be_refused(tuning: Make, data: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=r"30 of 70 training rows also stand.*on_overlap=drop"):
+    with pytest.raises(InputError, match=r"30 of 70 training rows also occur.*on_overlap=drop"):
         tuning(data=[data["clean"], data["target"]], on_overlap="error").prepare()
     with pytest.raises(InputError, match="nothing is left to train on"):
         tuning(data=data["target"]).prepare()

@@ -76,7 +76,7 @@ def test_rows_of_the_validation_data_are_never_drawn(make_problem: Make) -> None
     mix = make_mix(make_problem(validation=target), AVERAGE, rows=60)
     assert {row for source, row, _ in drawn(mix) if source == 1} == {*range(20)} - {4, 5, 6, 7}
     assert mix.pools[1].withheld == 4
-    assert mix.notes() == ["rows of 'books' that stand in the validation data too, and are left out: 4"]
+    assert mix.notes() == ["rows of 'books' that also occur in the validation data, and are left out: 4"]
 
 
 def test_rows_with_nothing_to_learn_are_never_drawn(make_problem: Make, tmp_path: Path) -> None:

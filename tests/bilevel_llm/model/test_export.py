@@ -173,7 +173,7 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
 ) -> None:
     train(tuning(), tmp_path / "run", steps=1)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="mine exists, and nothing is written over"):
+    with pytest.raises(InputError, match="mine already exists and is not overwritten"):
         export_model(tmp_path / "run", tmp_path / "mine")
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
