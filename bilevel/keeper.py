@@ -58,7 +58,7 @@ class Keeper:
             raise InputError(f"the checkpoint {where} cannot be read: {error}") from error
         if kept["fingerprint"] != self.run.problem.fingerprint():
             raise InputError(
-                f"{where} was made with other data or another model: their content has changed since; "
+                f"{where} was made with different data or a different model: their content has changed since; "
                 "restore it, or start a new run in another --output"
             )
         return steps, where, kept["memory"], self.directory.read_history(steps)

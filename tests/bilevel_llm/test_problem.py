@@ -52,7 +52,7 @@ def test_fine_tuning_is_not_resumed_on_other_data_under_the_same_name(
     write_rows(mix, sentences(1, 40))
     train(tuning(data=str(mix)), tmp_path / "run", steps=1)
     write_rows(mix, sentences(2, 40))
-    with pytest.raises(InputError, match="made with other data or another model"):
+    with pytest.raises(InputError, match="made with different data or a different model"):
         train(tuning(data=str(mix)), tmp_path / "run", steps=2, resume=True)
 
 
@@ -62,7 +62,7 @@ def test_fine_tuning_is_not_resumed_when_other_rows_are_held_out(tuning: Callabl
     write_rows(test, sentences(9, 3))
     train(tuning(held_out=[str(test)]), tmp_path / "run", steps=1)
     write_rows(test, sentences(1, 40)[:3])  # these stand in the training data
-    with pytest.raises(InputError, match="made with other data or another model"):
+    with pytest.raises(InputError, match="made with different data or a different model"):
         train(tuning(held_out=[str(test)]), tmp_path / "run", steps=2, resume=True)
 
 
@@ -74,7 +74,7 @@ def test_fine_tuning_is_not_resumed_from_another_model_in_the_same_place(
     train(tuning(model=str(place)), tmp_path / "run", steps=1)
     place.unlink()
     place.symlink_to(model_directory("qwen2"))
-    with pytest.raises(InputError, match="made with other data or another model"):
+    with pytest.raises(InputError, match="made with different data or a different model"):
         train(tuning(model=str(place)), tmp_path / "run", steps=2, resume=True)
 
 

@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_without_its_options_being_repeated(basics: list[s
 
 def test_a_run_that_has_its_model_is_not_trained_on(basics: list[str], tmp_path: Path) -> None:
     bilevel("finetune", *basics, "--output", tmp_path / "run", "--steps", 1, "--set", "solver.lr=1e-3")
-    with pytest.raises(InputError, match=r"run/model exists"):
+    with pytest.raises(InputError, match=r"run/model already exists"):
         bilevel("finetune", "--resume", "--output", tmp_path / "run", "--steps", 2)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
     (tmp_path / "run" / "model").rename(tmp_path / "first")
