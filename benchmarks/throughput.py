@@ -1,6 +1,6 @@
-"""Tokens a second, model FLOP utilisation and peak memory of a recipe on one device, beside what its plan says.
+"""Tokens a second, model FLOP utilization and peak memory of a recipe on one device, beside what its plan says.
 
-The recipe is run without writing anything: its data and model must be there. Utilisation is the plan's FLOPs for as many
+The recipe is run without writing anything: its data and model must be there. Utilization is the plan's FLOPs for as many
 tokens as were processed, over what the device could do in the time; the plan counts full rows, so rows that are shorter
 make it an estimate. Steps that hold the upper variable are left out.
 

@@ -26,7 +26,7 @@ def together(backend: Backend, act: Callable[[], T]) -> list[T]:
         outcome = (act(), None)
     except Exception as error:
         outcome = (None, error)
-    outcomes = backend.gather(outcome)
+    outcomes = backend.all_gather(outcome)
     for _, failure in outcomes:
         if failure is not None:
             raise failure
@@ -35,7 +35,7 @@ def together(backend: Backend, act: Callable[[], T]) -> list[T]:
 
 def require_same(backend: Backend, what: str, value: Any) -> None:
     """Raise `InputError` if the processes do not agree, which would train nonsense or wait forever."""
-    digests = backend.gather(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest())
+    digests = backend.all_gather(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest())
     other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if other:
         raise InputError(

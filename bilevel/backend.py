@@ -124,7 +124,7 @@ class Backend(ABC):
 
     @abstractmethod
     def start(self, seed: int) -> None:
-        """Prepare devices and processes. The seed decides random initialisation and rounding.
+        """Prepare devices and processes. The seed decides random initialization and rounding.
 
         Raises `InputError` for a setting that this machine cannot serve.
         """
@@ -134,7 +134,7 @@ class Backend(ABC):
     def shard(self) -> Shard:
         """This process's part of a global batch."""
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The values of all processes (anything that pickles), by rank; all processes call it. By default there is one."""
         return [value]
 

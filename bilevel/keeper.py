@@ -78,7 +78,7 @@ class Keeper:
         backend, done = self.run.backend, len(self.run.history)
         part = on_first(backend, lambda: self.directory.begin_checkpoint(done))
         backend.save(part, state.variables)
-        backend.gather(None)  # all have written
+        backend.all_gather(None)  # all have written
         kept = {"memory": state.memory, "fingerprint": self.run.problem.fingerprint()}
         if self.first:
             write_atomic(part / "run.json", json.dumps(kept))
@@ -107,9 +107,7 @@ class Keeper:
 
     def _check_disk(self, state: State) -> None:
         """Raise `InputError` if the disk has no room for the checkpoints."""
-        blocks = self.run.active.at(self.run.start, next(iter(state.replicas.values())).blocks, self.run.seed)
-        for replica in state.replicas.values():
-            self.run.backend.activate(replica, blocks)
+        state.activate(self.run.active, self.run.start, self.run.seed, self.run.backend)
         needed = (self.keep + 1) * self.run.backend.checkpoint_bytes(state.variables)
         on_first(self.run.backend, lambda: self._require_free(needed))
 

@@ -132,7 +132,7 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
                     keeper.after_step(state)
                 if observer is not None:
                     observer.bilevel_step_end(run=run, record=record)
-                if any(run.backend.gather(stop.asked)) and t + 1 < run.steps:  # a launcher's signal reaches some sooner
+                if any(run.backend.all_gather(stop.asked)) and t + 1 < run.steps:  # a launcher's signal reaches some sooner
                     if keeper is not None:
                         keeper.checkpoint(state)
                     raise Interrupted(_how_to_go_on(t + 1, run))
@@ -151,9 +151,7 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
 def _step(t: int, run: Run, state: State) -> Record:
     """Do one step: activate the blocks, let the solver move, and record what happened."""
     started, processed = time.perf_counter(), run.backend.processed
-    blocks = run.active.at(t, next(iter(state.replicas.values())).blocks, run.seed)
-    for replica in state.replicas.values():
-        run.backend.activate(replica, blocks)
+    blocks = state.activate(run.active, t, run.seed, run.backend)
     try:
         metrics = run.solver.step(t, state, run.problem, run.backend)
         with torch.no_grad():
@@ -163,7 +161,7 @@ def _step(t: int, run: Run, state: State) -> Record:
                 raise NonFiniteError(f"{key} of the upper variable is {value}")
     except NonFiniteError as error:
         raise NonFiniteError(f"step {t}: {error}; lower the step sizes, or clip the gradient") from error
-    size = sum(run.backend.gather(run.backend.processed - processed))
+    size = sum(run.backend.all_gather(run.backend.processed - processed))
     return Record.of_step(
         t,
         metrics,

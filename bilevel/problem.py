@@ -121,7 +121,7 @@ class Problem(ABC, Generic[B]):
 
     @abstractmethod
     def lower(self) -> nn.Module:
-        """A module that holds y, at its initial value. Random initialisation is seeded by the backend.
+        """A module that holds y, at its initial value. Random initialization is seeded by the backend.
 
         Where `initialization_may_be_deferred()` is true, a large module may leave its parameters on the meta device, if it
         has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices, one after the

@@ -64,7 +64,7 @@ class Distance(Problem[Tensor]):
         eye = torch.eye(self.size, dtype=self.dtype)
         return torch.linalg.solve(self.m.T @ self.m + self.ridge * eye, self.m.T @ self.t)
 
-    def penalised_solution(self, penalty: float) -> Tensor:
+    def penalized_solution(self, penalty: float) -> Tensor:
         """Stationary point of min_y [f + penalty g] - penalty min_z g, in closed form: ½ a/(1+a) ‖Mx - t‖² + ½ r‖x‖²."""
         share = penalty / (1 + penalty)
         eye = torch.eye(self.size, dtype=self.dtype)

@@ -97,7 +97,7 @@ class ModuleBackend(Backend):
         """This process's part of a batch, in micro-batches."""
         return Shard(self._seed, self._processes.rank, self._processes.world_size, self.micro_batch_size)
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
         return self._processes.all_gather_object(value)
 

@@ -118,7 +118,7 @@ def conjugate_gradients(
         if not curvature > 0:
             raise RunError(
                 f"the lower loss is not strongly convex here (curvature {curvature:.1e}), so aid cannot differentiate its "
-                "minimiser; add a regulariser to the lower loss, or use meha"
+                "minimizer; add a regularizer to the lower loss, or use meha"
             )
         a = rr / curvature
         v, r = v + a * p, r - a * Hp

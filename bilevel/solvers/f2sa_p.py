@@ -52,7 +52,7 @@ class F2SAp(Solver[State]):
     lr_z: step η_y of every lower variable y_j, on g + (j/penalty) f.
     lr_x: η_x.
     lower_steps: K, each on a minibatch of its own that all y_j share.
-    normalised: divide the gradient of x by its norm, as in the paper. Off by default: a normalised step of constant length
+    normalized: divide the gradient of x by its norm, as in the paper. Off by default: a normalized step of constant length
         never settles.
     """
 
@@ -61,7 +61,7 @@ class F2SAp(Solver[State]):
     lr_z: Schedule = 0.1
     lr_x: Schedule = 0.05
     lower_steps: int = 10
-    normalised: bool = False
+    normalized: bool = False
     optimizer_x: Optimizer = field(default_factory=SGD)
     optimizer_z: Optimizer = field(default_factory=SGD)
 
@@ -92,7 +92,7 @@ class F2SAp(Solver[State]):
             lowers.append(backend.backward(partial(problem.lower_loss, x, y), ζ, wrt={x: c[j] * λ}))
             if j:
                 uppers.append(backend.backward(partial(problem.upper_loss, x, y), ξ, wrt={x: c[j] * j}))
-        if self.normalised:
+        if self.normalized:
             Φ = backend.take_gradient(x)
             backend.add_gradient(x, Φ, 1 / math.sqrt(backend.dot(Φ, Φ) or 1.0))
         norm = backend.step(x, lr=at(self.lr_x, t))

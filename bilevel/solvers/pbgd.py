@@ -62,8 +62,8 @@ class PBGD(Solver[State]):
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
         """T steps of z, then one of x and y at the same point."""
         x, y, γ = state.x, state.replicas["y"], at(self.penalty, t)
-        penalise = self._value_gap if self.kind == "value-gap" else self._gradient_norm
-        last, lower, gap = penalise(t, γ, state, problem, backend)
+        penalize = self._value_gap if self.kind == "value-gap" else self._gradient_norm
+        last, lower, gap = penalize(t, γ, state, problem, backend)
         ξ = problem.upper_batch(last, backend.shard)
         f_y = backend.backward(lambda b: problem.upper_loss(x, y, b), ξ, wrt={x: 1, y: 1 / γ})
         backend.step(y, lr=at(self.lr_z if self.lr_y is None else self.lr_y, t))
@@ -96,7 +96,7 @@ class PBGD(Solver[State]):
         """Add the gradients of γ ‖∇_y g‖² in x, and of ‖∇_y g‖² in y.
 
         The two factors of the square come from different minibatches: with one, the variance of the gradient would be
-        minimised as well.
+        minimized as well.
         """
         x, y, g = state.x, state.replicas["y"], problem.lower_loss
         require_all_active("pbgd with kind = gradient-norm", y)

@@ -2,7 +2,7 @@
 
     min_{x, y} max_z  f(x, y) + penalty * [g(x, y) - g(x, z)]
 
-y minimises penalty * g + f, z minimises g, and x follows the difference of the two: for large penalties its gradient is
+y minimizes penalty * g + f, z minimizes g, and x follows the difference of the two: for large penalties its gradient is
 that of f(x, y*(x)). The form is that of F2SA (Kwon et al., ICML 2023, arXiv 2301.10945); gradients only, no Hessians.
 """
 

@@ -68,7 +68,7 @@ def require_traits(solver: str, problem: Problem[Any], *, smooth: bool = False, 
         if needed and has is False:
             raise InputError(
                 f"{solver} needs {trait}, and the problem {type(problem).__name__} says that it has none; "
-                "choose a solver that does not need it (scalebio, bome, meha), or regularise the lower loss"
+                "choose a solver that does not need it (scalebio, bome, meha), or regularize the lower loss"
             )
 
 

@@ -21,7 +21,7 @@ from bilevel.problem import Problem, Shard
 
 Values = Mapping[str, Tensor]
 DENSE = 1000
-"""Up to this many lower parameters the Hessian is formed and factorised; above, conjugate gradients solve with it."""
+"""Up to this many lower parameters the Hessian is formed and factorized; above, conjugate gradients solve with it."""
 
 
 class NotSolvedError(BilevelError):
@@ -118,7 +118,7 @@ def hypergradient(
     losses = Losses.of(problem, index=index)
     x_ = losses.x.start if x is None else losses.x.join(x)
     y_ = losses.y.start if y is None else losses.y.join(y)
-    y_ = minimise(lambda v: losses.g(x_, v), y_, tolerance=tolerance, dense=dense)
+    y_ = minimize(lambda v: losses.g(x_, v), y_, tolerance=tolerance, dense=dense)
     grad_y = grad(losses.g, 1)
     v = solve_hessian(lambda w: losses.g(x_, w), y_, grad(losses.f, 1)(x_, y_), dense=dense)
     mixed = grad(lambda at: grad_y(at, y_) @ v)(x_)
@@ -126,7 +126,7 @@ def hypergradient(
     return Hypergradient(losses.x.split(value), losses.y.split(y_), float(grad_y(x_, y_).norm()))
 
 
-def penalised_solution(
+def penalized_solution(
     problem: Problem[Any], penalty: float, *, x: Values | None = None, y: Values | None = None, index: int = 0,
     tolerance: float = 1e-12, dense: int = DENSE,
 ) -> Values:  # fmt: skip
@@ -135,11 +135,11 @@ def penalised_solution(
     x_ = losses.x.start if x is None else losses.x.join(x)
     y_ = losses.y.start if y is None else losses.y.join(y)
     return losses.y.split(
-        minimise(lambda v: losses.g(x_, v) + losses.f(x_, v) / penalty, y_, tolerance=tolerance, dense=dense)
+        minimize(lambda v: losses.g(x_, v) + losses.f(x_, v) / penalty, y_, tolerance=tolerance, dense=dense)
     )
 
 
-def minimise(
+def minimize(
     function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, dense: int = DENSE, steps: int = 200
 ) -> Tensor:
     """Find a local minimum by Newton's method with step halving; where the function is not convex, L-BFGS comes first."""
@@ -171,7 +171,7 @@ def solve_hessian(function: Callable[[Tensor], Tensor], y: Tensor, right: Tensor
     if y.numel() <= dense:
         factor, failed = torch.linalg.cholesky_ex(jacrev(grad(function))(y))
         if int(failed):
-            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularised?")
+            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularized?")
         return torch.cholesky_solve(right[:, None], factor)[:, 0]
     pullback = vjp(grad(function), y)[1]
     return conjugate_gradients(lambda v: pullback(v)[0], right)
@@ -190,7 +190,7 @@ def conjugate_gradients(
         image = product(along)
         curvature = along @ image
         if float(curvature) <= 0:
-            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularised?")
+            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularized?")
         length = square / curvature
         v, residual = v + length * along, residual - length * image
         square, previous = residual @ residual, square

@@ -20,7 +20,7 @@ from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.settings import ValidationSet, check_set_weights, unique_names
-from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenise
+from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
@@ -79,7 +79,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
         return self._targets
 
     def prepare(self) -> None:
-        """Find the model, read and tokenise all data, log what was read, and check that no batch needs a row twice."""
+        """Find the model, read and tokenize all data, log what was read, and check that no batch needs a row twice."""
         for kind, tables in (("source", self.source_tables), ("validation set", self._targets)):
             for name, table in tables.items():
                 report_table(f"{kind} {name!r}", table, self.max_length)
@@ -155,8 +155,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """Batch `index` of the sampler over these tables, with weights by which a table's losses give its mean."""
         return micro_batches(list(tables.values()), sampler, index, shard)
 
-    def _tokenise(self, patterns: Sequence[str], format: FormatName | None) -> TokenTable:
-        return tokenise(
+    def _tokenize(self, patterns: Sequence[str], format: FormatName | None) -> TokenTable:
+        return tokenize(
             patterns,
             self._tokenizer,
             format=format,
@@ -176,7 +176,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     @cached_property
     def _targets(self) -> dict[str, TokenTable]:
         names = unique_names(self.validation)
-        return {name: self._tokenise(v.patterns, v.format) for name, v in zip(names, self.validation, strict=True)}
+        return {name: self._tokenize(v.patterns, v.format) for name, v in zip(names, self.validation, strict=True)}
 
     @cached_property
     def _target_weights(self) -> Tensor:

@@ -66,7 +66,7 @@ class CubicBias(Problem[Tensor]):
         """∇Φ(x)."""
         return x + 1 / self.curvature(self.lower_solution(x))
 
-    def penalised_solution(self, x: Tensor, penalty: float) -> Tensor:
+    def penalized_solution(self, x: Tensor, penalty: float) -> Tensor:
         """y*_α(x)."""
         return self.lower_solution(x - 1 / penalty)
 

@@ -8,6 +8,6 @@ def bilevel_problems(register: Register) -> None:
     """Register the problems of this package."""
     register("quadratic", "bilevel_problems.quadratic:Quadratic")
     register("cubic-bias", "bilevel_problems.cubic_bias:CubicBias")
-    register("logistic-regularisation", "bilevel_problems.logistic_regularisation:LogisticRegularisation")
+    register("logistic-regularization", "bilevel_problems.logistic_regularization:LogisticRegularization")
     register("ridge-reweighting", "bilevel_problems.ridge_reweighting:RidgeReweighting")
     register("hyper-cleaning", "bilevel_problems.hyper_cleaning:HyperCleaning")

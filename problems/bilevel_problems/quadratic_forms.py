@@ -3,7 +3,7 @@
     g(x, y) = ½ y'Ay + y'(Cx + b) + ½ x'Qx + q'x                                                       A > 0
     f(x, y) = ½ (y - t)'B(y - t) + x'Ey + ½ x'Dx + d'x + ρ Σ_i (1 - cos ω x_i)
 
-With J = -A⁻¹C, S = BJ + E' and s(x) = ∇_y f(x, y*(x)), the penalised problem differs from the true one by
+With J = -A⁻¹C, S = BJ + E' and s(x) = ∇_y f(x, y*(x)), the penalized problem differs from the true one by
 
     y*_α(x) - y*(x) = -(αA + B)⁻¹ s(x)          L_α(x) - Φ(x) = -½ s'(αA + B)⁻¹ s          ∇L_α - ∇Φ = -S'(αA + B)⁻¹ s
 
@@ -130,13 +130,13 @@ class QuadraticForms:
         """x* = argmin Φ, where ρ = 0."""
         return -torch.linalg.solve(self.H, self.grad_phi(torch.zeros_like(self.d)))
 
-    # The penalised problem, L_α(x) = min_y [f + α g] - α min_z g.
+    # The penalized problem, L_α(x) = min_y [f + α g] - α min_z g.
 
-    def penalised_solution(self, x: Tensor, penalty: float) -> Tensor:
+    def penalized_solution(self, x: Tensor, penalty: float) -> Tensor:
         """y*_α(x) = argmin_y g + f/α."""
         return self.lower_solution(x) - self._resolvent(self.slope(x), penalty)
 
-    def penalised_phi(self, x: Tensor, penalty: float) -> Tensor:
+    def penalized_phi(self, x: Tensor, penalty: float) -> Tensor:
         """L_α(x)."""
         s = self.slope(x)
         return self.phi(x) - 0.5 * _dot(s, self._resolvent(s, penalty))
@@ -157,13 +157,13 @@ class QuadraticForms:
         grad_g = self.lower_solution(x) @ self.C + x @ self.Q + self.q
         return penalty * zeroth * grad_g + (first - 1) * self.grad_phi(x) - nu * torch.stack(terms).sum(0) @ self.S
 
-    def penalised_hessian(self, penalty: float) -> Tensor:
+    def penalized_hessian(self, penalty: float) -> Tensor:
         """∇²L_α, without the trigonometric term. Shape: (m, m)."""
         return self.H - self.S.T @ torch.linalg.solve(penalty * self.A + self.B, self.S)
 
-    def penalised_shift(self, penalty: float) -> Tensor:
+    def penalized_shift(self, penalty: float) -> Tensor:
         """argmin L_α - argmin Φ, where ρ = 0: how far from x* a method with a fixed penalty ends."""
-        return -torch.linalg.solve(self.penalised_hessian(penalty), self.bias(self.solution(), penalty))
+        return -torch.linalg.solve(self.penalized_hessian(penalty), self.bias(self.solution(), penalty))
 
     def value_gap(self, x: Tensor, penalty: float) -> Tensor:
         """g(x, y*_α) - g(x, y*)."""

@@ -83,7 +83,7 @@ class RidgeReweighting(Problem[Rows]):
         H, r = self._normal_equations(x)
         return torch.linalg.solve(H, r)
 
-    def penalised_solution(self, x: Tensor, penalty: float) -> Tensor:
+    def penalized_solution(self, x: Tensor, penalty: float) -> Tensor:
         """y*_α(x)."""
         H, r = self._normal_equations(x)
         H_v, r_v = self._validation_equations
@@ -94,7 +94,7 @@ class RidgeReweighting(Problem[Rows]):
         v = self.validation
         return 0.5 * ((v.features @ self.lower_solution(x) - v.targets) ** 2).mean()
 
-    def penalised_phi(self, x: Tensor, penalty: float) -> Tensor:
+    def penalized_phi(self, x: Tensor, penalty: float) -> Tensor:
         """L_α(x); differentiable by autograd."""
         H, _ = self._normal_equations(x)
         H_v, r_v = self._validation_equations

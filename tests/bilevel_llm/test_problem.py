@@ -1,4 +1,4 @@
-"""What reweighting and fine-tuning have in common: data that is recognised again, names of sets, and a model whose weights may
+"""What reweighting and fine-tuning have in common: data that is recognized again, names of sets, and a model whose weights may
 stay in their files."""
 
 from collections.abc import Callable

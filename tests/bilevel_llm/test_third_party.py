@@ -34,7 +34,7 @@ def run(installed: Plugins, make_run: MakeRun) -> Path:
 
 
 @pytest.mark.usefixtures("installed")
-def test_rows_of_another_format_are_recognised_and_read(tmp_path: Path) -> None:
+def test_rows_of_another_format_are_recognized_and_read(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [thread(1)])
     expected = [(Turn("user", "how 1?"), Turn("assistant", "so 1"))]
     assert [row.turns for row in read_rows([str(file)])] == expected

@@ -13,7 +13,7 @@ from bilevel.testing.hypergradient import hypergradient
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.cubic_bias import CubicBias
 from bilevel_problems.hyper_cleaning import HyperCleaning
-from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.logistic_regularization import LogisticRegularization
 from bilevel_problems.ridge_reweighting import RidgeReweighting
 from bilevel_problems.tables import Rows
 
@@ -24,8 +24,8 @@ PLAIN = {"optimizer_x": SGD(), "optimizer_z": SGD(), "warmup": 0}
     "problem",
     [
         CubicBias(),
-        LogisticRegularisation(),
-        LogisticRegularisation(batch_size=7),
+        LogisticRegularization(),
+        LogisticRegularization(batch_size=7),
         RidgeReweighting(),
         RidgeReweighting(batch_size=11),
         HyperCleaning(rows=60, validation_rows=30),
@@ -96,7 +96,7 @@ def test_more_rows_than_there_are_digits_are_refused() -> None:
 def test_the_bias_of_cubic_bias_tends_to_an_eighth_of_kappa_cubed(mu: float) -> None:
     problem, x = CubicBias(mu=mu), CubicBias(mu=mu).slope(torch.tensor([mu], dtype=torch.float64))
     penalty = 1e4 / mu**2
-    gradient = x + penalty * (problem.lower_solution(x) - problem.penalised_solution(x, penalty))
+    gradient = x + penalty * (problem.lower_solution(x) - problem.penalized_solution(x, penalty))
     # the next term is smaller by 1 / (penalty mu²) = 1e-4
     assert penalty * float(gradient - problem.grad_phi(x)) == pytest.approx(1 / (8 * mu**3), rel=1e-3)
 
@@ -108,7 +108,7 @@ def test_the_lower_solution_of_cubic_bias_is_found_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["quadratic", "cubic-bias", "logistic-regularisation", "ridge-reweighting", "hyper-cleaning"]
+    "name", ["quadratic", "cubic-bias", "logistic-regularization", "ridge-reweighting", "hyper-cleaning"]
 )
 def test_a_recipe_can_name_it(name: str, tmp_path: Path, plugins: Plugins) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -86,12 +86,12 @@ def test_copies_are_independent_runs() -> None:
             torch.testing.assert_close(together[row], alone.values("x"))
 
 
-def test_a_solver_finds_the_penalised_solution() -> None:
+def test_a_solver_finds_the_penalized_solution() -> None:
     problem = Quadratic(m=2, n=4, kappa=3.0)
     forms = problem.forms
     solver = ScaleBiO(penalty=50.0, lr_x=0.2, lr_z=0.9, lower_steps=2, **PLAIN)
     result = fit(problem, solver, TorchBackend(device="cpu"), steps=150)
-    torch.testing.assert_close(result.x["value"], forms.solution() + forms.penalised_shift(50.0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.x["value"], forms.solution() + forms.penalized_shift(50.0), rtol=1e-6, atol=1e-6)
     assert result.history[-1].upper["gradient"] == pytest.approx(float(forms.grad_phi(result.x["value"]).norm()), rel=1e-6)
 
 

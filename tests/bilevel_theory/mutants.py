@@ -241,7 +241,7 @@ MUTANTS = [
     Mutant("α missing in x's gradient", PenaltyBias, wrong(x_gy=lambda α: 1.0, x_gz=lambda α: -1.0)),
     Mutant("α² where y is trained", PenaltyBias, wrong(y_f=lambda α: 1 / α**2)),
     Mutant("α/2 in x's gradient", PenaltyBias, wrong(x_gy=lambda α: α / 2, x_gz=lambda α: -α / 2)),
-    Mutant("y minimises g - f/α", PenaltyBias, wrong(y_f=lambda α: -1 / α)),
+    Mutant("y minimizes g - f/α", PenaltyBias, wrong(y_f=lambda α: -1 / α)),
     Mutant("y never sees f", PenaltyBias, wrong(y_f=lambda α: 0.0)),
     Mutant("y aliased to z", PenaltyBias, Aliased),
     Mutant("∇_x f missing", PenaltyBias, wrong(x_f=lambda α: 0.0)),

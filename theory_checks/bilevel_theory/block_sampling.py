@@ -47,7 +47,7 @@ class BlockSampling(Check):
         yield exponent(
             "‖x_∞ - x*‖, 2 of 4 blocks", "α", penalties, [float((x - solution).norm()) for x in ends], -1, 0.05,
             "the next term of the expansion is 1/α²",
-            exact=[float(forms.penalised_shift(α).norm()) for α in penalties], allowed=1e-3,
+            exact=[float(forms.penalized_shift(α).norm()) for α in penalties], allowed=1e-3,
         )  # fmt: skip
 
     def _lower_steps(self, active: Active, seeds: range | list[int]) -> float:

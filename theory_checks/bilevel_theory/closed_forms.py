@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bilevel.solvers.f2sa_p import difference
-from bilevel.testing.hypergradient import hypergradient, minimise
+from bilevel.testing.hypergradient import hypergradient, minimize
 from bilevel.verify.claims import Check, Reading, agreement
 from bilevel_problems.cubic_bias import CubicBias
-from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.logistic_regularization import LogisticRegularization
 from bilevel_problems.quadratic import Quadratic
 from bilevel_problems.quadratic_forms import QuadraticForms
 from bilevel_problems.ridge_reweighting import RidgeReweighting
@@ -37,25 +37,25 @@ class ClosedForms(Check):
 
         def lowest(at: Tensor, tilt: float) -> Tensor:
             """argmin_y g + tilt f."""
-            return minimise(lambda y: forms.g(at, y) + tilt * forms.f(at, y), zero, tolerance=1e-12)
+            return minimize(lambda y: forms.g(at, y) + tilt * forms.f(at, y), zero, tolerance=1e-12)
 
         def path(at: Tensor, tilt: float) -> Tensor:
             """min_y g + tilt f."""
             y = lowest(at, tilt)
             return forms.g(at, y) + tilt * forms.f(at, y)
 
-        def penalised(at: Tensor) -> Tensor:
+        def penalized(at: Tensor) -> Tensor:
             return α * (path(at, 1 / α) - path(at, 0.0))
 
         truth = forms.grad_phi(x)
         yield agreement("y*", forms.lower_solution(x), lowest(x, 0.0), 1e-11, PRECISE)
-        yield agreement("y*_α", forms.penalised_solution(x, α), lowest(x, 1 / α), 1e-11, PRECISE)
+        yield agreement("y*_α", forms.penalized_solution(x, α), lowest(x, 1 / α), 1e-11, PRECISE)
         yield agreement("Φ", forms.phi(x), forms.f(x, lowest(x, 0.0)), 1e-11, PRECISE)
         implicit = hypergradient(Quadratic.of(forms, x=x)).value["value"]
         yield agreement("∇Φ, implicit", truth, implicit, 1e-11, PRECISE)
         yield agreement("∇Φ, differences", truth, _gradient(forms.phi, x), 1e-7, DIFFERENCED)
-        yield agreement("L_α", forms.penalised_phi(x, α), penalised(x), 1e-10, PRECISE)
-        yield agreement("∇L_α", truth + forms.bias(x, α), _gradient(penalised, x), 1e-7, DIFFERENCED)
+        yield agreement("L_α", forms.penalized_phi(x, α), penalized(x), 1e-10, PRECISE)
+        yield agreement("∇L_α", truth + forms.bias(x, α), _gradient(penalized, x), 1e-7, DIFFERENCED)
         for p in (1, 2, 3, 4):
             weights = {j: float(c) for j, c in difference(p).items()}
 
@@ -66,15 +66,15 @@ class ClosedForms(Check):
             yield agreement(f"order {p}", found, _gradient(combined, x), 1e-7, DIFFERENCED)
         yield agreement("g(y*_α) - g(y*)", forms.value_gap(x, α), forms.g(x, lowest(x, 1 / α)) - path(x, 0.0), 1e-9, PRECISE)
         plain = QuadraticForms.random(5, 8, 10.0, seed=0)
-        rest = plain.solution() + plain.penalised_shift(α)
+        rest = plain.solution() + plain.penalized_shift(α)
         scale = plain.grad_phi(rest)
         yield agreement("∇Φ + bias = 0 at x_α", scale, -plain.bias(rest, α), 1e-9, PRECISE)
 
-        logistic = LogisticRegularisation(rows=40, d=5)
+        logistic = LogisticRegularization(rows=40, d=5)
         found_ = hypergradient(logistic)
         start = torch.full((5,), logistic.start, dtype=torch.float64)
         yield agreement(
-            "∇Φ, logistic-regularisation", logistic.grad_phi(start, found_.y["value"]), found_.value["value"], 1e-11, PRECISE
+            "∇Φ, logistic-regularization", logistic.grad_phi(start, found_.y["value"]), found_.value["value"], 1e-11, PRECISE
         )
         ridge = RidgeReweighting()
         logits = 0.3 * random_x(5)
@@ -82,9 +82,9 @@ class ClosedForms(Check):
         exact = torch.func.grad(ridge.phi)(logits)
         yield agreement("∇Φ, ridge-reweighting", exact, implicit, 1e-11, PRECISE)
         p_ = torch.softmax(logits, 0)
-        gap = ridge.source_losses(ridge.penalised_solution(logits, α)) - ridge.source_losses(ridge.lower_solution(logits))
+        gap = ridge.source_losses(ridge.penalized_solution(logits, α)) - ridge.source_losses(ridge.lower_solution(logits))
         by_hand = α * p_ * (gap - p_ @ gap)
-        value = torch.func.grad(lambda at: ridge.penalised_phi(at, α))(logits)
+        value = torch.func.grad(lambda at: ridge.penalized_phi(at, α))(logits)
         yield agreement("∇L_α, ridge-reweighting", by_hand, value, 1e-9, PRECISE)
         cubic, curved = CubicBias(mu=0.2), torch.tensor([0.2], dtype=torch.float64)
         implicit = hypergradient(cubic).value["value"]

@@ -37,7 +37,7 @@ class FixedPenalty(Check):
             with Session(Quadratic.of(forms, x=solution, y=forms.lower_solution(solution)), solver) as session:
                 session.step(STEPS)
                 ends.append(session.values("x"))
-        exact = [forms.penalised_shift(α) for α in penalties]
+        exact = [forms.penalized_shift(α) for α in penalties]
         yield exponent(
             "‖x_∞ - x*‖", "α", penalties, [float((x - solution).norm()) for x in ends], -1, 0.05,
             "the next term of the expansion is 1/α²", exact=[float(shift.norm()) for shift in exact], allowed=1e-4,

@@ -13,10 +13,10 @@ from bilevel.problem import Problem
 from bilevel.solver import Solver
 from bilevel.solvers.f2sa_p import F2SAp
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.hypergradient import hypergradient, penalised_solution
+from bilevel.testing.hypergradient import hypergradient, penalized_solution
 from bilevel.testing.session import Session, configure
 from bilevel.verify.claims import Check, Reading, bound, exponent
-from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.logistic_regularization import LogisticRegularization
 from bilevel_problems.ridge_reweighting import RidgeReweighting
 from bilevel_theory.tiny_language import TinyLanguage
 
@@ -32,7 +32,7 @@ class ImplicitAgreement(Check):
     def readings(self) -> Iterator[Reading]:
         """Measure logistic regression, ridge reweighting, and a tiny transformer (which takes most of the time)."""
         problems: Mapping[str, Problem[Any]] = {
-            "logistic-regularisation": LogisticRegularisation(rows=40, d=5),
+            "logistic-regularization": LogisticRegularization(rows=40, d=5),
             "ridge-reweighting": RidgeReweighting(),
             **({} if self.quick else {"tiny transformer": TinyLanguage()}),
         }
@@ -45,7 +45,7 @@ class ImplicitAgreement(Check):
         penalties = [float(α) for α in np.geomspace(1e3, 3e4, 3)]
         first, second = [], []
         for α in penalties:
-            path = {j: penalised_solution(problem, α / j, y=truth.y) for j in (1, -1)}
+            path = {j: penalized_solution(problem, α / j, y=truth.y) for j in (1, -1)}
             gradient = solver_gradient(problem, self.solver or ScaleBiO, {"y": path[1], "z": truth.y}, penalty=α)
             first.append(float((gradient - _flat(truth.value)).norm()) / size)
             gradient = solver_gradient(problem, F2SAp, {"y-1": path[-1], "y+1": path[1]}, penalty=α, p=2, lower_steps=1)

@@ -28,8 +28,8 @@ class LinearRate(Check):
         """Measure the factors and a whole trajectory."""
         forms, α = mild_forms(), 100.0
         problem = Quadratic.of(forms)
-        curvatures = torch.linalg.eigvalsh(forms.penalised_hessian(α))
-        rest = forms.solution() + forms.penalised_shift(α)
+        curvatures = torch.linalg.eigvalsh(forms.penalized_hessian(α))
+        rest = forms.solution() + forms.penalized_shift(α)
         η = 1.0 / float(curvatures[-1])
 
         solver = configure(F2BA, penalty=α, lr_z=1.0, lr_y=1.0, lr_x=η, lower_steps=30)

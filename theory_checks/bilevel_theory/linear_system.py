@@ -156,5 +156,5 @@ class LinearSystem:
     def equilibrium(self, penalty: float) -> Matrix:
         """The fixed point at this penalty: (x, y, z) with x = argmin L_α. A start there has no transient."""
         forms = self.forms
-        x = forms.solution() + forms.penalised_shift(penalty)
-        return np.concatenate([v.numpy() for v in (x, forms.penalised_solution(x, penalty), forms.lower_solution(x))])
+        x = forms.solution() + forms.penalized_shift(penalty)
+        return np.concatenate([v.numpy() for v in (x, forms.penalized_solution(x, penalty), forms.lower_solution(x))])

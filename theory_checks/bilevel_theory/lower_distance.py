@@ -56,5 +56,5 @@ class LowerDistance(Check):
         )  # fmt: skip
         yield exponent(
             "Φ - L_α", "α", penalties, values, -1, 0.05, "as above; α (g(y) - g(z)) loses digits to cancellation",
-            exact=[float(forms.phi(x) - forms.penalised_phi(x, α)) for α in penalties], allowed=1e-4,
+            exact=[float(forms.phi(x) - forms.penalized_phi(x, α)) for α in penalties], allowed=1e-4,
         )  # fmt: skip

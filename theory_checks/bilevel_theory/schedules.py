@@ -56,7 +56,7 @@ def solver_readings(
 ) -> Iterator[Reading]:  # fmt: skip
     """Compare the solver without noise with the mean, and many copies of it with noise with the moments."""
     forms = noisy_forms()
-    start_x = forms.solution() + forms.penalised_shift(schedule(0).penalty)
+    start_x = forms.solution() + forms.penalized_shift(schedule(0).penalty)
     start_y = forms.lower_solution(start_x)
     start = np.concatenate([start_x, start_y, start_y])
     few = min(steps, 100)
@@ -80,7 +80,7 @@ def solver_readings(
             session.step(count - before)
             gradients.append(float(forms.grad_phi(session.values("x")).square().sum(-1).mean()))
             λ = schedule(count - 1).penalty
-            away = session.values("y") - forms.penalised_solution(session.values("x"), λ)
+            away = session.values("y") - forms.penalized_solution(session.values("x"), λ)
             variances.append(λ**2 * float(away.var(0).sum()))
             gaps.append(float((session.values("y") - session.values("z")).var(0).sum()))
     exact = moments_at(system, schedule, counts, start)

@@ -47,7 +47,7 @@ class SharedMinibatch(Check):
         chosen = configure(solver, needs=("penalty", "lr_x", "lr_z"), penalty=α, lr_x=1.0, lr_z=0.0, lr_y=0.0, lower_steps=1)
         gradients = []
         with Session(problem, chosen, seed=self.seed) as session:
-            session.put("y", {"value": problem.penalised_solution(x, α)})
+            session.put("y", {"value": problem.penalized_solution(x, α)})
             session.put("z", {"value": problem.lower_solution(x)})
             for _ in range(count):
                 session.put("x", {"value": x})
@@ -63,7 +63,7 @@ class SharedMinibatch(Check):
             backend, state = session.backend, session.state
             x, y, z = state.x, state.replicas["y"], state.replicas["z"]
             start = session.values("x")
-            session.put("y", {"value": problem.penalised_solution(start, α)})
+            session.put("y", {"value": problem.penalized_solution(start, α)})
             session.put("z", {"value": problem.lower_solution(start)})
             for k in range(count):
                 ζ, other = (problem.lower_batch(index, backend.shard) for index in (k, k + count))

@@ -89,8 +89,8 @@ def largest_stable_step(
     """The largest stable step times the curvature of Φ, for condition number 10; 0 if none is stable."""
     forms = QuadraticForms.random(3, 8, 10.0, seed=0)
     grid = torch.from_numpy(1.2 ** np.arange(24, -50, -1.0))[:, None]  # from 80 down to 1e-4
-    rest = forms.solution() + forms.penalised_shift(α)
-    at_rest = {"x": rest, "y": forms.penalised_solution(rest, α), "z": forms.lower_solution(rest)}
+    rest = forms.solution() + forms.penalized_shift(α)
+    at_rest = {"x": rest, "y": forms.penalized_solution(rest, α), "z": forms.lower_solution(rest)}
     problem = ManySteps.of(forms, copies=len(grid), split=8 if active else 1)
     assert isinstance(problem, ManySteps)
     problem.scale = grid.sqrt()

@@ -1,4 +1,4 @@
-"""A tiny regularised GPT-2 in float64 with one weight for each source: `llm-reweighting` small enough for exact answers."""
+"""A tiny regularized GPT-2 in float64 with one weight for each source: `llm-reweighting` small enough for exact answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sequences:
     source: Tensor
 
 
-class RegularisedModel(nn.Module):
+class RegularizedModel(nn.Module):
     """The language model that `llm-reweighting` trains; it returns logits and ½‖y - y_0‖².
 
     A pull towards the start y_0, rather than towards 0, keeps the minimum isolated: a rotation of the attention values that
@@ -87,7 +87,7 @@ class TinyLanguage(Problem[Sequences]):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.instance)
-            return RegularisedModel(GPT2LMHeadModel(config)).double()
+            return RegularizedModel(GPT2LMHeadModel(config)).double()
 
     def upper_loss(self, x: Forward, y: Forward, batch: Sequences) -> Tensor:
         """f(y), the mean loss of the validation rows."""

@@ -22,7 +22,7 @@ from bilevel_llm.reweighting.problem import LLMReweighting
 class Spent:
     """What finding the weights took.
 
-    seconds: wall time, without reading and tokenising the data.
+    seconds: wall time, without reading and tokenizing the data.
     tokens: tokens that went forward through a model, padding left out, over all processes; a token counts as often as it
         passed, and once for each model.
     backward_tokens: those of them that went backward too, which costs about twice a forward pass more.

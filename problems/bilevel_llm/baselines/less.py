@@ -55,7 +55,7 @@ from bilevel_llm.reweighting.problem import LLMReweighting
 log = logging.getLogger("bilevel.llm")
 
 ADAM = AdamW(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)  # as in the authors' code
-ROWS = 8  # rows of one vectorised pass, where the backend does not limit its micro-batches
+ROWS = 8  # rows of one vectorized pass, where the backend does not limit its micro-batches
 HELD = 1 << 27  # numbers of unprojected gradients that wait for the signs at a time: 512 MiB
 
 
@@ -75,7 +75,7 @@ class LESS(Baseline):
     blocks: take the gradients of these blocks of the model instead of adapters.
     gradients: how rows are kept apart.
 
-    The backend decides on devices, processes and precision. Its micro-batches are also the rows of one vectorised backward
+    The backend decides on devices, processes and precision. Its micro-batches are also the rows of one vectorized backward
     pass, 8 where it sets no limit. Every process takes the gradients of its part of the rows, for which it needs all
     parameters: backends that split them are refused. Where `active` trains a part of the adapters or blocks at a time, the
     gradients are those of what trains at the checkpoint.
@@ -192,7 +192,7 @@ class LESS(Baseline):
         for table in problem.validation_tables.values():
             features = self._features(table, rows, project, None, shard)
             mine = sum((part.sum(0).cpu() for _, part in features), torch.zeros(self.dimension))
-            sums.append(sum(backend.gather(mine), torch.zeros(self.dimension)) / len(table))
+            sums.append(sum(backend.all_gather(mine), torch.zeros(self.dimension)) / len(table))
         directions = torch.stack(sums)
 
         cosines = {}
@@ -200,7 +200,7 @@ class LESS(Baseline):
             features = self._features(table, rows, project, adam, shard)
             scored = [(numbers, directions @ part.cpu().T) for numbers, part in features]
             cosines[name] = torch.zeros(len(directions), len(table))
-            for parts in backend.gather(scored):
+            for parts in backend.all_gather(scored):
                 for numbers, part in parts:
                     cosines[name][:, numbers] = part
         return cosines

@@ -21,7 +21,7 @@ from bilevel_llm.model.language_model import token_losses
 log = logging.getLogger("bilevel.llm")
 
 How = Literal["auto", "vmap", "loop"]
-"""vmap: all rows of a batch at once; loop: one after another, for models that cannot be vectorised; auto: try."""
+"""vmap: all rows of a batch at once; loop: one after another, for models that cannot be vectorized; auto: try."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RowGradients:
     model: whole in this process. Its parameters are left as they were, and get no `grad`.
     names: the parameters in which the gradients are taken.
 
-    A model that recomputes activations in the backward pass cannot be vectorised.
+    A model that recomputes activations in the backward pass cannot be vectorized.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], how: How = "auto") -> None:
@@ -93,19 +93,19 @@ class RowGradients:
         if self.how == "loop":
             return self._loop(batch)
         try:
-            return self._vectorised(batch)
+            return self._vectorized(batch)
         except torch.OutOfMemoryError as error:
             raise InputError(f"out of memory with {len(batch)} rows at a time; lower backend.micro_batch_size") from error
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if self.how == "vmap":
                 raise InputError(
-                    f"this model cannot be vectorised over rows ({error}); use baseline.gradients=loop"
+                    f"this model cannot be vectorized over rows ({error}); use baseline.gradients=loop"
                 ) from error
-            log.warning("this model cannot be vectorised over rows; its gradients are taken one by one (%s)", error)
+            log.warning("this model cannot be vectorized over rows; its gradients are taken one by one (%s)", error)
             self.how = "loop"
             return self._loop(batch)
 
-    def _vectorised(self, batch: RowBatch) -> Tensor:
+    def _vectorized(self, batch: RowBatch) -> Tensor:
         held = {name: p.detach() for name, p in self.parameters.items()}
 
         def loss(

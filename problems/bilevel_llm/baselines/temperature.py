@@ -33,7 +33,7 @@ class Temperature(Baseline):
             raise ValueError(f"temperature must be positive and finite, not {self.temperature}; `uniform` is the limit")
 
     def find(self, task: Task) -> Outcome:
-        """n_i^(1/T), normalised; in logarithms, so that a low temperature does not overflow."""
+        """n_i^(1/T), normalized; in logarithms, so that a low temperature does not overflow."""
         size = sizes(task.problem.source_tables, self.by)
         logs = np.log(list(size.values())) / self.temperature
         powers = np.exp(logs - logs.max())

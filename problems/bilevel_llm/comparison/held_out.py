@@ -20,7 +20,7 @@ from bilevel_llm.data.chat import Template
 from bilevel_llm.data.overlap import rows_in, without_rows
 from bilevel_llm.data.reading import read_rows
 from bilevel_llm.data.settings import patterns_of
-from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
+from bilevel_llm.data.tokens import TokenTable, default_cache, tokenize
 from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
 from bilevel_llm.evaluation.scores import score
 from bilevel_llm.model.files import ModelFiles
@@ -106,7 +106,7 @@ def read_held_out(
     paths = patterns_of(test.path)
     tokenizer = files.load_tokenizer(problem.trust_remote_code)
     template: Template = problem.template
-    read = tokenise(
+    read = tokenize(
         paths, tokenizer, format=test.format, template=template, max_length=max_length, cache=default_cache() / "tokens"
     )
     elsewhere = {**_named("source", problem.source_tables), **_named("validation set", problem.validation_tables)}

@@ -59,7 +59,7 @@ class Encoded:
 
 
 def encode(row: Row, tokenizer: "PreTrainedTokenizerBase", *, template: Template = "auto") -> Encoded:
-    """Tokenise one row. For many rows, keep an `Encoder`: setting one up takes longer than a row.
+    """Tokenize one row. For many rows, keep an `Encoder`: setting one up takes longer than a row.
 
     Raises `InputError` as `Encoder` and `Encoder.encode` do.
     """
@@ -68,16 +68,16 @@ def encode(row: Row, tokenizer: "PreTrainedTokenizerBase", *, template: Template
 
 
 class Encoder:
-    """Tokenises rows with one tokenizer and chat template.
+    """Tokenizes rows with one tokenizer and chat template.
 
-    A conversation is written out with the template and tokenised as one text, to which no special tokens are added that
+    A conversation is written out with the template and tokenized as one text, to which no special tokens are added that
     the template does not write; turns after the last response are left out. The plain template is `PLAIN_TEMPLATE`,
     after the beginning-of-sequence token if the tokenizer normally adds it.
     Rows of prompt and completion, or of text, do not use the template: they are the beginning-of-sequence token if the
     tokenizer normally adds it, the texts, and the end-of-sequence token if there is one.
 
     tokenizer: fast or slow. A slow one cannot say which characters a token covers, so prompts and responses are
-        tokenised one by one.
+        tokenized one by one.
     template: see `Template`.
 
     Raises `InputError` for an unknown template, or for "model" with a tokenizer that has none.
@@ -103,7 +103,7 @@ class Encoder:
             self.chat_template = f"{_FIXED_STRFTIME}{self.chat_template}"
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Tokenise rows: a few hundred at a time make good use of a fast tokenizer.
+        """Tokenize rows: a few hundred at a time make good use of a fast tokenizer.
 
         Raises `InputError` for a row that the model's chat template refuses, or writes so that it cannot be told where
         the last response starts.
@@ -239,7 +239,7 @@ class _Written:
 
     spans: what is to be learned, as (start, end) characters, in order.
     add_bos: the text lacks the beginning-of-sequence token.
-    cut_at_target: no token may cover both sides of the (only) span's start: a raw prompt is tokenised on its own when
+    cut_at_target: no token may cover both sides of the (only) span's start: a raw prompt is tokenized on its own when
         the model is used. A chat template sees to that itself, and a token that does is not labelled.
     """
 

@@ -7,7 +7,7 @@ A feature function takes the `SourceRows` of one source and gives named columns,
         return {"capitals": [sum(map(str.isupper, text)) / max(1, len(text)) for text in texts]}
 
 It is called once for each source, so a column must mean the same for all of them: it is a function of the row alone.
-Scales do not matter: columns are standardised over all rows. It is registered by the hook `bilevel_features`.
+Scales do not matter: columns are standardized over all rows. It is registered by the hook `bilevel_features`.
 """
 
 import re

@@ -15,7 +15,7 @@ def check_format(format: Format, examples: Sequence[Mapping[str, Any]]) -> None:
 
     examples: the fields of some rows, which should show every way of writing a row that the format knows.
 
-    A row is recognised by its fields, and only by them; reading leaves it as it is; its turns are those of a conversation
+    A row is recognized by its fields, and only by them; reading leaves it as it is; its turns are those of a conversation
     or of a row without a chat template, and something is learned from them; the layout names fields that there are; and
     what is written is read as the same turns.
     """

@@ -51,9 +51,9 @@ class Row:
 
 
 def fingerprint(row: Row) -> int:
-    """64 bits that two rows share if their texts are equal once normalised; roles and file formats do not matter.
+    """64 bits that two rows share if their texts are equal once normalized; roles and file formats do not matter.
 
-    Normalised: Unicode NFKC, case folded, every run of white space one space, none at the ends.
+    Normalized: Unicode NFKC, case folded, every run of white space one space, none at the ends.
     """
     texts = (" ".join(unicodedata.normalize("NFKC", turn.text).casefold().split()) for turn in row.turns)
     return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little")

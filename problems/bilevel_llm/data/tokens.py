@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bilevel.llm")
 
 _CACHE_VERSION = 1  # to be raised whenever the same input gives other arrays than before
-_BATCH = 512  # rows tokenised at once: enough to keep a fast tokenizer's threads busy
+_BATCH = 512  # rows tokenized at once: enough to keep a fast tokenizer's threads busy
 
 _Arrays = dict[str, Any]  # fields of TokenTable that are arrays, and those that are not
 _Counts = dict[str, Any]
@@ -87,7 +87,7 @@ class TokenTable:
         return f"{self.files[self.file[index]]}:{self.number[index]}"
 
 
-def tokenise(
+def tokenize(
     patterns: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
     *,
@@ -96,7 +96,7 @@ def tokenise(
     max_length: int,
     cache: Path | None = None,
 ) -> TokenTable:
-    """Read, tokenise and label all rows of the files that `patterns` name.
+    """Read, tokenize and label all rows of the files that `patterns` name.
 
     format: name of the row format; None detects it from the first row of each file.
     template: chat template; "auto" is the model's own, where it has one (see `chat`).

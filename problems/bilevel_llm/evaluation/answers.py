@@ -3,7 +3,7 @@ r"""The final answer of a worked solution, as GSM8K and MATH write it, and wheth
 Looked for in this order: `#### 42` (GSM8K; what follows the first one is beyond the answer), the last `\boxed{...}` (MATH),
 the last "the answer is ...", the text itself if it is nothing but a number, and else its last number.
 
-Normalised: white space, `$`, `\left`, `\right`, degree and percent signs, `\text{...}`, `\dfrac`, a leading `x =`, and units
+Normalized: white space, `$`, `\left`, `\right`, degree and percent signs, `\text{...}`, `\dfrac`, a leading `x =`, and units
 after a number go. Numbers are the same if their values are: 1,000 and 1000.0; \frac{1}{2}, 1/2 and 0.5; 50% and 50.
 """
 
@@ -32,19 +32,19 @@ _GONE = re.compile(
 
 
 def final_answer(text: str) -> str | None:
-    """The normalised final answer; None if there is none."""
+    """The normalized final answer; None if there is none."""
     if found := _HASHES.search(text):
         return _from_clause(found[1])
     if (boxed := _last_boxed(text)) is not None:
-        return normalise(boxed)
+        return normalize(boxed)
     if leads := list(_ANSWER_IS.finditer(text)):
         return _from_clause(text[leads[-1].end() :].partition("\n")[0])
-    whole = "" if _words(text) else normalise(text)
+    whole = "" if _words(text) else normalize(text)
     return whole if number(whole) is not None else _last_number(text)
 
 
 def same_answer(one: str | None, other: str | None) -> bool:
-    """Whether two normalised answers are the same; None is the same as nothing."""
+    """Whether two normalized answers are the same; None is the same as nothing."""
     if one is None or other is None:
         return False
     if one.casefold() == other.casefold():
@@ -54,7 +54,7 @@ def same_answer(one: str | None, other: str | None) -> bool:
 
 
 def number(answer: str) -> Fraction | None:
-    r"""The value of a normalised answer that is a number, a/b, \frac{a}{b}, or a whole number and such a fraction."""
+    r"""The value of a normalized answer that is a number, a/b, \frac{a}{b}, or a whole number and such a fraction."""
     if _NUMBER.fullmatch(answer):
         return Fraction(answer.replace(",", ""))
     if found := _RATIO.fullmatch(answer):
@@ -69,7 +69,7 @@ def number(answer: str) -> Fraction | None:
     return -value if sign else value
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """An answer without what does not change its meaning."""
     text = answer.strip().replace("\u2212", "-").replace("\u2013", "-").replace("{,}", ",")
     text = re.sub(r"\\(?:text|mbox|textbf|mathrm|mathbf|textnormal)\s*\{([^{}]*)\}", r" \1 ", text)
@@ -93,7 +93,7 @@ def normalise(answer: str) -> str:
 
 def _from_clause(clause: str) -> str | None:
     """The answer in what follows "####" or "the answer is": the clause, or, in a sentence, its last number."""
-    answer = normalise(re.split(r"[.!?]\s", clause, maxsplit=1)[0])
+    answer = normalize(re.split(r"[.!?]\s", clause, maxsplit=1)[0])
     if number(answer) is not None or not answer:
         return answer or None
     return (_last_number(clause) if len(_words(clause)) >= 2 else None) or answer
@@ -106,7 +106,7 @@ def _words(text: str) -> list[str]:
 
 def _last_number(text: str) -> str | None:
     found = _NUMBER_IN_TEXT.findall(text)
-    return normalise(found[-1].replace("- ", "-").replace(" ", "")) if found else None
+    return normalize(found[-1].replace("- ", "-").replace(" ", "")) if found else None
 
 
 def _last_boxed(text: str) -> str | None:

@@ -21,7 +21,7 @@ from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.files import find_files
 from bilevel_llm.data.padding import PaddedRows
-from bilevel_llm.data.tokens import TokenTable, default_cache, tokenise
+from bilevel_llm.data.tokens import TokenTable, default_cache, tokenize
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 
@@ -46,7 +46,7 @@ class Scores:
 
     @property
     def row_loss(self) -> float:
-        """Mean over rows of a row's mean: what training with `mean_over: rows`, and reweighting, minimise."""
+        """Mean over rows of a row's mean: what training with `mean_over: rows`, and reweighting, minimize."""
         return float((self.losses / self.targets).mean())
 
     @property
@@ -104,7 +104,7 @@ def evaluate(
 
     model: as in a recipe: a directory, a GGUF file, a hub id in the local cache, or "smollm2-135m". It is run in the
         precision of its files, without dropout.
-    data: files, directories and globs, as for `tokenise`; also format, template and max_length.
+    data: files, directories and globs, as for `tokenize`; also format, template and max_length.
     device: "auto" takes CUDA where there is one.
 
     Raises `InputError` for a model or data that cannot be read, before the model is loaded.
@@ -113,7 +113,7 @@ def evaluate(
     files = find_model(model)
     tokenizer = files.load_tokenizer(trust_remote_code)
     tables = {
-        str(path): tokenise(
+        str(path): tokenize(
             [str(path)],
             tokenizer,
             format=format,

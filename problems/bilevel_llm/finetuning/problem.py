@@ -89,7 +89,7 @@ class FineTuning(LanguageModelProblem):
         return sets * max(1, self.batch_size // sets) if sets else 0
 
     def prepare(self) -> None:
-        """Find the model, read and tokenise all data, and take held-out rows out of the training data."""
+        """Find the model, read and tokenize all data, and take held-out rows out of the training data."""
         if self.lora is not None:
             require_peft()
         super().prepare()
@@ -181,7 +181,7 @@ class FineTuning(LanguageModelProblem):
     @cached_property
     def _read_train(self) -> tuple[TokenTable, int]:
         """The training rows that occur nowhere else, and how many others there were."""
-        table = self._tokenise(patterns_of(self.data), self.format)
+        table = self._tokenize(patterns_of(self.data), self.format)
         elsewhere = {
             fingerprint(row): row.where
             for patterns, format in (

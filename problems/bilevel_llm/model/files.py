@@ -205,13 +205,13 @@ def _write_plain(file: Path, directory: Path) -> None:
     with _explained(f"the GGUF file {file}"), quiet_transformers():
         where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(directory)
-        quantised = AutoModelForCausalLM.from_pretrained(file.parent, **where)
+        quantized = AutoModelForCausalLM.from_pretrained(file.parent, **where)
         # a model that came from GGUF refuses to be saved; a fresh one of the same shape does not
-        config = type(quantised.config)(
-            **{k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
+        config = type(quantized.config)(
+            **{k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
         )
         plain = AutoModelForCausalLM.from_config(config)
-        plain.load_state_dict(quantised.state_dict())
+        plain.load_state_dict(quantized.state_dict())
         plain.save_pretrained(directory)
 
 

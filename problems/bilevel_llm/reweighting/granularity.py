@@ -12,7 +12,7 @@ p⁰ spreads the start `initial` evenly over each source's rows. What differs is
     per: scorer      s_r = scorer(features of the row)
 
 Hyper-cleaning weighs rows by a sigmoid each. Here they share a softmax: the sigmoids' common factor changes nothing about
-the minimiser of an unregularised loss, but it lets all weights drift to 0, and with them the lower loss that the
+the minimizer of an unregularized loss, but it lets all weights drift to 0, and with them the lower loss that the
 penalty is measured by. The softmax has no such freedom, is a mixture (which is what a trainer can use), and has "per source"
 as its special case.
 """

@@ -37,7 +37,7 @@ from bilevel_llm.reweighting.granularity import Granularity, PerSample, PerScore
 from bilevel_llm.reweighting.resampling import TargetRows
 from bilevel_llm.reweighting.row_report import as_parquet, rarely_drawn
 from bilevel_llm.reweighting.row_weights import RowLogits, RowWeights
-from bilevel_llm.reweighting.scorer import Scorer, Standardised, describe
+from bilevel_llm.reweighting.scorer import Scorer, Standardized, describe
 from bilevel_llm.reweighting.source_weights import SourceWeights, divergence, logits_of, named_distribution
 from bilevel_llm.reweighting.trust import Trust
 from bilevel_llm.reweighting.validation_losses import TargetLoss, target_losses, target_table
@@ -109,7 +109,7 @@ class LLMReweighting(LanguageModelProblem):
             raise ValueError(f"prior_strength must be at least 0, not {self.prior_strength}")
 
     def prepare(self) -> None:
-        """Find the model, read and tokenise all data, and check that the two sides do not overlap. Only once."""
+        """Find the model, read and tokenize all data, and check that the two sides do not overlap. Only once."""
         if self._is_prepared:
             return
         _ = self._feature_functions  # a misspelled name is reported before the data are read
@@ -261,7 +261,7 @@ class LLMReweighting(LanguageModelProblem):
 
     @cached_property
     def _train(self) -> dict[str, TokenTable]:
-        return {source.name: self._tokenise(source.patterns, source.format) for source in self.sources}
+        return {source.name: self._tokenize(source.patterns, source.format) for source in self.sources}
 
     @property
     def _target_rows(self) -> TargetRows:
@@ -294,11 +294,11 @@ class LLMReweighting(LanguageModelProblem):
         return [len(table) for table in self._train.values()]
 
     @cached_property
-    def _features(self) -> tuple[list[str], Standardised]:
+    def _features(self) -> tuple[list[str], Standardized]:
         """The names and the values of the features of all rows."""
         rows = [SourceRows(source.name, self._train[source.name], source.format) for source in self.sources]
         names, values = feature_matrix(self._feature_functions, rows)
-        return names, Standardised.of(values)
+        return names, Standardized.of(values)
 
     @cached_property
     def _feature_functions(self) -> dict[str, Features]:

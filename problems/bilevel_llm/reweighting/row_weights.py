@@ -16,7 +16,7 @@ class RowWeights(nn.Module):
     sizes: rows of each source; rows are numbered through all sources in this order.
     floor: smallest weight a source can get, spread evenly over its rows.
 
-    The normaliser is that of all rows, in every forward: a batch that normalised itself would be biased.
+    The normalizer is that of all rows, in every forward: a batch that normalized itself would be biased.
     """
 
     log_start: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Standardised:
+class Standardized:
     """Features of all rows with mean 0 and standard deviation 1 over the rows; a constant feature is 0.
 
     values: Shape: (rows, d).
@@ -25,8 +25,8 @@ class Standardised:
     scale: NDArray[np.float64]
 
     @classmethod
-    def of(cls, features: NDArray[np.float64]) -> Standardised:
-        """Standardise the columns. Shape: (rows, d)."""
+    def of(cls, features: NDArray[np.float64]) -> Standardized:
+        """Standardize the columns. Shape: (rows, d)."""
         mean, deviation = features.mean(0), features.std(0)
         constant = deviation <= 1e-12 * np.maximum(1.0, np.abs(mean))
         scale = np.where(constant, 1.0, deviation)
@@ -36,7 +36,7 @@ class Standardised:
 class Scorer(nn.Module):
     """The score of every row: w · φ_r, or w · tanh(A φ_r + b) with a hidden layer.
 
-    features: φ, standardised. Shape: (rows, d).
+    features: φ, standardized. Shape: (rows, d).
     hidden: units of the hidden layer; 0 for none.
 
     w starts at 0, so that all rows score alike. There is no last bias: a softmax over scores would not see it.
@@ -58,7 +58,7 @@ class Scorer(nn.Module):
         return self.out(inner).squeeze(1)  # type: ignore[no-any-return]
 
 
-def describe(scorer: Scorer, names: Sequence[str], features: Standardised) -> dict[str, Any]:
+def describe(scorer: Scorer, names: Sequence[str], features: Standardized) -> dict[str, Any]:
     """The scorer as plain data, enough to score other rows.
 
     A linear scorer has a `weight` for every feature: the change of a row's log weight by one standard deviation of it.

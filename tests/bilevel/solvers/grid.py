@@ -77,12 +77,12 @@ def resolvent(P: Tensor, forms: QuadraticForms, x: Tensor) -> Tensor:
     return torch.linalg.solve(PENALTY * P + forms.B, forms.slope(x))
 
 
-def penalised(P: Callable[[QuadraticForms], Tensor]) -> Callable[[QuadraticForms, Tensor], Tensor]:
+def penalized(P: Callable[[QuadraticForms], Tensor]) -> Callable[[QuadraticForms, Tensor], Tensor]:
     return lambda forms, x: forms.grad_phi(x) - resolvent(P(forms), forms, x) @ forms.S
 
 
 def value_gap(forms: QuadraticForms, x: Tensor) -> dict[str, Tensor]:
-    return {"y": forms.penalised_solution(x, PENALTY), "z": forms.lower_solution(x)}
+    return {"y": forms.penalized_solution(x, PENALTY), "z": forms.lower_solution(x)}
 
 
 def gradient_norm_matrix(forms: QuadraticForms) -> Tensor:
@@ -104,7 +104,7 @@ def envelope(forms: QuadraticForms, x: Tensor) -> dict[str, Tensor]:
 def path(p: int) -> Variant:
     def optimum(forms: QuadraticForms, x: Tensor) -> dict[str, Tensor]:
         return {
-            f"y{j:+d}": forms.penalised_solution(x, PENALTY / j) if j else forms.lower_solution(x) for j in difference(p)
+            f"y{j:+d}": forms.penalized_solution(x, PENALTY / j) if j else forms.lower_solution(x) for j in difference(p)
         }
 
     def gradient(forms: QuadraticForms, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def path(p: int) -> Variant:
     return Variant(f"p={p}", {"p": p}, optimum, gradient, smooth=needs, strongly_convex=needs, repeats=p != 2)
 
 
-GAP = penalised(lambda forms: forms.A)
+GAP = penalized(lambda forms: forms.A)
 """The penalty is ½ e'Pe around y*(x), P a function of the forms; its gradient is ∇Φ - S'(αP + B)⁻¹ s."""
 VARIANTS: Mapping[str, Sequence[Variant]] = {
     "scalebio": [Variant(settings={"lower_steps": 1, "optimizer_y": None}, optimum=value_gap, gradient=GAP)],
@@ -129,7 +129,7 @@ VARIANTS: Mapping[str, Sequence[Variant]] = {
             "gradient norm",
             {"kind": "gradient-norm", "lr_y": 0.8},
             lambda forms, x: {"y": forms.lower_solution(x) - resolvent(gradient_norm_matrix(forms), forms, x)},
-            penalised(gradient_norm_matrix),
+            penalized(gradient_norm_matrix),
             lr_x=0.02,
             steps=100,
             smooth=True,
@@ -139,7 +139,7 @@ VARIANTS: Mapping[str, Sequence[Variant]] = {
         Variant(
             settings={"gamma": GAMMA},
             optimum=envelope,
-            gradient=penalised(envelope_matrix),
+            gradient=penalized(envelope_matrix),
             scale=1 / PENALTY,
             lr_x=0.02 * PENALTY,
         )
@@ -176,7 +176,7 @@ CASES = {case.name: case for case in find_cases(first_party())}
 
 
 def grid(*, without: Callable[[Case], bool] = lambda case: False) -> Any:
-    """Parametrise a test by `case`."""
+    """Parametrize a test by `case`."""
     return pytest.mark.parametrize("case", [case.param for case in CASES.values() if not without(case)])
 
 

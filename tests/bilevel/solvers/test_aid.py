@@ -10,7 +10,7 @@ from bilevel import AID, NonFiniteError, RunError, Vector, fit
 from bilevel.solvers.aid import conjugate_gradients
 from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend
-from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.logistic_regularization import LogisticRegularization
 from bilevel_problems.quadratic import Quadratic
 from tests.conftest import Distance
 
@@ -38,7 +38,7 @@ def test_the_last_iterate_is_what_the_residual_is_of() -> None:
     v, residual = conjugate_gradients(times(MATRIX), b, TorchBackend(), steps=2, tolerance=1e-12)
     left = b.parts["value"] - MATRIX @ v.parts["value"]
     assert residual == pytest.approx(float(left.norm() / b.parts["value"].norm()))
-    # two steps minimise the energy over the span of b and Hb; one step or none would not be orthogonal to both
+    # two steps minimize the energy over the span of b and Hb; one step or none would not be orthogonal to both
     assert abs(float(left @ b.parts["value"])) < 1e-12
     assert abs(float(left @ (MATRIX @ b.parts["value"]))) < 1e-12
 
@@ -64,7 +64,7 @@ def test_too_few_conjugate_gradient_steps_stop_the_run() -> None:
 
 def test_x_moves_along_the_implicit_hypergradient_where_the_lower_level_is_not_quadratic() -> None:
     """400 inner steps leave z at y* to rounding, where the hypergradient has a closed form in terms of y*."""
-    problem = LogisticRegularisation(rows=40, d=4, start=-1.0)
+    problem = LogisticRegularization(rows=40, d=4, start=-1.0)
     with Session(problem, AID(lr_x=1.0, lr_z=1.0, lower_steps=400, cg_tolerance=1e-12)) as session:
         before = session.values("x")
         session.step()

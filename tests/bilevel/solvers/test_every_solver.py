@@ -17,7 +17,7 @@ from bilevel.testing.session import configure
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.cubic_bias import CubicBias
 from bilevel_problems.hyper_cleaning import HyperCleaning
-from bilevel_problems.logistic_regularisation import LogisticRegularisation
+from bilevel_problems.logistic_regularization import LogisticRegularization
 from bilevel_problems.quadratic import Quadratic
 from bilevel_problems.ridge_reweighting import RidgeReweighting
 from tests.bilevel.solvers.grid import CASES, SHARED, Case, grid, small
@@ -25,7 +25,7 @@ from tests.bilevel.solvers.grid import CASES, SHARED, Case, grid, small
 PROBLEMS: dict[str, Callable[[], Problem[Any]]] = {
     "quadratic": lambda: Quadratic(m=2, n=4, kappa=3.0),
     "quadratic, nonconvex": lambda: Quadratic(m=2, n=4, kappa=3.0, rho=0.3, start=0.5),
-    "logistic-regularisation": lambda: LogisticRegularisation(rows=40, d=4, start=0.0),
+    "logistic-regularization": lambda: LogisticRegularization(rows=40, d=4, start=0.0),
     "ridge-reweighting": lambda: RidgeReweighting(rows=20, d=4),
     "hyper-cleaning": lambda: HyperCleaning(rows=80, validation_rows=40, ridge=0.1),
     "cubic-bias": lambda: CubicBias(mu=0.5, start=1.0),

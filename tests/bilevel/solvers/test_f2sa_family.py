@@ -160,10 +160,10 @@ def test_the_difference_is_exact_for_polynomials_up_to_its_order(p: int) -> None
         assert sum(weight * j**degree for j, weight in c.items()) == (degree == 1)
 
 
-def test_a_normalised_step_of_x_has_the_length_of_the_step_size() -> None:
+def test_a_normalized_step_of_x_has_the_length_of_the_step_size() -> None:
     plain = F2SAp(p=2, penalty=30.0, lr_x=0.02)
     starts = small().start_x
-    long, unit = (x_after(dataclasses.replace(plain, normalised=n), 1) - starts for n in (False, True))
+    long, unit = (x_after(dataclasses.replace(plain, normalized=n), 1) - starts for n in (False, True))
     assert float(unit.norm()) == pytest.approx(0.02, rel=1e-12)
     torch.testing.assert_close(unit / unit.norm(), long / long.norm(), rtol=1e-12, atol=0)
 

@@ -11,17 +11,17 @@ PLAIN = {"optimizer_x": SGD(), "optimizer_z": SGD(), "warmup": 0}
 
 @pytest.mark.parametrize("penalty", [2.0, 10.0, 100.0])
 @pytest.mark.parametrize("lower_steps", [1, 3])
-def test_it_ends_at_the_stationary_point_of_the_penalised_problem(penalty: float, lower_steps: int) -> None:
+def test_it_ends_at_the_stationary_point_of_the_penalized_problem(penalty: float, lower_steps: int) -> None:
     """Linear convergence; 1500 steps leave less than 1e-9 (measured 1e-12), rounding in float64 is far below."""
     problem = Distance()
     solver = ScaleBiO(penalty=penalty, lr_x=0.04, lr_z=0.5, lower_steps=lower_steps, **PLAIN)
     result = fit(problem, solver, TorchBackend(), steps=1500)
-    torch.testing.assert_close(result.x["value"], problem.penalised_solution(penalty), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(result.x["value"], problem.penalized_solution(penalty), rtol=1e-8, atol=1e-8)
 
 
 def test_the_bias_shrinks_as_one_over_the_penalty() -> None:
     problem = Distance()
-    bias = [torch.dist(problem.penalised_solution(a), problem.solution()).item() for a in (50.0, 100.0)]
+    bias = [torch.dist(problem.penalized_solution(a), problem.solution()).item() for a in (50.0, 100.0)]
     assert bias[0] / bias[1] == pytest.approx(2, rel=0.05)
     result = fit(problem, ScaleBiO(penalty=1e4, lr_x=0.04, lr_z=0.5, **PLAIN), TorchBackend(), steps=1500)
     assert torch.dist(result.x["value"], problem.solution()) < 1e-3

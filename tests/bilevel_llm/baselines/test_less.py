@@ -89,7 +89,7 @@ def test_gradients_of_chosen_blocks(task: Make) -> None:
     torch.testing.assert_close(by_vmap, by_loop, rtol=1e-4, atol=1e-5 * float(by_loop.abs().max()))
 
 
-def test_a_model_that_cannot_be_vectorised_is_looped_over(task: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_vectorized_is_looped_over(task: Make, caplog: pytest.LogCaptureFixture) -> None:
     class Stubborn(LanguageModel):
         def forward(self, ids, positions):  # type: ignore[no-untyped-def]
             if ids.sum().item() < 0:

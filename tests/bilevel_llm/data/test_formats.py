@@ -1,4 +1,4 @@
-"""Formats as a set: the contract that each keeps, how one is recognised, and how one is named in a recipe."""
+"""Formats as a set: the contract that each keeps, how one is recognized, and how one is named in a recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path

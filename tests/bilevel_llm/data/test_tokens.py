@@ -13,7 +13,7 @@ from bilevel.errors import InputError
 from bilevel_llm.data import tokens as module
 from bilevel_llm.data.chat import NO_END
 from bilevel_llm.data.formats.alpaca import Alpaca
-from bilevel_llm.data.tokens import TokenTable, content_hash, default_cache, tokenise
+from bilevel_llm.data.tokens import TokenTable, content_hash, default_cache, tokenize
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
@@ -59,7 +59,7 @@ def equal(one: TokenTable, other: TokenTable) -> bool:
 
 @pytest.fixture
 def no_reading(monkeypatch):
-    """Fails a test that tokenises data anew."""
+    """Fails a test that tokenizes data anew."""
 
     def forbid():
         monkeypatch.setattr(module, "read_file", lambda *_: pytest.fail("the data was read again"))
@@ -72,7 +72,7 @@ def no_reading(monkeypatch):
 
 def test_rows_of_all_files_are_laid_out_flat(tmp_path):
     files = [data(tmp_path / "1.jsonl", ("a", "b c"), ("b", "d")), data(tmp_path / "2.jsonl", ("c", "a"))]
-    table = tokenise(files, word_tokenizer(), max_length=99)
+    table = tokenize(files, word_tokenizer(), max_length=99)
     assert len(table) == table.rows_read == 3
     assert words_of(table, 0) == ["user", "a", "</s>", "assistant", "B", "C", "</S>"]
     assert words_of(table, 2) == ["user", "c", "</s>", "assistant", "A", "</S>"]
@@ -85,7 +85,7 @@ def test_rows_of_all_files_are_laid_out_flat(tmp_path):
 
 
 def test_long_rows_keep_their_beginning_and_rows_without_a_target_are_left_out(tmp_path):
-    table = tokenise(
+    table = tokenize(
         [data(tmp_path / "1.jsonl", ("a b c", "a"), ("a", "b"), ("a", "b c d"))], word_tokenizer(), max_length=6
     )
     assert [words_of(table, row) for row in range(len(table))] == [
@@ -101,17 +101,17 @@ def test_a_source_without_any_target_is_an_error_that_names_its_first_row(tmp_pa
     with pytest.raises(
         InputError, match=r"max_length=4: .*1\.jsonl:1 has its first at token 5 of 6 \(2 rows read\); raise max_length"
     ):
-        tokenise([path], word_tokenizer(), max_length=4, cache=tmp_path / "cache")
+        tokenize([path], word_tokenizer(), max_length=4, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_max_length_must_leave_something_to_predict(tmp_path):
     with pytest.raises(InputError, match="max_length is 1; it must be at least 2"):
-        tokenise([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=1)
+        tokenize([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=1)
 
 
 def test_notes_are_counted_by_row(tmp_path):
-    table = tokenise(
+    table = tokenize(
         [data(tmp_path / "1.jsonl", ("a", "b"), ("a", "c"))], word_tokenizer(eos=None), template="plain", max_length=99
     )
     assert table.notes == {NO_END: 2}
@@ -122,11 +122,11 @@ def test_notes_are_counted_by_row(tmp_path):
 
 def test_the_cache_gives_the_same_table_without_reading_the_rows(tmp_path, no_reading):
     path, cache = data(tmp_path / "1.jsonl", ("a", "b"), ("a b c d", "c"), ("a", "b c d")), tmp_path / "cache"
-    fresh = tokenise([path], word_tokenizer(), max_length=6, cache=cache)
+    fresh = tokenize([path], word_tokenizer(), max_length=6, cache=cache)
     no_reading()
-    cached = tokenise([path], word_tokenizer(), max_length=6, cache=cache)
+    cached = tokenize([path], word_tokenizer(), max_length=6, cache=cache)
     assert equal(fresh, cached)
-    assert equal(fresh, tokenise([path], used_tokenizer(), max_length=6, cache=cache))
+    assert equal(fresh, tokenize([path], used_tokenizer(), max_length=6, cache=cache))
     assert cached.ids.flags.writeable
 
 
@@ -138,10 +138,10 @@ def used_tokenizer():
 
 def test_moved_files_are_found_in_the_cache_under_their_new_names(tmp_path, no_reading):
     cache = tmp_path / "cache"
-    tokenise([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=9, cache=cache)
+    tokenize([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=9, cache=cache)
     no_reading()
     moved = data(tmp_path / "elsewhere" / "2.jsonl", ("a", "b"))
-    assert tokenise([moved], word_tokenizer(), max_length=9, cache=cache).where(0) == f"{moved}:1"
+    assert tokenize([moved], word_tokenizer(), max_length=9, cache=cache).where(0) == f"{moved}:1"
 
 
 CHANGES = {
@@ -158,7 +158,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_whatever_decides_about_the_tokens_is_part_of_the_cache_key(tmp_path, change):
     def made_with(content=("a", "b"), tokenizer=word_tokenizer, **settings):
-        tokenise(
+        tokenize(
             [data(tmp_path / "1.jsonl", content)],
             tokenizer(),
             **({"max_length": 9} | settings),
@@ -187,21 +187,21 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_cache_file_is_made_again(tmp_path, damage, no_reading):
     path, cache = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache"
-    fresh = tokenise([path], word_tokenizer(), max_length=9, cache=cache)
+    fresh = tokenize([path], word_tokenizer(), max_length=9, cache=cache)
     (file,) = cache.iterdir()
     sound = file.read_bytes()
     damage(file)
     assert file.read_bytes() != sound, "the test has not damaged the file"
-    assert equal(fresh, tokenise([path], word_tokenizer(), max_length=9, cache=cache))
+    assert equal(fresh, tokenize([path], word_tokenizer(), max_length=9, cache=cache))
     no_reading()
-    assert equal(fresh, tokenise([path], word_tokenizer(), max_length=9, cache=cache))
+    assert equal(fresh, tokenize([path], word_tokenizer(), max_length=9, cache=cache))
 
 
 def test_a_format_that_reads_rows_in_another_way_than_before_makes_the_tokens_again(tmp_path, monkeypatch):
     path, cache = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache"
     for version, files in ((1, 1), (2, 2), (1, 2)):
         monkeypatch.setattr(Alpaca, "version", version)
-        tokenise([path], word_tokenizer(), max_length=9, cache=cache)
+        tokenize([path], word_tokenizer(), max_length=9, cache=cache)
         assert len(list(cache.iterdir())) == files
 
 
@@ -215,7 +215,7 @@ def test_many_may_write_the_same_cache_file_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_build", build_together)
     with ThreadPoolExecutor(8) as pool:
-        tables = list(pool.map(lambda _: tokenise([path], word_tokenizer(), max_length=9, cache=cache), range(8)))
+        tables = list(pool.map(lambda _: tokenize([path], word_tokenizer(), max_length=9, cache=cache), range(8)))
     assert all(equal(tables[0], table) for table in tables)
     assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
 
@@ -225,7 +225,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_before_the_work(tmp_path, no
     no_reading()
     path, cache = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "file" / "cache"
     with pytest.raises(InputError, match=r"cache directory .*file/cache cannot be written: .*; set BILEVEL_CACHE"):
-        tokenise([path], word_tokenizer(), max_length=9, cache=cache)
+        tokenize([path], word_tokenizer(), max_length=9, cache=cache)
 
 
 def test_the_cache_directory_follows_the_environment(monkeypatch):
@@ -247,7 +247,7 @@ def test_the_content_hash_depends_on_contents_and_their_order_alone(tmp_path):
     same = data(tmp_path / "deep" / "1.v2.jsonl", ("a", "b"))
     assert content_hash([one, two]) == content_hash([same, two])
     assert len({content_hash([one]), content_hash([two]), content_hash([one, two]), content_hash([two, one])}) == 4
-    assert tokenise([one], word_tokenizer(), max_length=9).content_hash == content_hash([one])
+    assert tokenize([one], word_tokenizer(), max_length=9).content_hash == content_hash([one])
 
 
 def test_the_content_hash_of_a_saved_data_set_covers_its_files(tmp_path):
@@ -256,4 +256,4 @@ def test_the_content_hash_of_a_saved_data_set_covers_its_files(tmp_path):
     for name, answer in (("one", "b"), ("two", "c")):
         Dataset.from_list([{"instruction": "a", "output": answer}]).save_to_disk(str(tmp_path / name))
     assert content_hash([str(tmp_path / "one")]) != content_hash([str(tmp_path / "two")])
-    assert words_of(tokenise([str(tmp_path / "one")], word_tokenizer(), max_length=9), 0)[-2:] == ["B", "</S>"]
+    assert words_of(tokenize([str(tmp_path / "one")], word_tokenizer(), max_length=9), 0)[-2:] == ["B", "</S>"]

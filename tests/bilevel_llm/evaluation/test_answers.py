@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from bilevel_llm.evaluation.answers import final_answer, normalise, number, same_answer
+from bilevel_llm.evaluation.answers import final_answer, normalize, number, same_answer
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_there_may_be_none(text: str) -> None:
     ],
 )
 def test_what_means_the_same_is_the_same(one: str, other: str) -> None:
-    assert same_answer(normalise(one), normalise(other))
+    assert same_answer(normalize(one), normalize(other))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_means_the_same_is_the_same(one: str, other: str) -> None:
     ],
 )  # fmt: skip
 def test_what_differs_is_not(one: str, other: str) -> None:
-    assert not same_answer(normalise(one), normalise(other))
+    assert not same_answer(normalize(one), normalize(other))
 
 
 def test_nothing_is_no_answer() -> None:

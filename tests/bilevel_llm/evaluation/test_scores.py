@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from bilevel import InputError
-from bilevel_llm.data.tokens import tokenise
+from bilevel_llm.data.tokens import tokenize
 from bilevel_llm.evaluation.scores import evaluate, score
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.files import find_model
@@ -24,7 +24,7 @@ def test_scores_are_what_a_row_by_row_reference_computes(
     """The whole model, one row at a time without padding; 1e-5 in float32."""
     directory = str(model_directory(family))
     (scores,) = evaluate(directory, [data["target"]], max_length=60).values()
-    table = tokenise([data["target"]], find_model(directory).load_tokenizer(), max_length=60)
+    table = tokenize([data["target"]], find_model(directory).load_tokenizer(), max_length=60)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     losses, correct, targets = [], [], []
     for i in range(len(table)):

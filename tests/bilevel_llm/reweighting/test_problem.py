@@ -241,7 +241,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_file(problem: Make, tmp_p
 
 def test_tokens_are_made_once_and_shared(problem: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     problem().prepare()
-    monkeypatch.setattr("bilevel_llm.data.tokens._build", lambda *a: pytest.fail("tokenised again"))
+    monkeypatch.setattr("bilevel_llm.data.tokens._build", lambda *a: pytest.fail("tokenized again"))
     problem().prepare()
 
 

@@ -151,7 +151,7 @@ def test_the_gradient_of_a_batch_of_all_rows_is_that_of_the_sum_over_all_rows(
 def test_the_mean_over_the_batches_of_an_epoch_is_the_sum_over_all_rows(small: Make, kind: str) -> None:
     """Two rows of each source a batch: after 8 batches rows of `one` and `two` were seen twice, those of `three` once.
 
-    A walk without replacement makes the mean exact, not only its expectation; a batch that normalised its own weights
+    A walk without replacement makes the mean exact, not only its expectation; a batch that normalized its own weights
     would miss it by far, which is checked too.
     """
     p = small(BY_ROW[kind])
@@ -311,7 +311,7 @@ def test_a_scorer_learns_the_sign_of_an_informative_feature(
 
 
 def test_scorer_json_is_enough_to_score_rows(small: Make) -> None:
-    """Weights computed from the file and the features as they are, up to the normaliser."""
+    """Weights computed from the file and the features as they are, up to the normalizer."""
     for granularity in (PerScorer("length"), PerScorer("length", hidden=3)):
         p = small(granularity, floor=0.0)
         p.prepare()

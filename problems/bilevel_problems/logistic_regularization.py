@@ -1,4 +1,4 @@
-"""`logistic-regularisation`: how strongly should each coordinate of a logistic regression be regularised?
+"""`logistic-regularization`: how strongly should each coordinate of a logistic regression be regularized?
 
 g(x, y) = mean_i softplus(-b_i a_i'y) + ½ Σ_j exp(x_j) y_j²
 f(x, y) = mean over validation rows of softplus(-b a'y)
@@ -24,7 +24,7 @@ from bilevel_problems.variables import ParameterVector
 
 
 @dataclass
-class LogisticRegularisation(Problem[Rows]):
+class LogisticRegularization(Problem[Rows]):
     """Gaussian features, and noisy labels of a linear rule in which only the first half of the coordinates count.
 
     rows, validation_rows, d: the numbers of training rows, validation rows and coordinates.
