@@ -105,7 +105,7 @@ class Problem(ABC, Generic[B]):
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.
 
-        Called once, first. Raise `InputError` for what the user has to mend. Does nothing by default.
+        Called once, first. Raise `InputError` for what the user has to correct. Does nothing by default.
         """
 
     def fingerprint(self) -> str:

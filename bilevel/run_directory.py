@@ -71,7 +71,7 @@ class RunDirectory:
         if differing:
             key = differing[0]
             raise InputError(
-                f"{self.path} holds a run of another recipe: {key} was {before.get(key)!r} and is now {now.get(key)!r}"
+                f"{self.path} holds a run of a different recipe: {key} was {before.get(key)!r} and is now {now.get(key)!r}"
                 + (f" (and {len(differing) - 1} more: {', '.join(differing[1:])})" if differing[1:] else "")
                 + "; resume with the same recipe, or choose another --output"
             )

@@ -48,7 +48,7 @@ def save(directory: Path, variables: list[ModuleVariable], processes: Processes)
 def load(directory: Path, variables: list[ModuleVariable]) -> None:
     """Read what `save` wrote into variables of the same model. Communicates only as sharding requires.
 
-    Raises `InputError`, naming the file, if it is incomplete or belongs to another model or precision; the variables are
+    Raises `InputError`, naming the file, if it is incomplete or belongs to a different model or precision; the variables are
     then as they were, except for their active blocks.
     """
     readers = {v.name: SavedVariable(directory, v.name) for v in variables}
@@ -137,7 +137,7 @@ def _check(saved: SavedVariable, v: ModuleVariable) -> None:
     odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if odd:
         raise InputError(
-            f"the checkpoint {saved.directory} belongs to another model: {saved.variable}/{odd[0]} is "
+            f"the checkpoint {saved.directory} belongs to a different model: {saved.variable}/{odd[0]} is "
             f"{found.get(odd[0], 'missing')} there and {expected.get(odd[0], 'missing')} here"
         )
     name, parameter = next(iter(v.sharding.parameters.items()), (None, None))  # all parameters were cast alike

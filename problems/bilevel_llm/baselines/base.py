@@ -140,7 +140,7 @@ class Baseline(ABC):
         return None
 
     def check(self, task: Task) -> None:  # noqa: B027 (most methods have nothing to check)
-        """Raise `InputError` for what the user has to mend, before a model is loaded. Checks nothing by default."""
+        """Raise `InputError` for what the user has to correct, before a model is loaded. Checks nothing by default."""
 
     @abstractmethod
     def find(self, task: Task) -> Outcome:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def load(
     method: str, file: Path, plugins: Any, *, changes: list[str], output: str | None, resume: bool = False
 ) -> "tuple[Baseline, Task]":
-    """Read a recipe. Raises `InputError` for what the user has to mend; no data is read yet."""
+    """Read a recipe. Raises `InputError` for what the user has to correct; no data is read yet."""
     from bilevel import Backend, InputError, Problem
     from bilevel.config import build_parts, read_recipe
     from bilevel_llm.baselines.base import Baseline, Task

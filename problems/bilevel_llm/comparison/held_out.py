@@ -43,7 +43,7 @@ UNITS: Mapping[Metric, str] = {"loss": "nats", "row_loss": "nats"}
 class HeldOut:
     """One test set, ready to be scored.
 
-    dropped: rows left out because they stand in the sources or the validation data.
+    dropped: rows left out because they occur in the sources or the validation data.
     questions: of every row of the table, where exact_match is measured.
     """
 
@@ -116,7 +116,7 @@ def read_held_out(
         places = [name for name, other in elsewhere.items() if rows_in(read, {name: other}).any()]
         first = read.where(int(known.argmax()))
         words = (
-            f"{known.sum()} of {len(read)} rows of the test set {test.name!r} (the first: {first}) also stand in "
+            f"{known.sum()} of {len(read)} rows of the test set {test.name!r} (the first: {first}) also occur in "
             f"{', '.join(places)}"
         )
         if on_overlap == "error":

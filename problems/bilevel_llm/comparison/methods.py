@@ -60,8 +60,8 @@ class Method:
 
     described: all that decides what it finds, as plain data.
     known: what it finds, where that needs no model; None otherwise.
-    find: seed, a directory of its own -> what it finds. What an interrupted call left in the directory is gone on from.
-    prepare: raises `InputError` for what the user has to mend.
+    find: seed, a directory of its own -> what it finds. It resumes what an interrupted call left in the directory.
+    prepare: raises `InputError` for what the user has to correct.
     most_rows: rows that it leaves to be drawn from, at most; None: all.
     """
 
@@ -108,7 +108,7 @@ def check_entries(entries: list[str | dict[str, Any]], recipe: Recipe, plugins: 
 
 
 def make_methods(entries: list[str | dict[str, Any]], parts: Parts) -> list[Method]:
-    """Every entry as a method. Raises `InputError` for what the user has to mend."""
+    """Every entry as a method. Raises `InputError` for what the user has to correct."""
     return [_make(i, entry, parts) for i, entry in enumerate(entries)]
 
 
@@ -183,7 +183,7 @@ def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str |
 
     def find(seed: int, directory: Path | None) -> Found:
         if directory is not None and not baseline.resumable:
-            shutil.rmtree(directory, ignore_errors=True)  # half of what cannot be gone on from
+            shutil.rmtree(directory, ignore_errors=True)  # what an interrupted call left, and cannot be resumed
         outcome = baselines.run(name, baseline, task(seed, directory))
         selection = outcome.selection
         return Found(

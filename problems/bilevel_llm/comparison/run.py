@@ -257,6 +257,6 @@ def _require_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, 
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if was.get(key) != is_now.get(key) and not free:
             raise InputError(
-                f"{directory} holds a comparison of another recipe: {key} was {was.get(key)!r} and is now "
+                f"{directory} holds a comparison of a different recipe: {key} was {was.get(key)!r} and is now "
                 f"{is_now.get(key)!r}; go on with the same recipe, or choose another --output"
             )

@@ -97,7 +97,7 @@ class CompareSettings:
     on_shortfall: a source has fewer rows than its weight asks for: take more of the others, so that budgets stay equal
         ("redistribute", and said), or refuse ("error").
     format: of the mix; "messages" if the sources differ in format.
-    on_overlap: test rows that also stand in the sources or in the validation data: "drop" them from the test, or make it
+    on_overlap: test rows that also occur in the sources or in the validation data: "drop" them from the test, or make it
         an "error".
     max_new_tokens: of a generated answer, at most.
     """

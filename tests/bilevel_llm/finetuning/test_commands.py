@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_without_its_options_being_repeated(basics: list[s
     with pytest.raises(InputError, match=r"cut/model already exists and is not overwritten"):
         bilevel("finetune", "--resume", "--output", tmp_path / "cut")
     (tmp_path / "cut" / "model").rename(tmp_path / "moved")
-    with pytest.raises(InputError, match=r"another recipe: problem\.batch_size was 8 and is now 4"):
+    with pytest.raises(InputError, match=r"a different recipe: problem\.batch_size was 8 and is now 4"):
         bilevel("finetune", "--resume", "--output", tmp_path / "cut", "--batch-size", 4)
     with pytest.raises(InputError, match=r"solver\.lr is 0 at the end of 9 steps"):
         bilevel("finetune", "--resume", "--output", tmp_path / "cut", "--steps", 9)

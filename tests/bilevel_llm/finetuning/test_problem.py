@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_with_the_same_checkpoint(
 
 def test_a_run_of_another_recipe_is_not_resumed(tuning: Make, tmp_path: Path) -> None:
     train(tuning(), tmp_path / "run", steps=1)
-    with pytest.raises(InputError, match=r"another recipe: problem\.fields\.mean_over was 'rows' and is now 'tokens'"):
+    with pytest.raises(InputError, match=r"a different recipe: problem\.fields\.mean_over was 'rows' and is now 'tokens'"):
         train(tuning(mean_over="tokens"), tmp_path / "run", steps=2, resume=True)
 
 

@@ -192,7 +192,7 @@ def test_what_cannot_be_exported_is_said(tuning: Make, tmp_path: Path, model_dir
     recipe = tmp_path / "run" / "recipe.yaml"
     right = recipe.read_text()
     recipe.write_text(right.replace(str(model_directory("llama")), str(model_directory("gpt2"))))
-    with pytest.raises(InputError, match="is of another model than the recipe's"):
+    with pytest.raises(InputError, match="is of a different model from the recipe's"):
         export_model(tmp_path / "run", tmp_path / "new")
     recipe.write_text("problem: {name: quadratic, m: 2}\n")
     with pytest.raises(InputError, match="a run of 'quadratic', which has no language model"):
