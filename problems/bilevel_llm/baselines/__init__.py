@@ -1,1 +1,1 @@
-"""Ways to weigh or select training data that learned weights are compared with: one method a file."""
+"""Methods that find weights or select rows, with which learned weights are compared: one method per file."""

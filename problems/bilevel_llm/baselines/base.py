@@ -23,9 +23,9 @@ class Spent:
     """What finding the weights took.
 
     seconds: wall time, without reading and tokenizing the data.
-    tokens: tokens that went forward through a model, padding left out, over all processes; a token counts as often as it
-        passed, and once for each model.
-    backward_tokens: those of them that went backward too, which costs about twice a forward pass more.
+    tokens: tokens that went forward through a model, without padding, over all processes; a token counts every time that
+        it passed through a model, and for each model separately.
+    backward_tokens: those of them that also went backward, which costs about two more forward passes.
     """
 
     seconds: float = 0.0
@@ -35,9 +35,9 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Rows that are to be trained on, in place of whole sources.
+    """Rows that are to be trained on, instead of whole sources.
 
-    scores: source -> score of every row of its token table, higher is better. Shape: (rows,).
+    scores: source -> the score of every row of its token table; higher is better. Shape: (rows,).
     rows: source -> the selected rows, as indices into its token table.
     """
 
@@ -46,7 +46,7 @@ class Selection:
 
     @classmethod
     def best(cls, scores: Mapping[str, NDArray[np.float64]], count: int) -> Selection:
-        """The `count` rows with the highest scores over all sources; of equal ones, the earlier."""
+        """The `count` rows with the highest scores over all sources; where scores are equal, the earlier rows."""
         source_of = np.concatenate([np.full(len(s), i) for i, s in enumerate(scores.values())])
         row_of = np.concatenate([np.arange(len(s)) for s in scores.values()])
         best = np.argsort(-np.concatenate(list(scores.values())), kind="stable")[:count]
@@ -72,10 +72,11 @@ class Selection:
 class Outcome:
     """What a baseline found.
 
-    weights: source -> weight, not negative, summing to 1. Of a selection: the source's share of the selected rows.
-    cost: what it took.
+    weights: source -> weight; the weights are not negative and sum to 1. If rows were selected, a source's weight is its
+        share of them.
+    cost: what finding the weights took.
     selection: the rows, if single rows were selected.
-    trajectory: source -> its weight after each step, if they moved.
+    trajectory: source -> its weight after each step, if the weights moved.
     notes: what a reader should know before using the weights, one sentence each.
     """
 
@@ -90,15 +91,15 @@ class Outcome:
 class Task:
     """The data that a baseline is to find weights for, and what it may use.
 
-    problem: prepared: its model is found, its data read and checked.
-    backend: where a model may be trained; not started.
+    problem: already prepared: its model has been found, and its data read and checked.
+    backend: where a model may be trained; it has not been started.
     run: the budget (at most `steps` training steps, each on a batch of `problem.batch_size` rows), the seed of everything
-        that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is written where
+        that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is written if
         `output` is None.
     active: the blocks that train at a step.
     resume: whether to continue from what an earlier, interrupted call left in the directory.
     recipe: what to keep as recipe.yaml.
-    observer: is told of training steps.
+    observer: is told of every training step.
     """
 
     problem: LLMReweighting
@@ -123,32 +124,32 @@ class Task:
 
 
 class Baseline(ABC):
-    """A way to weigh or select training data. Subclasses are frozen dataclasses: the fields are the settings.
+    """A way to find weights or select rows. Subclasses are frozen dataclasses: the fields are the settings.
 
-    What the class variables and `most_rows` say is all that others know of a baseline.
+    Other code knows of a baseline only what the class variables and `most_rows` say.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     resumable: ClassVar[bool] = False
-    """Whether an interrupted call can be resumed where it stopped."""
+    """Whether an interrupted call can be resumed from where it stopped."""
     trains: ClassVar[bool] = True
     """Whether the weights come from a model, and so depend on the seed. False: they follow from the data alone."""
 
     def most_rows(self, rows: int) -> int | None:
-        """How many of all sources' rows together it selects at most; None for a baseline that weighs sources."""
+        """The largest number of rows that it selects from all sources' `rows` together; None if it finds weights."""
         return None
 
     def check(self, task: Task) -> None:  # noqa: B027 (most methods have nothing to check)
-        """Raise `InputError` for what the user has to correct, before a model is loaded. Checks nothing by default."""
+        """Raise `InputError` for what the user has to correct, before a model is loaded. By default, nothing is checked."""
 
     @abstractmethod
     def find(self, task: Task) -> Outcome:
-        """Find the weights, or select rows. May use nothing but its argument: the same task gives the same outcome."""
+        """Find weights or select rows. It may use nothing but its argument: the same task gives the same outcome."""
 
 
 def outcome_of_training(result: Result, notes: Sequence[str]) -> Outcome:
-    """The outcome of a solver whose steps report `average`, `tokens` and `backward_tokens`; its average is the result."""
+    """The outcome of a solver whose steps report `average`, `tokens` and `backward_tokens`; `average` gives the weights."""
     history = result.history
     cost = Spent(
         total_seconds(history),

@@ -4,8 +4,8 @@
     α'_i = α_i exp(η λ_i),   α <- (1 - c) α' / Σ_j α'_j + c / k
     y <- a step on  Σ_i α_i · (mean over the tokens of source i of ℓ_y)
 
-The reference z is trained first, on the mean losses weighted by the initial weights, and then stands still; the proxy y is
-trained by group DRO, from the same start. The result is the mean of α over the proxy's steps.
+The reference z is trained first, on the mean losses weighted by the initial weights, and then stays fixed; the proxy y is
+trained by group DRO from the same start. The result is the mean of α over the proxy's steps.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ from bilevel_llm.reweighting.source_weights import logits_of
 
 @dataclass(frozen=True)
 class DoReMi(Solver[State], Baseline):
-    """Weights by which the worst excess loss over a reference model shrinks. The validation data is not looked at.
+    """Find weights that shrink the worst excess loss over a reference model. The validation data is not used.
 
-    eta: η, step of the weights. 1, as in the paper.
+    eta: η, the step size of the weights. 1, as in the paper.
     smoothing: c, the share of the uniform distribution that is mixed in at every step. 1e-3, as in the paper.
-    reference_steps: steps that train the reference; the rest trains the proxy. None, as a baseline: half of them, so that
-        both models get the same, as in the paper. As a solver of its own it has to be given.
-    lr: step size of both models. The paper pretrains, at 1e-3; this is what fine-tunes here (as `lr_z` of ScaleBiO).
-    optimizer: of both models. The gradient's norm is clipped at 1, as in the paper.
+    reference_steps: steps that train the reference; the rest train the proxy. For the baseline, None means half of the
+        steps, so that both models get the same number, as in the paper. The solver needs a number.
+    lr: step size of both models. The paper pretrains with 1e-3; the default here suits fine-tuning (as `lr_z` of ScaleBiO).
+    optimizer: the optimizer of both models. The gradient's norm is clipped at 1, as in the paper.
 
-    x holds α of the last step; `average` in the records is the result. A step of the proxy is three forward passes
-    (z, y for the excess, y for the step) and a backward pass, counted as such.
+    x holds α of the last step; `average` in the records is the result. A step of the proxy takes three forward
+    passes (z, y for the excess, y for the step) and one backward pass, and is counted as such.
     """
 
     eta: float = 1.0
@@ -74,9 +74,7 @@ class DoReMi(Solver[State], Baseline):
     def find(self, task: Task) -> Outcome:
         """Train the reference, then the proxy."""
         result = task.train(dataclasses.replace(self, reference_steps=self._reference_steps(task)))
-        return outcome_of_training(
-            result, ["doremi does not look at the validation data: its weights serve all sources alike"]
-        )
+        return outcome_of_training(result, ["doremi does not use the validation data: its weights serve all sources alike"])
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
         """Place x and the reference z, and the proxy y as its replica: both have the same start."""
@@ -88,11 +86,11 @@ class DoReMi(Solver[State], Baseline):
         x = backend.place("x", problem.upper, self.optimizer, sharded=False)
         z = backend.place("z", problem.lower, self.optimizer, sharded=True, blocks=problem.blocks)
         y = backend.replicate(z, "y")
-        # kept here, as a resumed run may have another number of steps, but not another boundary
+        # kept here because a resumed run may have another number of steps, but not another boundary
         return State(x, {"z": z, "y": y}, {"reference_steps": self.reference_steps, "sum": [0.0] * len(problem.sources)})
 
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
-        """A step of the reference, or of the weights and then the proxy."""
+        """Take a step of the reference, or a step of the weights and then one of the proxy."""
         assert isinstance(problem, LLMReweighting)
         x, y, z = state.x, state.replicas["y"], state.replicas["z"]
         names = list(problem.source_tables)
@@ -126,7 +124,7 @@ class DoReMi(Solver[State], Baseline):
         }
 
     def workload(self) -> Workload:
-        """Of a step of the proxy: y and z forward for the excess loss, then a pass of y. The reference takes one pass."""
+        """The work of a proxy step: y and z go forward for the excess loss, then y takes a pass. The reference takes one."""
         return Workload({name: self.optimizer for name in ("z", "y")}, lower_passes=1, lower_forwards=2, vectors=1)
 
     def moved(self, α: Tensor, excess: Tensor) -> Tensor:
@@ -138,7 +136,7 @@ class DoReMi(Solver[State], Baseline):
 
 
 def _excess(y: Forward, z: Forward, batch: TokenBatch, names: Sequence[str]) -> Loss:
-    """λ: clipped for each token, then averaged."""
+    """λ: the excess loss is clipped for each token, then averaged."""
     losses = [token_losses(model(batch.ids, batch.positions), batch.targets) for model in (y, z)]
     means = source_means((losses[0] - losses[1]).clamp_min(0), batch)
     return means.sum(), dict(zip(names, means, strict=True))

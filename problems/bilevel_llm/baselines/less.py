@@ -5,11 +5,11 @@
 
 A short warm-up trains LoRA adapters (Hu et al. 2021) with Adam and leaves its moments m_t, v_t. Γ(z) is the direction in
 which Adam would step next on row z; ∇ℓ(z') the gradient of a validation row's loss; both are projected by random signs R.
-The rows with the highest scores are selected. As in the authors' code, each validation row counts by its own cosine. The
-step size, by which the paper weighs checkpoints, is constant here.
+The rows with the highest scores are selected. As in the authors' code, each validation row contributes its own cosine.
+The step size, by which the paper weights checkpoints, is constant here.
 
-The warm-up is a run of `Descent` like any other, on the task's backend and with its rule of active blocks; the rows are
-scored in between, on the model as the backend holds it.
+The warm-up is a run of `Descent` like any other, on the task's backend and with its rule for active blocks; the rows
+are scored between its steps, on the model as the backend holds it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from bilevel_llm.reweighting.problem import LLMReweighting
 log = logging.getLogger("bilevel.llm")
 
 ADAM = AdamW(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)  # as in the authors' code
-ROWS = 8  # rows of one vectorized pass, where the backend does not limit its micro-batches
+ROWS = 8  # rows of one vectorized pass, if the backend does not limit its micro-batches
 HELD = 1 << 27  # numbers of unprojected gradients that wait for the signs at a time: 512 MiB
 
 
@@ -63,22 +63,24 @@ HELD = 1 << 27  # numbers of unprojected gradients that wait for the signs at a 
 class LESS(Baseline):
     """Select the rows whose training step most resembles a step on the validation rows.
 
-    share: of all rows, that is selected. 5%, as in the paper.
-    dimension: d of the projection. The paper has 8192; 1024 keeps cosines to about ±0.04, at an eighth of the work.
-    checkpoints: how often in the warm-up, at equal distances, gradients are taken. The paper has 4, one an epoch; each costs
-        a pass over all data.
-    warmup_steps: steps of the warm-up, on batches that hold all sources equally. None: as many as four epochs of 5% of the
-        rows are, as in the paper, but at most run.steps.
-    lr: of the warm-up. The paper has 2e-5 and some 1,700 steps; ten times that makes up for a warm-up of tens of steps.
-    rank: of the adapters, on the linear maps of attention, as in the paper, which has 128; 8 suits small models and keeps
-        the projection cheap. Their scale α is 4 * rank, as there.
-    blocks: take the gradients of these blocks of the model instead of adapters.
-    gradients: how rows are kept apart.
+    share: the share of all rows that is selected. 5%, as in the paper.
+    dimension: d, the dimension of the projection. The paper has 8192; 1024 keeps cosines to about ±0.04, at an
+        eighth of the work.
+    checkpoints: how many times during the warm-up, equally spaced, gradients are taken. The paper has 4, one per epoch; each
+        costs a pass over all data.
+    warmup_steps: steps of the warm-up, on batches that hold all sources equally. None: the length of four epochs of 5% of
+        the rows, as in the paper, but at most run.steps.
+    lr: step size of the warm-up. The paper has 2e-5 and some 1,700 steps; ten times that step size makes up for a warm-up
+        of only tens of steps.
+    rank: rank of the adapters, which are put on the linear maps of attention, as in the paper. The paper has 128; 8 suits
+        small models and keeps the projection cheap. Their scale α is 4 * rank, as in the paper.
+    blocks: the blocks of the model whose gradients are taken, instead of those of adapters.
+    gradients: how the gradients of single rows are taken; see `How`.
 
-    The backend decides on devices, processes and precision. Its micro-batches are also the rows of one vectorized backward
-    pass, 8 where it sets no limit. Every process takes the gradients of its part of the rows, for which it needs all
-    parameters: backends that split them are refused. Where `active` trains a part of the adapters or blocks at a time, the
-    gradients are those of what trains at the checkpoint.
+    The backend decides on devices, processes and precision. The size of its micro-batches is also the number of rows
+    in one vectorized backward pass: 8 if it sets no limit. Every process takes the gradients of its part of the rows, for
+    which it needs all parameters: backends that split them are refused. If `active` trains only some of the adapters or
+    blocks at a time, the gradients are those of what trains at the checkpoint.
     """
 
     share: float = 0.05
@@ -104,7 +106,7 @@ class LESS(Baseline):
         Projection(1, self.dimension, 0)
 
     def check(self, task: Task) -> None:
-        """The budget must hold the warm-up, and every process all parameters."""
+        """The warm-up must fit into the budget, and every process must hold all parameters."""
         steps = self._steps(task)
         if steps > task.run.steps:
             raise InputError(f"less: baseline.warmup_steps={steps} is more than the budget run.steps={task.run.steps}")
@@ -119,7 +121,7 @@ class LESS(Baseline):
             )
 
     def most_rows(self, rows: int) -> int:
-        """The share of them, and at least one."""
+        """`share` of the rows, rounded, but at least one row."""
         return max(1, round(self.share * rows))
 
     def find(self, task: Task) -> Outcome:
@@ -131,11 +133,13 @@ class LESS(Baseline):
         tables = [*task.problem.source_tables.values(), *task.problem.validation_tables.values()]
         tokens = sum(batch_tokens(task.problem, t, task.run.seed) for t in range(self._steps(task)))
         tokens += self.checkpoints * sum(len(table.ids) for table in tables)
-        notes = [f"less scores single rows: {len(selection)} are in selection.jsonl; the weights are their shares by source"]
+        notes = [
+            f"less selects single rows: {len(selection)} are in selection.jsonl; a source's weight is its share of them"
+        ]
         return Outcome(selection.shares, Spent(round(seconds, 3), tokens, tokens), selection=selection, notes=notes)
 
     def scores(self, task: Task) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-        """Source -> score of every row of its table, the same in every process."""
+        """Source -> the score of every row of its table. Every process gets the same scores."""
         problem, steps = task.problem, self._steps(task)
         total = {name: torch.zeros(len(problem.validation_tables), len(t)) for name, t in problem.source_tables.items()}
 
@@ -162,9 +166,9 @@ class LESS(Baseline):
         return scores
 
     def model(self, problem: LLMReweighting, seed: int) -> LanguageModel:
-        """The model with only what is to be trained requiring gradients: fresh adapters, or the chosen blocks.
+        """The model, in which only fresh adapters or the chosen blocks require gradients.
 
-        Raises `InputError` if there is no such block, or nothing to put adapters on.
+        Raises `InputError` if there is no such block, or if there is nothing to put adapters on.
         """
         model = problem.lower()
         assert isinstance(model, LanguageModel)
@@ -180,13 +184,13 @@ class LESS(Baseline):
         return model
 
     def _cosines(self, problem: LLMReweighting, variable: Variable, backend: Backend) -> dict[str, Tensor]:
-        """Source -> mean cosine of every row with the rows of every validation set, on the CPU. Shape: (sets, rows)."""
+        """Source -> the mean cosine of each row with the rows of each validation set, on the CPU. Shape: (sets, rows)."""
         shard = backend.shard
         trained = variable.blocks.parameters(variable.active)
         rows = RowGradients(backend.whole_module(variable), trained, self.gradients)
         project = Projection(rows.size, self.dimension, shard.seed)
         adam = Adam.of(backend.optimizer_state(variable), rows.parameters)
-        log.info("less: gradients of %s numbers for every row", f"{rows.size:,}")
+        log.info("less: taking a gradient of %s numbers for every row", f"{rows.size:,}")
 
         sums = []
         for table in problem.validation_tables.values():
@@ -210,7 +214,7 @@ class LESS(Baseline):
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Projected gradients, of length 1, of this process's rows of a table: (numbers of rows, (rows, dimension)).
 
-        adam: take the direction of its next step instead of the gradient.
+        adam: if given, the direction of its next step is projected instead of the gradient.
         """
         waiting: list[Tensor] = []
         numbers: list[int] = []
@@ -234,10 +238,10 @@ class LESS(Baseline):
 
 @dataclass(frozen=True, eq=False)
 class Adam:
-    """What Adam remembers of some parameters, one after another.
+    """What Adam remembers of some parameters, laid out one after another.
 
-    m, v: means of gradients and of their squares, without their bias corrections. Shape: (n,).
-    steps: that each number has taken; blocks that entered later have taken fewer. Shape: (n,).
+    m, v: means of the gradients and of their squares, without the bias corrections. Shape: (n,).
+    steps: how many steps each number has taken; blocks that became active later have taken fewer. Shape: (n,).
     """
 
     m: Tensor
@@ -246,7 +250,7 @@ class Adam:
 
     @classmethod
     def of(cls, state: Mapping[str, Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> Adam:
-        """From torch's optimizer state. A parameter that the loss ignores has none: its moments are 0."""
+        """Read it from torch's optimizer state. A parameter that the loss ignores has no state: its moments are 0."""
         found: dict[str, list[Tensor]] = {"exp_avg": [], "exp_avg_sq": [], "step": []}
         for name, parameter in parameters.items():
             for key, parts in found.items():
@@ -255,7 +259,7 @@ class Adam:
         return cls(*(torch.cat(parts) for parts in found.values()))
 
     def direction(self, gradients: Tensor) -> Tensor:
-        """Γ: minus the step that Adam would take next, over its step size, for each gradient by itself. Shape: (rows, n)."""
+        """Γ: minus the step that Adam would take next on each gradient, divided by the step size. Shape: (rows, n)."""
         β1, β2 = ADAM.betas
         next_step = (self.steps + 1).to(gradients)
         mean = (β1 * self.m + (1 - β1) * gradients) / -torch.expm1(next_step * math.log(β1))  # 1 - β1^(t+1)
@@ -298,7 +302,7 @@ class _WarmUp(Problem[TokenBatch]):
 
 @dataclass(frozen=True, kw_only=True)
 class _DescentWithStops(Descent):
-    """Descent that shows its variable around once it has done certain numbers of steps."""
+    """Descent that passes its variable to `at_stop` after each number of steps in `stops`."""
 
     stops: frozenset[int]
     at_stop: Callable[[Variable, Backend], None]
@@ -311,7 +315,7 @@ class _DescentWithStops(Descent):
         return State(x, {"z": z})
 
     def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
-        """A step, and a stop where one is due."""
+        """Take a step, and stop afterwards if a stop is due."""
         metrics = super().step(t, state, problem, backend)
         if t + 1 in self.stops:
             self.at_stop(state.replicas["z"], backend)
@@ -319,9 +323,9 @@ class _DescentWithStops(Descent):
 
 
 def _add_adapters(model: LanguageModel, rank: int, seed: int) -> set[str]:
-    """Put LoRA adapters on the linear maps of attention (of all repeated layers, if none is called so). Returns their names.
+    """Put LoRA adapters on the linear maps of attention (or, if none is named so, of all repeated layers).
 
-    Raises `InputError` if there is nothing to put them on.
+    Returns the names of their parameters. Raises `InputError` if there is nothing to put them on.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

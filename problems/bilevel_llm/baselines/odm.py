@@ -5,7 +5,7 @@
     π_{t+1}(i) = (1 - k ε_{t+1}) exp(ε_t R_i) / Σ_j exp(ε_t R_j) + ε_{t+1},   ε_t = min(1/k, √(ln k / (k t)))
 
 An Exp3 bandit whose reward is the training loss: what the model does worst, it sees more of. The mix changes while the model
-trains; as a fixed mix, the mean of π over the steps stands for it.
+trains; the fixed mix that stands for it is the mean of π over the steps.
 """
 
 import math
@@ -35,11 +35,11 @@ DRAW = 31
 
 @dataclass(frozen=True)
 class ODM(Solver[State], Baseline):
-    """Online data mixing. The validation data is not looked at.
+    """Find weights by online data mixing. The validation data is not used.
 
     smoothing: β, the share of the old reward that is kept. 0.9, our choice: a memory of about ten draws of a source.
-    lr: step size of the model; this is what fine-tunes here (as `lr_z` of ScaleBiO).
-    optimizer: of the model.
+    lr: step size of the model; the default suits fine-tuning (as `lr_z` of ScaleBiO).
+    optimizer: the optimizer of the model.
 
     The authors' scripts hold π at its start for the first 2% of the steps; here ε does, which keeps π uniform as long as
     √(ln k / (k t)) is above 1/k. x holds π of the next step; `average` in the records is the result.
@@ -58,13 +58,13 @@ class ODM(Solver[State], Baseline):
             raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing}")
 
     def check(self, task: Task) -> None:
-        """The policy must be free to move."""
+        """Check that the policy is free to move."""
         _check_problem(task.problem)
 
     def find(self, task: Task) -> Outcome:
-        """Train, and average the policy."""
+        """Train the model, and average the policy over the steps."""
         return outcome_of_training(
-            task.train(self), ["odm does not look at the validation data: it trains more on what has the larger loss"]
+            task.train(self), ["odm does not use the validation data: it trains more on sources with a larger loss"]
         )
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
@@ -108,7 +108,7 @@ class ODM(Solver[State], Baseline):
         }
 
     def workload(self) -> Workload:
-        """One model, one pass."""
+        """One model takes one pass."""
         return Workload({"y": self.optimizer}, lower_passes=1)
 
 
@@ -125,7 +125,7 @@ def exploration(k: int, t: int) -> float:
 
 
 def _batch(problem: LLMReweighting, source: int, index: int, shard: Shard) -> tuple[Sequence[TokenBatch], int]:
-    """Batch number `index` of one source alone, weighted per token; and its tokens over all processes."""
+    """Batch number `index` of one source alone, weighted per token, and its number of tokens over all processes."""
     table = list(problem.source_tables.values())[source]
     sampler = Stratified((len(table),), problem.batch_size, Stream.LOWER)
     rows = sampler.batch(index, shard.seed)
@@ -140,5 +140,5 @@ def _mean(model: Forward, batch: TokenBatch) -> Loss:
 def _check_problem(problem: LLMReweighting) -> None:
     if problem.floor or problem.initial != "uniform":
         raise InputError(
-            "odm starts from uniform and keeps every source alive by itself; leave out problem.initial and .floor"
+            "odm starts from uniform weights and keeps every source alive by itself; leave out problem.initial and .floor"
         )

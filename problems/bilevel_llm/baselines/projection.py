@@ -2,7 +2,7 @@
 
     v -> R'v / √d,  R of shape (n, d) with independent entries ±1 (Rademacher; Achlioptas 2003)
 
-For unit vectors the inner product of two projections is right in the mean, with a variance of at most 2/d.
+For unit vectors the inner product of two projections is right on average, with a variance of at most 2/d.
 """
 
 import math
@@ -22,9 +22,9 @@ _BLOCK = 1 << 24  # signs made at a time: 64 MiB as float32
 
 @dataclass(frozen=True)
 class Projection:
-    """From `size` to `dimension` numbers. The signs are a function of the seed, made anew for every call, block by block.
+    """Project `size` numbers to `dimension`. The signs follow from the seed and are made anew at every call, block by block.
 
-    dimension: a multiple of 8, as a byte gives eight signs.
+    dimension: a positive multiple of 8, because a byte gives eight signs.
     """
 
     size: int
@@ -36,7 +36,7 @@ class Projection:
             raise ValueError(f"dimension must be a positive multiple of 8, not {self.dimension}")
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Project rows, in float32. Shapes: (n, size) -> (n, dimension)."""
+        """Project every row, in float32. Shapes: (n, size) -> (n, dimension)."""
         projected = vectors.new_zeros(len(vectors), self.dimension, dtype=torch.float32)
         rows = max(1, _BLOCK // self.dimension)
         for block, start in enumerate(range(0, self.size, rows)):

@@ -1,4 +1,4 @@
-"""Proportional: p_i = n_i / Σ_j n_j. What comes of putting all data into one heap and drawing from it."""
+"""Proportional: p_i = n_i / Σ_j n_j. This is what pooling all data and drawing from it gives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from bilevel_llm.baselines.base import Baseline, Outcome, Task
 from bilevel_llm.data.tokens import TokenTable
 
 Unit = Literal["rows", "tokens", "targets"]
-"""How size is counted. tokens: as the model sees them, cut at max_length. targets: the tokens that carry a loss."""
+"""How size is counted. tokens: those that the model sees, after the cut at max_length. targets: those that carry a loss."""
 
 
 def sizes(tables: Mapping[str, TokenTable], by: Unit) -> dict[str, int]:
-    """Source -> its size; at least 1, as a table without a target does not exist."""
+    """Source -> its size, which is at least 1, because every table has a target."""
     if by == "rows":
         return {name: len(table) for name, table in tables.items()}
     return {name: len(table.ids) if by == "tokens" else int(table.labels.sum()) for name, table in tables.items()}
@@ -22,8 +22,8 @@ def sizes(tables: Mapping[str, TokenTable], by: Unit) -> dict[str, int]:
 class Proportional(Baseline):
     """Weights in proportion to size.
 
-    by: count rows, tokens, or targets. Rows by default, because rows are what is drawn when a mix is made: these weights
-        then leave the data as it is.
+    by: whether to count rows, tokens or targets. Rows by default, because rows are what is drawn when a mix is made: these
+        weights then leave the data as they are.
     """
 
     trains = False

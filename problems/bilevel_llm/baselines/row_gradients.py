@@ -21,16 +21,17 @@ from bilevel_llm.model.language_model import token_losses
 log = logging.getLogger("bilevel.llm")
 
 How = Literal["auto", "vmap", "loop"]
-"""vmap: all rows of a batch at once; loop: one after another, for models that cannot be vectorized; auto: try."""
+"""vmap: all rows of a batch at once; loop: one after another, for models that cannot be vectorized; auto: vmap if it works,
+or else loop."""
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows whose losses stay apart. Padding is a place with weight 0.
+    """Rows whose losses are kept apart. Padding has weight 0.
 
     ids: padded on the right. Shape: (rows, length).
-    positions, targets: from where which token is to be predicted. Shape: (rows, most targets of a row).
-    weights: one over the row's number of targets. Shape: (rows, most targets of a row).
+    positions, targets: the position from which a token is predicted, and that token. Shape: (rows, most targets of a row).
+    weights: 1 / (number of the row's targets). Shape: (rows, most targets of a row).
     """
 
     ids: Tensor
@@ -43,7 +44,7 @@ class RowBatch:
 
 
 def row_batch(table: TokenTable, rows: Sequence[int], device: torch.device) -> RowBatch:
-    """The rows of a table, padded to the longest."""
+    """The given rows of a table, padded to the longest."""
     data = [table.row(row) for row in rows]
     predicting = [predicting_places(labels) for _, labels in data]
     ids, positions, weights = (
@@ -61,7 +62,7 @@ def row_batch(table: TokenTable, rows: Sequence[int], device: torch.device) -> R
 def row_batches(
     table: TokenTable, rows: Sequence[int], size: int, device: torch.device
 ) -> Iterator[tuple[list[int], RowBatch]]:
-    """Rows in batches of like length, so that little is padded; with their numbers."""
+    """Batches of rows of similar length, so that little is padded, each with the numbers of its rows."""
     ordered = sorted(rows, key=lambda row: (len(table.row(row)[0]), row))
     for start in range(0, len(ordered), size):
         part = ordered[start : start + size]
@@ -71,8 +72,8 @@ def row_batches(
 class RowGradients:
     """Gradients of the mean token loss of every row.
 
-    model: whole in this process. Its parameters are left as they were, and get no `grad`.
-    names: the parameters in which the gradients are taken.
+    model: whole in this process. Its parameters are left as they were and get no `grad`.
+    names: the parameters with respect to which the gradients are taken.
 
     A model that recomputes activations in the backward pass cannot be vectorized.
     """
@@ -85,11 +86,11 @@ class RowGradients:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are, and the gradients will be."""
+        """Where the parameters are and the gradients will be."""
         return next(iter(self.parameters.values())).device
 
     def __call__(self, batch: RowBatch) -> Tensor:
-        """One gradient a row, all parameters one after another. Shape: (rows, size), float32."""
+        """One gradient per row, with all parameters one after another. Shape: (rows, size), float32."""
         if self.how == "loop":
             return self._loop(batch)
         try:

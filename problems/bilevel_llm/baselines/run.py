@@ -1,4 +1,4 @@
-"""Let a baseline weigh or select training data, and write what a reweighting run would."""
+"""Let a baseline find weights or select rows, and write what a reweighting run would write."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,14 @@ def load(
     if isinstance(section, dict) and section.setdefault("name", method) != method:
         raise InputError(
             f"{recipe.where(['baseline', 'name'])}: the recipe is for the baseline {section['name']!r}, and "
-            f"{method!r} was asked for; name that one, or take the section out"
+            f"{method!r} was asked for; name that one, or remove the section"
         )
     objects = {"problem": Problem, "baseline": Baseline, "backend": Backend}
     parts, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])
     if not isinstance(parts["problem"], LLMReweighting):
-        raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be weighed")
+        raise InputError(
+            f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be given weights"
+        )
     baseline = parts["baseline"]
     if resume and not baseline.resumable:
         raise InputError(f"{method} keeps nothing to resume from; run it again without --resume, with another --output")
@@ -47,7 +49,10 @@ def load(
 
 
 def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
-    """Prepare, weigh, check, and, where the task has a directory, write. Raises `InputError` before anything is loaded."""
+    """Prepare the problem, find weights and check them, and write them if the task has a directory.
+
+    Raises `InputError` before a model is loaded, and `RunError` if the weights are not a distribution over the sources.
+    """
     import math
 
     from bilevel import RunError
@@ -62,7 +67,7 @@ def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
     weights = outcome.weights
     if set(weights) != set(task.problem.source_tables):
         raise RunError(
-            f"{method} gave weights for {sorted(weights)}, and the sources are {sorted(task.problem.source_tables)}"
+            f"{method} gave weights for {sorted(weights)}, but the sources are {sorted(task.problem.source_tables)}"
         )
     if not all(weight >= 0 for weight in weights.values()) or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
         raise RunError(f"{method} gave weights that are not a distribution: {dict(weights)}")
@@ -73,7 +78,7 @@ def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
 
 
 def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -> dict[str, str]:
-    """weights.json as a reweighting run has it, with `method` and `cost`; and selection.jsonl where rows were selected."""
+    """weights.json as a reweighting run writes it, plus `method` and `cost`; and selection.jsonl if rows were selected."""
     import dataclasses
     import json
     from importlib.metadata import version
@@ -114,12 +119,12 @@ def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -
         ]
         content["selection"] = {"file": "selection.jsonl", "rows": len(rows)}
         written["selection.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # last, so that whoever finds weights.json finds all
+    # last, so that whoever finds weights.json finds the other file too
     return {**written, "weights.json": json.dumps(content, indent=1, ensure_ascii=False)}
 
 
 def table(method: str, outcome: "Outcome", task: "Task") -> "RenderableType":
-    """The weights, heaviest first, and below what they cost and what to know of them."""
+    """The weights, largest first, and below them what they cost and what to know about them."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

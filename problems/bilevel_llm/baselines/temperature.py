@@ -2,7 +2,7 @@
 
     p_i = n_i^(1/T) / Σ_j n_j^(1/T)
 
-T = 1 is proportional to size, T → ∞ is uniform.
+T = 1 is proportional to size; T → ∞ is uniform.
 """
 
 import math
@@ -16,11 +16,11 @@ from bilevel_llm.baselines.proportional import Unit, sizes
 
 @dataclass(frozen=True)
 class Temperature(Baseline):
-    """Between proportional and uniform.
+    """Weights between proportional and uniform.
 
-    temperature: T. 5 is what the paper settles on for languages of very different size. XLM-R (arXiv 1911.02116) writes
+    temperature: T. 5 is what the paper settles on for languages of very different sizes. XLM-R (arXiv 1911.02116) writes
         the exponent α = 1/T and takes 0.3, which is T = 3.3.
-    by: count rows, tokens or targets; see `Proportional`.
+    by: whether to count rows, tokens or targets; see `Proportional`.
     """
 
     trains = False
@@ -33,7 +33,7 @@ class Temperature(Baseline):
             raise ValueError(f"temperature must be positive and finite, not {self.temperature}; `uniform` is the limit")
 
     def find(self, task: Task) -> Outcome:
-        """n_i^(1/T), normalized; in logarithms, so that a low temperature does not overflow."""
+        """n_i^(1/T), normalized; computed in logarithms, so that a low temperature does not overflow."""
         size = sizes(task.problem.source_tables, self.by)
         logs = np.log(list(size.values())) / self.temperature
         powers = np.exp(logs - logs.max())

@@ -1,4 +1,4 @@
-"""Uniform: p_i = 1 / k. Every source gets the same weight: what a learned weight has to beat first."""
+"""Uniform: p_i = 1 / k. Every source gets the same weight, which is what learned weights have to beat first."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from bilevel_llm.baselines.base import Baseline, Outcome, Task
 
 @dataclass(frozen=True)
 class Uniform(Baseline):
-    """The same weight for every source. No settings, no cost."""
+    """The same weight for every source. It has no settings and costs nothing."""
 
     trains = False
 
     def find(self, task: Task) -> Outcome:
-        """1 / k each."""
+        """Every source gets 1 / k."""
         names = list(task.problem.source_tables)
         return Outcome(dict.fromkeys(names, 1 / len(names)))

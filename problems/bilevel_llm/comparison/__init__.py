@@ -1,1 +1,1 @@
-"""`bilevel compare`: the same model tuned on the mixes of several methods, and what is known of the differences."""
+"""`bilevel compare`: the same model tuned on the mixes of several methods, and what is known about the differences."""

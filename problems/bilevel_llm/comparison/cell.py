@@ -1,10 +1,10 @@
-"""One cell of a comparison: a method with a seed, in stages. A stage that is done has left its file, and is not done again.
+"""One cell of a comparison: a method with a seed, in stages. A finished stage has left its file and is not repeated.
 
-weights/      the run that found the weights, if one did
-weights.json  the weights, what they took            done: found
-mix.jsonl     the rows, and mix.jsonl.json           done: drawn
+weights/      the run that found the weights, if there was one
+weights.json  the weights, and what they took        done: found
+mix.jsonl     the rows; mix.jsonl.json beside it     done: drawn
 tuned/        the fine-tuning run
-model/        the tuned model; removed when scored, unless models are kept
+model/        the tuned model; removed once scored, unless models are kept
 tuning.json   steps, tokens, seconds                 done: tuned
 scores.json   every metric; rows-NAME.npz, answers-NAME.jsonl     done: scored
 """
@@ -46,7 +46,7 @@ log = logging.getLogger("bilevel.llm")
 class Bench:
     """What all cells share.
 
-    backend: the section of the resolved recipe.
+    backend: that section of the resolved recipe.
     """
 
     settings: CompareSettings
@@ -59,16 +59,16 @@ class Bench:
 
     @property
     def model(self) -> str:
-        """What is tuned."""
+        """The model that is tuned."""
         return self.settings.model or self.problem.model
 
     @property
     def max_length(self) -> int:
-        """Of training and test rows."""
+        """The length in tokens at which training and test rows are cut."""
         return self.settings.finetune.max_length or self.problem.max_length
 
     def mix(self, found: Found, seed: int) -> Mix:
-        """The mix by these weights. Raises `InputError` where the data do not allow it."""
+        """The mix drawn by these weights. Raises `InputError` if the data do not allow it."""
         settings = self.settings
         return make_mix(
             self.problem,
@@ -83,7 +83,7 @@ class Bench:
         )
 
     def tuning(self, data: str, seed: int, output: Path, *, steps: int | None = None) -> Config:
-        """The fine-tuning run on a mix. Reads the data, if they decide the length and `steps` does not."""
+        """The fine-tuning run on a mix. Reads the data if they, and not `steps`, decide its length."""
         settings = self.settings.finetune
         return finetune_config(
             None,
@@ -116,14 +116,14 @@ class Bench:
         if settings.steps is not None or settings.tokens is not None:
             return Length(steps=settings.steps, tokens=settings.tokens)
         epochs = 1.0 if settings.epochs is None else settings.epochs
-        if self.settings.tokens is not None:  # as many tokens for every method, however its mix was cut
+        if self.settings.tokens is not None:  # the same number of tokens for every method, however its mix was cut
             return Length(tokens=max(1, round(epochs * self.settings.tokens)))
         return Length(epochs=epochs)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method with a seed. `label` None: the model as it is."""
+    """A method with a seed. `method` None: the model as it is."""
 
     bench: Bench
     directory: Path
@@ -132,12 +132,12 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether all stages are."""
+        """Whether all stages are done."""
         return self._scores_file.exists()
 
     @property
     def found(self) -> Found:
-        """The weights."""
+        """The weights that were found."""
         return TypeAdapter(Found).validate_json((self.directory / "weights.json").read_bytes())
 
     @property
@@ -164,7 +164,7 @@ class Cell:
         return {held_out.name: RowScores.load(self._rows_file(held_out.name)) for held_out in self.bench.sets}
 
     def run(self) -> None:
-        """Do what is not done yet."""
+        """Run the stages that are not done yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.method is not None:
             self._find(self.method)
@@ -184,7 +184,7 @@ class Cell:
     def _draw(self) -> None:
         if card_file(self._mix_file).exists():
             return
-        self._mix_file.unlink(missing_ok=True)  # whole, but its card was never written
+        self._mix_file.unlink(missing_ok=True)  # the mix is whole, but its card was never written
         mix = self.bench.mix(self.found, self.seed)
         for note in mix.notes():
             log.warning("mix of %s, seed %d: %s", self.method.label if self.method else "", self.seed, note)
@@ -197,7 +197,9 @@ class Cell:
         output = self.directory / "tuned"
         config = self.bench.tuning(str(self._mix_file), self.seed, output)
         result = config.fit(resume=RunDirectory(output).recipe_file.exists(), observer=self.bench.plugins.hooks)
-        shutil.rmtree(self.directory / "model", ignore_errors=True)  # `tuning.json` was not written after it
+        shutil.rmtree(
+            self.directory / "model", ignore_errors=True
+        )  # left by a call that stopped before writing `tuning.json`
         export_model(output, self.directory / "model")
         _write(
             file,
@@ -244,7 +246,7 @@ class Cell:
 
 
 def check_tuning(bench: Bench) -> None:
-    """Raises `InputError` if the settings of the fine-tuning cannot be used, or its batch is larger than a mix."""
+    """Raises `InputError` if the fine-tuning's settings cannot be used, or if its batch is larger than a mix."""
     settings = bench.settings
     if settings.rows is not None and settings.finetune.batch_size > settings.rows:
         raise InputError(

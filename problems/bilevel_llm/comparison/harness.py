@@ -1,4 +1,4 @@
-"""Hand-over to lm-evaluation-harness: what to run on the tuned models, for those who have its data."""
+"""Handover to lm-evaluation-harness: what to run on the tuned models, for those who have its data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TASKS = "gsm8k,minerva_math"
-"""Grade-school and competition problems; the tasks show 5 and 4 worked examples unless told otherwise."""
+"""Grade-school and competition problems. By default, the tasks show 5 and 4 worked examples."""
 
 
 def command(model: Path | str, output: Path, *, trust_remote_code: bool, device: str) -> str:
     """One command line (lm-eval 0.4; its `run` may be left out).
 
-    model: a directory. Tuned models carry the chat template that they were trained with, the plain one too.
+    model: a directory. Tuned models carry the chat template that they were trained with, even the plain one.
     """
     words = ["lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=auto"]
     words += ["--tasks", TASKS, "--apply_chat_template", "--fewshot_as_multiturn", "true"]

@@ -1,4 +1,4 @@
-"""The test sets of a comparison: rows that stand neither in the sources nor in the validation data; and their scores."""
+"""The test sets of a comparison, whose rows appear neither in the sources nor in the validation data, and their scores."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ UNITS: Mapping[Metric, str] = {"loss": "nats", "row_loss": "nats"}
 class HeldOut:
     """One test set, ready to be scored.
 
-    dropped: rows left out because they occur in the sources or the validation data.
-    questions: of every row of the table, where exact_match is measured.
+    dropped: how many rows are left out because they appear in the sources or in the validation data.
+    questions: one for each row of the table if exact_match is measured; otherwise empty.
     """
 
     name: str
@@ -58,7 +58,7 @@ class HeldOut:
 class RowScores:
     """A model's scores on every row of a test set.
 
-    sums: metric -> per row, the sum over what the row counts: losses and hits over tokens, a mean loss, right or wrong.
+    sums: metric -> the sum over what each row counts: losses or hits over its tokens, its mean loss, or whether it is right.
     counts: metric -> what each row counts: its answer tokens, or 1. The metric is Σ sums / Σ counts. Shapes: (rows,).
     """
 
@@ -72,7 +72,7 @@ class RowScores:
         return float(self.sums[metric].sum() / self.counts[metric].sum())
 
     def save(self, file: Path) -> None:
-        """As .npz."""
+        """Write the scores as an .npz file."""
         buffer = io.BytesIO()
         arrays = {f"sums/{k}": v for k, v in self.sums.items()} | {f"counts/{k}": v for k, v in self.counts.items()}
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the names are ours
@@ -80,7 +80,7 @@ class RowScores:
 
     @classmethod
     def load(cls, file: Path) -> RowScores:
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         with np.load(file) as stored:
             parts: dict[str, dict[str, NDArray[np.float64]]] = {"sums": {}, "counts": {}}
             for key in stored.files:
@@ -100,8 +100,8 @@ def read_held_out(
 ) -> HeldOut:
     """Read a test set with the tokenizer of the model that is to be tuned.
 
-    Raises `InputError` for what cannot be read, for rows that stand elsewhere too (`on_overlap` "error", or all of them),
-    and for rows that exact_match cannot be measured on.
+    Raises `InputError` for what cannot be read, for rows that also appear elsewhere (if `on_overlap` is "error", or if
+    all of them do), and for rows on which exact_match cannot be measured.
     """
     paths = patterns_of(test.path)
     tokenizer = files.load_tokenizer(problem.trust_remote_code)
@@ -116,13 +116,13 @@ def read_held_out(
         places = [name for name, other in elsewhere.items() if rows_in(read, {name: other}).any()]
         first = read.where(int(known.argmax()))
         words = (
-            f"{known.sum()} of {len(read)} rows of the test set {test.name!r} (the first: {first}) also occur in "
+            f"{known.sum()} of {len(read)} rows of the test set {test.name!r} (the first: {first}) also appear in "
             f"{', '.join(places)}"
         )
         if on_overlap == "error":
-            raise InputError(f"{words}; remove them there or here, or set compare.on_overlap=drop")
+            raise InputError(f"{words}; remove them from either place, or set compare.on_overlap=drop")
         if known.all():
-            raise InputError(f"{words}: nothing is left to test on")
+            raise InputError(f"{words}: nothing is left to test on; name a test file with other rows")
         log.warning("%s; they are left out of the test", words)
         table = without_rows(read, read.fingerprints[known].tolist())
     questions: list[Question] = []
@@ -136,7 +136,7 @@ def read_held_out(
 def score_model(
     files: ModelFiles, sets: Sequence[HeldOut], *, max_new_tokens: int, device: str, trust_remote_code: bool
 ) -> tuple[dict[str, RowScores], dict[str, list[str]]]:
-    """Score a model on every set: name -> scores, and name -> generated answers.
+    """Score a model on every test set. Returns name -> scores, and name -> generated answers.
 
     On a CPU the model is scored in float32: bfloat16 would add rounding to differences that are small, and is no faster.
     """
@@ -167,7 +167,7 @@ def score_model(
 
 
 def pick_device(name: str | None) -> str:
-    """Where models are scored: the backend's device, or what there is."""
+    """Where models are scored: the backend's device, or a GPU if there is one, or else the CPU."""
     if name in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     return str(name)

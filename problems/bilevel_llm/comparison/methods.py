@@ -34,11 +34,11 @@ from bilevel_llm.reweighting.saved_run import fit_weights, flags, read_json, rea
 class Found:
     """Weights, and what it took to find them.
 
-    weights: source -> weight; of a selection, the source's share of it.
-    origin: where they come from.
-    seconds, tokens: of finding them; tokens through forward and, mostly, backward.
-    selection: source -> the rows of its table that may be trained on; None: all of them.
-    findings: what a reader should know before believing in them.
+    weights: source -> weight; if rows were selected, the source's share of them.
+    origin: where the weights come from.
+    seconds, tokens: what finding them took; most of the tokens went through a forward and a backward pass.
+    selection: source -> the rows of its table that may be trained on. None: all of them.
+    findings: what a reader should know before trusting the weights.
     """
 
     weights: Mapping[str, float]
@@ -58,11 +58,11 @@ class Found:
 class Method:
     """A way to find weights.
 
-    described: all that decides what it finds, as plain data.
-    known: what it finds, where that needs no model; None otherwise.
-    find: seed, a directory of its own -> what it finds. It resumes what an interrupted call left in the directory.
+    described: everything that decides what it finds, as plain data.
+    known: what it finds, if that needs no model; None otherwise.
+    find: (seed, a directory of its own) -> what it finds. An interrupted call is resumed from what it left in the directory.
     prepare: raises `InputError` for what the user has to correct.
-    most_rows: rows that it leaves to be drawn from, at most; None: all.
+    most_rows: the largest number of rows that it leaves to be drawn from. None: all.
     """
 
     label: str
@@ -75,7 +75,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Parts:
-    """What methods are made from; the problem is prepared."""
+    """What methods are made from. The problem is already prepared."""
 
     recipe: Recipe
     plugins: Plugins
@@ -85,7 +85,7 @@ class Parts:
 
 
 def check_entries(entries: list[str | dict[str, Any]], recipe: Recipe, plugins: Plugins) -> None:
-    """Raises `InputError` for entries that name nothing, or the same twice; no data is read."""
+    """Raises `InputError` for entries that name no method, and for labels given twice. No data is read."""
     labels = [label_of(entry) for entry in entries]
     for i, (entry, label) in enumerate(zip(entries, labels, strict=True)):
         where = recipe.where(["compare", "methods", i])
@@ -94,7 +94,7 @@ def check_entries(entries: list[str | dict[str, Any]], recipe: Recipe, plugins: 
         if label in labels[:i]:
             raise InputError(f"{where}: two methods are called {label!r}; give one of them a label of its own")
         if label == BASE or not label or any(sign in label for sign in "/\\\0") or label in (".", ".."):
-            raise InputError(f"{where}: a method cannot be called {label!r}")
+            raise InputError(f"{where}: a method cannot be called {label!r}; give it another label")
         if _kind(entry) == "baseline":
             name = entry if isinstance(entry, str) else entry["name"]
             try:
@@ -108,7 +108,7 @@ def check_entries(entries: list[str | dict[str, Any]], recipe: Recipe, plugins: 
 
 
 def make_methods(entries: list[str | dict[str, Any]], parts: Parts) -> list[Method]:
-    """Every entry as a method. Raises `InputError` for what the user has to correct."""
+    """Make a method of every entry. Raises `InputError` for what the user has to correct."""
     return [_make(i, entry, parts) for i, entry in enumerate(entries)]
 
 
@@ -141,7 +141,7 @@ def _learned(label: str, parts: Parts) -> Method:
 
     def find(seed: int, directory: Path) -> Found:
         run = dataclasses.replace(parts.run, seed=seed, output=str(directory))
-        again, _ = build_parts(parts.recipe, OBJECTS, parts.plugins)  # a backend serves one run
+        again, _ = build_parts(parts.recipe, OBJECTS, parts.plugins)  # a backend serves only one run
         config = Config(**{**again, "problem": parts.problem, "run": run}, recipe={**resolved, "run": to_plain(run)})
         result = config.fit(resume=_begun(directory), observer=parts.plugins.hooks)
         learned = read_json(directory / "weights.json")
@@ -183,7 +183,7 @@ def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str |
 
     def find(seed: int, directory: Path | None) -> Found:
         if directory is not None and not baseline.resumable:
-            shutil.rmtree(directory, ignore_errors=True)  # what an interrupted call left, and cannot be resumed
+            shutil.rmtree(directory, ignore_errors=True)  # an interrupted call that cannot be resumed
         outcome = baselines.run(name, baseline, task(seed, directory))
         selection = outcome.selection
         return Found(
@@ -207,7 +207,7 @@ def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str |
 
 
 def _of_run(directory: Path, parts: Parts, where: str) -> Found:
-    """The weights of a finished run, and its selection; they must be about this recipe's data."""
+    """The weights and the selection of a finished run, which must be about this recipe's data."""
     try:
         run = read_run(directory, parts.plugins)
         weights = fit_weights(run.weights, list(parts.problem.source_tables), f"{directory}")
@@ -232,7 +232,7 @@ def _of_run(directory: Path, parts: Parts, where: str) -> Found:
 
 
 def _selected(file: Path, parts: Parts) -> dict[str, list[int]]:
-    """The rows of selection.jsonl, by their place in the files."""
+    """Source -> the rows of selection.jsonl, found by their places in the files."""
     places = {
         name: {(str(t.files[f]), n): i for i, (f, n) in enumerate(zip(t.file.tolist(), t.number.tolist(), strict=True))}
         for name, t in parts.problem.source_tables.items()

@@ -1,10 +1,10 @@
-"""The difference of two methods, paired by seed and by test row, and how far it can be trusted.
+"""The difference between two methods, paired by seed and by test row, and how far it can be trusted.
 
     d = Σ_s Σ_r (a_sr - b_sr) / (S · Σ_r n_r)        s: seed, r: test row, n_r: what row r counts (tokens, or 1)
 
 Two things could have been otherwise: the test rows, and the seeds. Rows are resampled (the bootstrap; Efron 1979), the same
 ones for both methods and all seeds. Seeds are too few for that: resampling three of them gives intervals that miss the truth
-every fourth time. Their part is drawn from Student's t with S - 1 degrees of freedom, times the standard error of the seeds'
+one time in four. Their part is drawn from Student's t with S - 1 degrees of freedom, times the standard error of the seeds'
 own differences. The two parts are added, draw by draw; the interval is between the 2.5% and 97.5% points.
 
 A row's reaction to a seed is counted in both parts, which makes intervals slightly wide, never narrow (as in the pigeonhole
@@ -20,14 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from bilevel.statistics import Interval
 
-DRAWS = 10_000  # the ends are then known to about 3% of the interval's width
-_BLOCK = 1 << 22  # numbers of resampling counts held at once: 32 MiB
+DRAWS = 10_000  # the ends are then known to within about 3% of the interval's width
+_BLOCK = 1 << 22  # resampling counts held at once: 32 MiB
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, counts: ArrayLike, *, draws: int = DRAWS) -> Interval:
     """The mean difference a - b and its 95% interval. The same data give the same interval.
 
-    a, b: of each seed and test row, in the same order, the sum over what the row counts. Shape: (seeds, rows).
+    a, b: for each seed and test row, in the same order, the sum over what the row counts. Shape: (seeds, rows).
     counts: what each row counts, positive. Shape: (rows,).
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)

@@ -1,4 +1,4 @@
-"""comparison.json (the form is that of `bilevel.report.comparison`), and the same on the terminal."""
+"""The result of a comparison: comparison.json, in the form of `bilevel.report.comparison`, and its view on the terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from bilevel_llm.comparison.paired import paired_interval
 from bilevel_llm.comparison.settings import BASE
 
 SAME_BUDGET = 0.01
-"""Budgets that differ by less are called equal: a run cannot end within a batch."""
+"""Budgets that differ by a smaller share are called equal, because a run cannot end within a batch."""
 
 
 def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell], reference: str) -> dict[str, Any]:
-    """What has been measured so far.
+    """The content of comparison.json: what has been measured so far.
 
     cells: (method, seed) -> a finished cell. The model as it is has one scored cell, which stands for every seed.
     """
@@ -64,12 +64,12 @@ def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], 
 
 
 def write(content: Mapping[str, Any], directory: Path) -> None:
-    """As DIR/comparison.json."""
+    """Write the content as comparison.json in the directory."""
     write_atomic(directory / FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def shown(content: Mapping[str, Any]) -> RenderableType:
-    """Scores, differences and what to know of them, for a terminal."""
+    """The scores, the differences and what to know about them, for a terminal."""
     comparison = Comparison.model_validate(content)
     return Group(
         _scores(comparison, content["cells"]),
@@ -80,7 +80,7 @@ def shown(content: Mapping[str, Any]) -> RenderableType:
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
-    """What a cell took: `cost` is finding the weights and training; the tokens are those of training, the budget."""
+    """What a cell took: `cost` covers finding the weights and training; `size` is the tokens of training, the budget."""
     if cell.method is None:
         return {}
     found, drawn, tuned = cell.found, cell.drawn, cell.tuned
@@ -103,7 +103,7 @@ def _facts(cell: Cell) -> dict[str, Any]:
 def _differences(
     bench: Bench, method: str, reference: str, cells: Mapping[tuple[str, int], Cell]
 ) -> list[Mapping[str, Any]]:
-    """Over the seeds that both have. Perplexities are left out: their ratio is the difference of the losses."""
+    """Differences over the seeds that both methods have. Perplexity is left out: its logarithm is the loss."""
     seeds = [seed for seed in bench.settings.seeds if (method, seed) in cells and (reference, seed) in cells]
     if not seeds:
         return []
@@ -123,11 +123,11 @@ def _differences(
 
 
 def _findings(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell]) -> list[Finding]:
-    """What a sceptic would ask."""
+    """What a skeptic would ask about."""
     found = []
     for s in bench.sets:
         if s.dropped:
-            words = f"{s.dropped} rows of the test set {s.name!r} are also in the sources or the validation data: left out"
+            words = f"{s.dropped} rows of the test set {s.name!r} are also in the sources or validation data, and left out"
             found.append(Finding("rows-dropped", False, words))
     if len(bench.settings.seeds) == 1:
         words = "one seed: the intervals are over test rows alone; another seed would give other numbers"
@@ -203,7 +203,7 @@ def _plain(metric: str) -> str:
 
 
 def _unclear(comparison: Comparison) -> list[Finding]:
-    """In a sentence, which differences are noise."""
+    """Say in one sentence which differences are within the noise."""
     unclear: dict[str, list[str]] = {}
     rows = [row for row in difference_rows(comparison) if BASE not in (row.method, row.against)]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Compare methods: read and check everything, do what is not done yet, and say what came out."""
+"""Compare methods: read and check everything, run the cells that are not done yet, and show the result."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ FREE = (
     *(f"{SECTION}.{key}" for key in ("methods", "seeds", "reference")),
     "solver",
 )
-"""Keys that may differ when a comparison goes on: methods and seeds may come and go. What a method does must stay; that is
-kept beside its cells."""
+"""Keys that may differ when a comparison is resumed: methods and seeds may be added or removed. What a method does must not
+change; its description is kept beside its cells."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Comparing:
     directory: Path
 
     def cells(self) -> dict[tuple[str, int], Cell]:
-        """(method, seed) -> cell, seed by seed, so that a comparison that is stopped has whole pairs."""
+        """(method, seed) -> cell, ordered by seed, so that a stopped comparison has complete pairs."""
         base = Cell(self.bench, self.directory / "cells" / BASE)
         seeds = self.bench.settings.seeds
         return {(BASE, seed): base for seed in seeds} | {
@@ -70,18 +70,18 @@ def load(
 ) -> Comparing:
     """Read a recipe, its data and its test sets, and check what can be known before a model is loaded.
 
-    Raises `InputError`.
+    Raises `InputError` for what the user has to correct.
     """
     if world_size() > 1:
         raise InputError(
-            "a comparison is one process; learn the weights under the launcher by `bilevel run`, and give them here as "
-            "{name: learned, run: DIR}"
+            "a comparison runs in one process; learn the weights under the launcher with `bilevel run`, and give them here "
+            "as {name: learned, run: DIR}"
         )
     recipe = read_recipe(file, changes=changes, output=output)
     section = recipe.tree.get(SECTION)
     if not isinstance(section, dict):
         raise InputError(
-            f"{recipe.where([SECTION])}: the section {SECTION} is missing, or no mapping; it says what to compare"
+            f"{recipe.where([SECTION])}: the section {SECTION} is missing or is not a mapping; it says what to compare"
         )
     settings: CompareSettings = build_section(CompareSettings, section, recipe, (SECTION,))
     check_entries(settings.methods, recipe, plugins)
@@ -135,9 +135,9 @@ def load(
 
 
 def run(comparing: Comparing, console: Console) -> None:
-    """Do the cells that are not done, and write and show the comparison after each.
+    """Run the cells that are not done, write the comparison after each, and show it at the end.
 
-    Raises `Interrupted` when asked to stop; the same call then goes on.
+    Raises `Interrupted` when asked to stop; the same call then resumes the comparison.
     """
     RunDirectory(comparing.directory).create(comparing.recipe)
     for method in comparing.methods:
@@ -157,7 +157,7 @@ def run(comparing: Comparing, console: Console) -> None:
             _write(comparing, {key: finished[key] for key in cells if key in finished})
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(
-            f"stopped in {comparing.directory}; finished cells and checkpoints are kept: the same command goes on"
+            f"stopped in {comparing.directory}; finished cells and checkpoints are kept; the same command resumes it"
         ) from error
     content = _write(comparing, finished)
     _hand_over(comparing, cells)
@@ -173,7 +173,7 @@ def _write(comparing: Comparing, finished: Mapping[tuple[str, int], Cell]) -> di
 
 
 def _hand_over(comparing: Comparing, cells: Mapping[tuple[str, int], Cell]) -> None:
-    """lm-eval.sh, for the models that were kept."""
+    """Write lm-eval.sh for the models that were kept."""
     bench = comparing.bench
     models = {
         f"{name}-seed-{seed}": cell.directory / "model"
@@ -191,7 +191,7 @@ def _hand_over(comparing: Comparing, cells: Mapping[tuple[str, int], Cell]) -> N
 
 
 def _check_budget(bench: Bench, methods: Sequence[Method], recipe: Recipe) -> None:
-    """Raises `InputError` if a mix cannot be as large as asked for, as far as that can be known before weights are."""
+    """Raises `InputError` if it is known before the weights are that a mix cannot be as large as asked for."""
     settings = bench.settings
     capacity = {name: rows * settings.max_repeats for name, rows in _usable(bench.problem).items()}
     for method in methods:
@@ -212,15 +212,15 @@ def _check_budget(bench: Bench, methods: Sequence[Method], recipe: Recipe) -> No
             short = [name for name, rows in capacity.items() if rows < settings.rows]
             if short and settings.on_shortfall == "error" and method.most_rows is None:
                 log.warning(
-                    "%s: if all weight goes to %s, the mix is larger than its rows allow, and the comparison stops there "
-                    "(compare.on_shortfall=redistribute takes rows of the others)",
+                    "%s: if all weight goes to %s, its rows are too few for the mix, and the comparison stops there "
+                    "(compare.on_shortfall=redistribute takes rows of the other sources)",
                     method.label,
                     " or ".join(map(repr, short)),
                 )
 
 
 def _usable(problem: LLMReweighting) -> dict[str, int]:
-    """Rows of each source that may be drawn."""
+    """Source -> the number of its rows that may be drawn."""
     from bilevel_llm.mixing.pool import make_pools
 
     return {pool.name: len(pool.rows) for pool in make_pools(problem.source_tables, problem.validation_tables, 0)}
@@ -234,13 +234,13 @@ def _check_directory(directory: Path, recipe: Mapping[str, Any]) -> None:
         return
     before = resolved_recipe(directory)
     if SECTION not in before:
-        raise InputError(f"{directory} holds a run, and no comparison; choose another --output")
+        raise InputError(f"{directory} holds a run, not a comparison; choose another --output")
     sections = before.keys() & recipe.keys()
     _require_same(directory, *({name: tree[name] for name in sections} for tree in (before, recipe)))
 
 
 def _check_method(directory: Path, method: Method) -> None:
-    """Raises `InputError` if cells of that name were made with other settings."""
+    """Raises `InputError` if the method's cells were made with other settings."""
     file = _method_file(directory, method)
     if file.exists():
         names = (f"the method {method.label}", json.loads(file.read_text()), method.described)
@@ -258,5 +258,5 @@ def _require_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, 
         if was.get(key) != is_now.get(key) and not free:
             raise InputError(
                 f"{directory} holds a comparison of a different recipe: {key} was {was.get(key)!r} and is now "
-                f"{is_now.get(key)!r}; go on with the same recipe, or choose another --output"
+                f"{is_now.get(key)!r}; use the same recipe, or choose another --output"
             )

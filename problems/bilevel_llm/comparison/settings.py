@@ -15,17 +15,17 @@ from bilevel_llm.model.lora import LoRA
 
 Metric = Literal["loss", "row_loss", "perplexity", "token_accuracy", "exact_match"]
 LEARNED, BASE = "learned", "base"
-"""The bilevel run of the recipe itself; and the model as it is, which is scored too."""
+"""The labels of the recipe's own bilevel run, and of the model as it is, which is scored too."""
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Held-out rows.
+    """One set of held-out rows.
 
     metrics: what is measured. "loss" (nats) and "perplexity" are means over answer tokens, "row_loss" the mean over rows of
-        a row's mean, which is what the weights are learned for; "token_accuracy" is the share of answer tokens that are the
-        model's first choice; "exact_match" the share of rows whose generated final answer is that of the row (see
-        `answers`), which takes a generation a row.
+        each row's mean, which is what the weights are learned for; "token_accuracy" is the share of answer tokens that are
+        the model's first choice; "exact_match" is the share of rows whose generated final answer is that of the row (see
+        `answers`), which takes one generation per row.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
@@ -44,13 +44,13 @@ class TestSet:
 
 @dataclass(frozen=True)
 class FineTune:
-    """How every mix is trained on, the same for all methods; see `bilevel finetune`.
+    """How the model is trained on every mix, in the same way for all methods; see `bilevel finetune`.
 
-    epochs, steps, tokens: how long; one of the three, or one epoch. Epochs of a mix that is measured in tokens are as many
-        times its tokens.
-    max_length: of training and test rows. None: that of the problem.
-    active: of the method "lisa", what else than its defaults, as in {blocks: 4}.
-    lora: likewise of "lora", as in {rank: 8}.
+    epochs, steps, tokens: how long to train; give at most one of the three. None of them: one epoch. For mixes whose size is
+        given in tokens, an epoch is that number of tokens.
+    max_length: length in tokens at which training and test rows are cut. None: that of the problem.
+    active: settings of the method "lisa" that differ from its defaults, as in {blocks: 4}.
+    lora: likewise for the method "lora", as in {rank: 8}.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
@@ -85,21 +85,21 @@ class FineTune:
 class CompareSettings:
     """What is compared, and on what.
 
-    methods: each "learned" (the bilevel run of this recipe), a registered baseline ("uniform", or {name: temperature,
+    methods: each is "learned" (the bilevel run of this recipe), a registered baseline ("uniform", or {name: temperature,
         temperature: 2}), weights by hand ({name: mine, weights: {a: 3, b: 1}}), or the weights of a run
-        ({name: earlier, run: runs/a}). `label` names one in the tables.
-    seeds: each does everything anew: weights (where they depend on one), mix, training.
-    rows, tokens: size of every mix; one of the two.
-    test: held-out sets.
-    reference: what the others are compared with; "uniform" where it is among the methods, or else the first.
-    model: what is tuned. None: the model of the problem. Another one shows whether weights carry over to it.
-    max_repeats: copies of a row in a mix at most.
-    on_shortfall: a source has fewer rows than its weight asks for: take more of the others, so that budgets stay equal
-        ("redistribute", and said), or refuse ("error").
-    format: of the mix; "messages" if the sources differ in format.
-    on_overlap: test rows that also occur in the sources or in the validation data: "drop" them from the test, or make it
-        an "error".
-    max_new_tokens: of a generated answer, at most.
+        ({name: earlier, run: runs/a}). `label` is what an entry is called in the tables.
+    seeds: everything is done anew for each seed: the weights (if they depend on it), the mix and the training.
+    rows, tokens: size of every mix; give one of the two.
+    test: the held-out sets.
+    reference: the method that the others are compared with. None: "uniform" if it is among the methods, or else the first.
+    model: the model that is tuned. None: that of the problem. Another one shows whether weights carry over to it.
+    max_repeats: the largest number of copies of a row in a mix.
+    on_shortfall: what to do if a source has fewer rows than its weight asks for: take more rows of the others, so that
+        budgets stay equal, and say so ("redistribute"), or refuse ("error").
+    format: format of the mix; "messages" if the sources differ in format.
+    on_overlap: what to do with test rows that also appear in the sources or in the validation data: leave them out of the
+        test ("drop"), or refuse ("error").
+    max_new_tokens: the largest length of a generated answer, in tokens.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES

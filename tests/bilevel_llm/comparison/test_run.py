@@ -116,7 +116,7 @@ def test_stopped_anywhere_it_ends_as_if_it_had_not_been(
         return real(*words, **settings)
 
     monkeypatch.setattr(cells, stage, stop)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes it"):
         bilevel("compare", recipe(methods=methods), "--output", tmp_path / "cut")
     monkeypatch.undo()
     bilevel("compare", recipe(methods=methods), "--output", tmp_path / "cut")
