@@ -17,10 +17,10 @@ def export_weights(
     stop: Annotated[
         Literal["first", "all"], typer.Option(help="Interleave until the first source is used up, or until all are.")
     ] = "first",
-    seed: Annotated[int, typer.Option(help="Of the interleaving.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the interleaving.")] = 0,
     trainer_version: Annotated[str | None, typer.Option(help="The trainer's version. Default: the newest checked.")] = None,
     allow_changed_data: Annotated[
-        bool, typer.Option("--allow-changed-data", help="Even if the data is not what the weights were learned on.")
+        bool, typer.Option("--allow-changed-data", help="Go on even if the data is not what the weights were learned on.")
     ] = False,
 ) -> None:
     """Write the learned weights for another trainer."""

@@ -26,16 +26,14 @@ def finetune(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak step size. (default: 1e-5; lora: 1e-4)")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes through the training rows. (default: 1)")] = None,
-    steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Or tokens, prompts included.")] = None,
+    steps: Annotated[int | None, typer.Option(help="The number of steps, in place of --epochs.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="The number of tokens to train on, prompts included.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one step. (default: 16)")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a row; the rest is cut. (default: 1024)")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random. (default: 0)")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output; nothing else is needed.")
-    ] = False,
+    seed: Annotated[int | None, typer.Option(help="The seed of everything random. (default: 0)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output; no other option is needed.")] = False,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe: backend.dtype=bfloat16.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, e.g. backend.dtype=bfloat16.")
     ] = None,
 ) -> None:
     """Tune a model on rows of data, and write it as a Hugging Face directory.

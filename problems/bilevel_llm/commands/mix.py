@@ -23,9 +23,9 @@ def mix(
         Literal["error", "report", "redistribute"],
         typer.Option(help="A source has too few rows: refuse, make a smaller mix, or fill up from the others."),
     ] = "error",
-    seed: Annotated[int, typer.Option(help="Of which rows are drawn, and of their order.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the draw and of the order of rows.")] = 0,
     allow_changed_data: Annotated[
-        bool, typer.Option("--allow-changed-data", help="Even if the data is not what the weights were learned on.")
+        bool, typer.Option("--allow-changed-data", help="Go on even if the data is not what the weights were learned on.")
     ] = False,
 ) -> None:
     """Draw a data set by the learned weights, and write it."""
