@@ -17,7 +17,7 @@ from bilevel_llm.model.export import check_new, export_model
 
 
 def find_resumed(output: str | None) -> Path:
-    """The recipe of the run to go on with. Raises `InputError` if there is none."""
+    """The recipe of the run to resume. Raises `InputError` if there is none."""
     if output is None:
         raise InputError("--output is missing: the directory of the run to resume")
     file = RunDirectory(Path(output)).recipe_file
