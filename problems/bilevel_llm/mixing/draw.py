@@ -48,7 +48,7 @@ def make_mix(
     format: "source" writes rows as they are; the name of a format that writes (see `Format.write`) writes all in that one.
     selection: source -> rows of its table; no others are drawn. None: all may be.
 
-    A row is not drawn a second time before all of its source have been drawn once. Rows that also stand in a validation
+    A row is not drawn a second time before all of its source have been drawn once. Rows that also occur in a validation
     set are never drawn, nor are those that the run left out because they have nothing to learn within max_length tokens.
 
     Raises `InputError` for settings out of range, weights that do not fit the sources, sources whose rows do not fit into

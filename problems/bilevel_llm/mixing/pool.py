@@ -23,7 +23,7 @@ class Pool:
     table: the source.
     rows: rows of the table that may be drawn. Shape: (available,).
     index: the source's place in the recipe.
-    withheld: rows that are never drawn, because they also stand in a validation set.
+    withheld: rows that are never drawn, because they also occur in a validation set.
     """
 
     name: str
@@ -59,7 +59,7 @@ def make_pools(
     seed: int,
     selection: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> list[Pool]:
-    """A pool for every source, without the rows that also stand in a validation set (see `overlap`).
+    """A pool for every source, without the rows that also occur in a validation set (see `overlap`).
 
     selection: source -> the rows of its table that may be drawn; None allows all.
     """
