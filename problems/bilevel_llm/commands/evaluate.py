@@ -11,7 +11,7 @@ def evaluate(
     data: Annotated[list[str], typer.Option(metavar="FILE", help="A file of rows to evaluate on; repeatable.")],
     max_length: Annotated[int, typer.Option(help="Cut every row after this many tokens.")] = 1024,
     template: Annotated[str, typer.Option(help="The chat template: auto, model or plain.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda, cuda:1, ...")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
 ) -> None:

@@ -22,9 +22,9 @@ def finetune(
     method: Annotated[
         str | None, typer.Option(help="Train full, lisa (two random layers at a time) or lora. (default: full)")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak step size. (default: 1e-5; lora: 1e-4)")] = None,
+    lr: Annotated[float | None, typer.Option(help="The peak step size. (default: 1e-5; lora: 1e-4)")] = None,
     epochs: Annotated[float | None, typer.Option(help="Train for this many passes through the rows. (default: 1)")] = None,
-    steps: Annotated[int | None, typer.Option(help="Or steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train for this many steps, in place of --epochs.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Train for this many tokens, prompts included.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Use this many rows per step. (default: 16)")] = None,
     max_length: Annotated[int | None, typer.Option(help="Cut every row after this many tokens. (default: 1024)")] = None,

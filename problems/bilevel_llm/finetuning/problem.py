@@ -79,7 +79,7 @@ class FineTuning(LanguageModelProblem):
 
     @property
     def source_count(self) -> int:
-        """1."""
+        """One: the training data."""
         return 1
 
     @property
@@ -107,7 +107,7 @@ class FineTuning(LanguageModelProblem):
         raise AssertionError("the count does not end")
 
     def upper(self) -> nn.Module:
-        """Nothing."""
+        """An empty module: there is no upper variable."""
         return nn.Module()
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
@@ -115,7 +115,7 @@ class FineTuning(LanguageModelProblem):
         return batch.means(batch_losses(y, batch)).sum()
 
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
-        """training.json."""
+        """The file training.json: steps, tokens, validation losses and the identity of data and model."""
         content = {
             "steps": len(history),
             "tokens": total_size(history),

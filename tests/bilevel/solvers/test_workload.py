@@ -158,7 +158,7 @@ def test_the_planned_gradients_and_passes_are_what_a_step_holds(case: Case | Non
 
 def rows_of_the_table() -> dict[str, tuple[str, str]]:
     """Solver, as its row is headed -> (gradients a step, copies of y)."""
-    lines = TABLE.read_text().split("| solver | needs of the lower level |")[1].split("\n\n")[0].splitlines()[2:]
+    lines = TABLE.read_text().split("| solver | requirements on the lower level |")[1].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: (row[2], row[3]) for row in cells}
 
