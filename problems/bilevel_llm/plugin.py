@@ -1,11 +1,11 @@
-"""Registers the language-model problems, baselines, formats of data, exporters, features and commands."""
+"""Registers the language-model problems, baselines, formats of data, exporters, features, findings and commands."""
 
 from bilevel.hookspecs import Register, hookimpl
 
 
 @hookimpl
 def bilevel_kinds() -> str:
-    """Baselines, formats of data, exporters and features are kinds of parts that this package adds."""
+    """Baselines, formats, exporters, features and findings are kinds of parts that this package adds."""
     return "bilevel_llm.hookspecs"
 
 

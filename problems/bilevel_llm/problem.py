@@ -32,8 +32,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
 
     model: a local directory, a GGUF file, a hub id that is already in the local cache, or "smollm2-135m".
     validation: what the upper loss is measured on: the mean of the losses of the sets, weighted by their `weight`.
-    max_length: tokens of a row; longer rows are cut at the end.
-    batch_size: rows of one training batch; every source gets an equal part of it.
+    max_length: the largest number of tokens in a row; longer rows are cut at the end.
+    batch_size: the number of rows in one training batch; every source gets an equal part of it.
     template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
     attention: attention implementation of transformers ("eager", "sdpa", "flash_attention_2"); None lets it choose.
     trust_remote_code: allow a model directory to bring code that is run. Off unless asked for.
@@ -51,7 +51,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Check what needs no file."""
+        """Check the settings that need no file to be checked."""
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2, not {self.max_length}")
         if self.batch_size < 1:
@@ -71,7 +71,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     @property
     @abstractmethod
     def validation_rows(self) -> int:
-        """Rows of one validation batch, at the most. Reads no data."""
+        """The largest number of rows in one validation batch. Reads no data."""
 
     @property
     def validation_tables(self) -> Mapping[str, TokenTable]:
@@ -88,7 +88,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
             _check_rows(self._targets, self._upper_sampler)
 
     def fingerprint(self) -> str:
-        """Of the data files, of the rows that are used of them, and of the model's files."""
+        """The hash of the data files, of the rows that are used, and of the model's files."""
         digest = hashlib.sha256(self._files.fingerprint.encode())
         for table in (*self.source_tables.values(), *self._targets.values()):
             digest.update(table.content_hash.encode())
@@ -146,7 +146,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
         )
 
     def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
-        """The lower module, made of a causal LM. read: where its weights are, if it has none."""
+        """The lower module, made of a causal LM. read: how to read its weights, if it was built without them."""
         return LanguageModel(model, read)
 
     def _micro_batches(

@@ -38,7 +38,7 @@ class TokenBatch:
 
     @property
     def row_of_target(self) -> Tensor:
-        """Which row of the micro-batch every target stands in. Shape: (targets,)."""
+        """The row of the micro-batch that every target belongs to. Shape: (targets,)."""
         return self.positions // self.ids.shape[1]
 
     def means(self, losses: Tensor) -> Tensor:

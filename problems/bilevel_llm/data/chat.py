@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Template = Literal["auto", "model", "plain"]
-"""Which chat template to use. auto: the model's own, where its tokenizer has one, and else the plain one."""
+"""The chat template to use. "auto" takes the model's own if its tokenizer has one, and the plain one otherwise."""
 
 PLAIN_TEMPLATE: Mapping[str, str] = {
     "system": "{text}",
@@ -97,7 +97,7 @@ class Encoder:
         longest_first = sorted(self._control_tokens, key=len, reverse=True)
         self._control_token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.chat_template: str | None = _chat_template(tokenizer, template)
-        """The Jinja source of the model's chat template; None where the plain one is used."""
+        """The Jinja source of the model's chat template; None if the plain one is used."""
         self._dated = self.chat_template is not None and "strftime_now" in self.chat_template
         if self._dated:
             self.chat_template = f"{_FIXED_STRFTIME}{self.chat_template}"
@@ -165,7 +165,7 @@ class Encoder:
         return _Written(full, (*spans, last), tuple(sorted(notes)))
 
     def _find_response(self, full: str, turns: Sequence[Turn], index: int, where: str) -> tuple[int, int] | None:
-        """Where in `full`, all turns, the response turns[index] stands, up to its end-of-turn token.
+        """Where in `full`, the text of all turns, the response turns[index] is, up to its end-of-turn token.
 
         It is what follows the generation prompt. None if `full` does not have it there as it was when it came last.
         """

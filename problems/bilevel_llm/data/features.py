@@ -34,8 +34,8 @@ class SourceRows:
     """What a feature function sees of a source.
 
     name: the source's name.
-    table: its rows as tokens, with labels; what was cut at max_length is not there.
-    format: its row format; None if that is detected.
+    table: its rows as tokens, with labels, without what was cut at max_length.
+    format: the format of its rows; None if it is detected.
     """
 
     name: str
@@ -44,7 +44,7 @@ class SourceRows:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The rows as text, whole, in the order of the table. The files are read when this is first asked for."""
+        """The whole rows as text, in the order of the table. The files are read on first access."""
         files = [
             {int(row.where.rpartition(":")[2]): row for row in read_file(path, self.format)} for path in self.table.files
         ]
@@ -58,7 +58,7 @@ Features: TypeAlias = Callable[[SourceRows], Mapping[str, ArrayLike]]
 
 
 def length(source: SourceRows) -> Mapping[str, ArrayLike]:
-    """Two columns: the logarithm of a row's tokens, and the share of them that is labelled."""
+    """Two columns: the logarithm of the number of a row's tokens, and the share of them that is labelled."""
     table = source.table
     return {"log_tokens": np.log(table.lengths), "labelled_share": table.supervised / table.lengths}
 
@@ -90,8 +90,8 @@ def feature_matrix(
     functions: by name.
 
     Returns the columns' names, as "function.column", and the values, of shape (rows, d).
-    Raises `InputError`, naming the function and the source or row, if a function fails, gives something else than one
-    finite number a row, or other columns for one source than for another; and if the matrix is too large to hold.
+    Raises `InputError`, naming the function and the source or row, if a function fails, gives anything but one
+    finite number per row, or different columns for different sources, and if the matrix is too large to hold.
     """
     blocks = [_block(name, function, sources) for name, function in functions.items()]
     names = [name for names, _ in blocks for name in names]
@@ -159,6 +159,6 @@ def _bag(row: Row) -> list[float]:
 
 @lru_cache(maxsize=1 << 16)
 def _place(word: str) -> tuple[int, int]:
-    """Column and sign of a word. Python's own hash would differ from run to run."""
+    """The column and the sign of a word. Python's own hash would differ from run to run."""
     code = zlib.crc32(word.encode())
     return code % WORD_COLUMNS, 1 if code >> 31 else -1

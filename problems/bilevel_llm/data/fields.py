@@ -12,9 +12,9 @@ from bilevel_llm.data.wording import kind_of, names_of_fields
 
 
 def string(fields: Mapping[str, Any], name: str, where: str, path: str = "") -> str:
-    """The string in a field that is there.
+    """The string in a field that exists.
 
-    where: the row's file and line. path: what stands before the field's name in messages, for fields inside others.
+    where: the row's file and line. path: what precedes the field's name in messages, for fields inside other fields.
 
     Raises `InputError` for anything but a string, and for one that UTF-8 cannot hold.
     """
@@ -32,7 +32,7 @@ def string(fields: Mapping[str, Any], name: str, where: str, path: str = "") -> 
 
 
 def conversation(fields: Mapping[str, Any], name: str, where: str) -> tuple[Turn, ...]:
-    """The turns in a field that is there: a list of {role, content} or {from, value}, with the names of `ROLES`.
+    """The turns in a field that exists: a list of {role, content} or {from, value}, with the names of `ROLES`.
 
     Raises `InputError` for anything else, naming the turn.
     """

@@ -1,4 +1,4 @@
-"""Data files -> the objects they hold: what a row's fields mean is not asked here.
+"""Data files -> the objects that they hold, whatever the fields of these mean.
 
 Files are `.json` (an array of objects), `.jsonl`, both also with `.gz`, `.parquet`, and directories written by
 `datasets.Dataset.save_to_disk`.
@@ -20,7 +20,7 @@ from bilevel_llm.data.wording import kind_of
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths and globs name, in the order of `patterns`, each once; matches of a glob are sorted.
+    """The files that paths and globs name, each once, in the order of `patterns`; the matches of a glob are sorted.
 
     `~` is expanded and `**` matches any depth. A glob's matches are files and saved data sets, no other directories.
 
@@ -36,7 +36,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of one file or saved data set as they stand there, each with its number: see `Row.where`.
+    """The rows of one file or saved data set, unchanged, each with its number (see `Row.where`).
 
     Raises `InputError`, naming file and line, for an unknown type of file, an empty file, bytes that are not UTF-8, and
     malformed JSON.
@@ -134,7 +134,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _array_elements(text: str, path: Path) -> Iterable[tuple[int, Any]]:
-    """Position and value of each element of a JSON array: unlike `json.loads`, which forgets where things stood."""
+    """The position and the value of each element of a JSON array; `json.loads` would not keep the positions."""
 
     def after_space(position: int) -> int:
         match = _SPACE.match(text, position)

@@ -1,6 +1,6 @@
-"""What a format of rows is: the base class of all of them.
+"""What a format of rows is: the base class of all formats.
 
-A plugin adds one by the hook `bilevel_formats`, as this package adds its own (`bilevel_llm.data.formats`):
+A plugin adds a format through the hook `bilevel_formats`, just as this package adds its own (`bilevel_llm.data.formats`):
 
     class QuestionAnswer(Format):
         name = "question_answer"
@@ -26,7 +26,7 @@ from bilevel_llm.data.rows import Row, Turn
 
 
 class Evidence(IntEnum):
-    """How much the names of a row's fields say about its format. The format with the most is taken."""
+    """How much the names of a row's fields say about its format. The format with the most evidence is taken."""
 
     NONE = 0
     """The row lacks a field that the format needs."""
@@ -41,10 +41,10 @@ class Evidence(IntEnum):
 class Format(ABC):
     """How the turns of a row are written in its fields. One object serves all rows, so it has no state.
 
-    name: what recipes call it; it is registered under the same name.
-    required: the fields that a row must have; alternatives, each a tuple of names. Other fields may be there as well.
-    evidence: what it means that a row has them.
-    version: to be raised whenever the same row is read as other turns than before, so that cached tokens are made again.
+    name: the name of the format in recipes, under which it is registered.
+    required: the fields that a row must have, as alternatives, each a tuple of names. A row may have other fields as well.
+    evidence: how much it says about the format that a row has these fields.
+    version: a number to raise whenever the same row is read differently from before, so that cached tokens are made again.
     """
 
     name: ClassVar[str]
@@ -53,7 +53,7 @@ class Format(ABC):
     version: ClassVar[int] = 1
 
     def fits(self, fields: Mapping[str, Any]) -> bool:
-        """Whether a row has the fields that the format needs. Asked for every row."""
+        """Whether a row has the fields that the format needs. Called for every row."""
         for alternative in self.required:
             for name in alternative:
                 if name not in fields:
@@ -63,7 +63,7 @@ class Format(ABC):
         return False
 
     def detect(self, fields: Mapping[str, Any]) -> int:
-        """How much speaks for this format; 0 if a row with these fields cannot be in it. Asked for a file's first row."""
+        """How much speaks for this format; 0 if a row with these fields cannot be in it. Called for a file's first row."""
         return self.evidence if self.fits(fields) else Evidence.NONE
 
     @abstractmethod
@@ -72,26 +72,27 @@ class Format(ABC):
 
         where: the row's file and line, for messages.
 
-        Raises `InputError` for a field of another type than the format needs.
+        Raises `InputError` for a field whose type is not the one that the format needs.
         """
 
     @abstractmethod
     def layout(self, fields: Mapping[str, Any]) -> Layout:
-        """In which fields the turns of a row that fits are.
+        """The fields that hold the turns of a row that fits.
 
-        Trainers are told so, and learn all that the assistant says: a format that masks turns gives a plain `Layout`.
+        Exporters pass this on to trainers, which learn everything that the assistant says; a format that masks turns
+        returns a plain `Layout`.
         """
 
     def write(self, row: Row) -> dict[str, Any]:
-        """The fields of a row that is read as these turns.
+        """The fields of a row that would be read as the same turns.
 
-        Raises `InputError` for a row that cannot be written so that the same is learned from it, and in a format that does
-        not write at all.
+        Raises `InputError` for a row that cannot be written without changing what is learned from it, and in a format that
+        cannot write at all.
         """
         raise self.refusal(row, "this format can only be read")
 
     def refusal(self, row: Row, reason: str) -> InputError:
-        """What `write` raises."""
+        """The error that `write` raises."""
         return InputError(
             f"{row.where}: the row cannot be written in format {self.name!r}: {reason}; use --format source "
             "(for which all sources need one layout)"

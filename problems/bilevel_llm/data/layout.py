@@ -1,4 +1,4 @@
-"""In which fields of a row its turns are: what a trainer that reads the file must be told.
+"""Which fields of a row hold its turns, as a trainer that reads the file must be told.
 
 Rows of one file have one layout. It says more than the format does: rows of `messages` may name a turn's keys `role` and
 `content`, or `from` and `value`. There is one class for each way in which rows are written; a format whose rows are
@@ -24,7 +24,7 @@ ROLES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Two rows of one layout have their texts in the same fields.
+    """Where the texts of a row are. Rows of one layout have them in the same fields.
 
     format: name of the format, for messages and for reading the rows again.
     """
@@ -46,7 +46,7 @@ class ChatLayout(Layout):
 
     fields: the fields that hold a list of turns each, in the order of the conversation. Usually it is one.
     role, text: the keys of a turn.
-    roles: what a turn's role may be called -> the role.
+    roles: the names of roles in the file -> the roles.
     """
 
     fields: tuple[str, ...]

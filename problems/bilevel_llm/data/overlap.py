@@ -13,7 +13,7 @@ _EXAMPLES = 3  # of each source: enough to look them up and see what kind of row
 
 @dataclass(frozen=True)
 class Overlap:
-    """What training sources and validation sets have in common. True if they have anything; as text, one clause.
+    """What training sources and validation sets have in common. True if there is such a row; as text, one clause.
 
     train: training source -> number of its rows that also occur in some validation set. Every source is listed.
     validation: validation set -> number of its rows that also occur in some training source. Every set is listed.

@@ -44,7 +44,7 @@ def final_answer(text: str) -> str | None:
 
 
 def same_answer(one: str | None, other: str | None) -> bool:
-    """Whether two normalized answers are the same; None is the same as nothing."""
+    """Whether two normalized answers are the same. None is not the same as anything."""
     if one is None or other is None:
         return False
     if one.casefold() == other.casefold():
@@ -70,7 +70,7 @@ def number(answer: str) -> Fraction | None:
 
 
 def normalize(answer: str) -> str:
-    """An answer without what does not change its meaning."""
+    """An answer without the parts that do not change its meaning."""
     text = answer.strip().replace("\u2212", "-").replace("\u2013", "-").replace("{,}", ",")
     text = re.sub(r"\\(?:text|mbox|textbf|mathrm|mathbf|textnormal)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)

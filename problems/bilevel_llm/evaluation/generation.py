@@ -1,4 +1,4 @@
-"""Answers that a model writes itself, and whether they end as they should."""
+"""Answers that a model generates, and whether they are right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NEXT_QUESTION = "\n" + PLAIN_TEMPLATE["user"].partition("{text}")[0].strip()
 class Question:
     """A row to be answered.
 
-    prompt: token ids up to where the row's last response starts.
+    prompt: the token ids up to the start of the row's last response.
     answer: the final answer of that response (see `answers`).
     end: the token that ends the response; None if there is none.
     """
@@ -36,7 +36,7 @@ class Question:
 
 
 def make_questions(rows: Sequence[Row], tokenizer: Any, template: Template) -> list[Question]:
-    """Raises `InputError` for a row without a question or without a final answer."""
+    """Raise `InputError` for a row without a question or without a final answer."""
     questions = []
     for row, encoded in zip(rows, Encoder(tokenizer, template).encode(rows), strict=True):
         last = max(i for i, turn in enumerate(row.turns) if turn.learned)
@@ -56,7 +56,7 @@ def make_questions(rows: Sequence[Row], tokenizer: Any, template: Template) -> l
 
 
 def check_room(questions: Sequence[Question], config: Any, max_new_tokens: int) -> None:
-    """Raises `InputError` if a prompt and its answer need more positions than the model has."""
+    """Raise `InputError` if a prompt and its answer need more positions than the model has."""
     positions = getattr(config, "max_position_embeddings", None)
     longest = max((len(question.prompt) for question in questions), default=0)
     if positions is not None and longest + max_new_tokens > positions:
@@ -69,7 +69,7 @@ def check_room(questions: Sequence[Question], config: Any, max_new_tokens: int) 
 def exact_matches(
     model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int
 ) -> tuple[NDArray[np.bool_], list[str]]:
-    """Whether each question's answer is right, and what was written. The most likely token is taken at every step."""
+    """Whether the answer to each question is right, and its text. The most likely token is taken at every step."""
     texts = generate(model, tokenizer, questions, max_new_tokens)
     right = [same_answer(final_answer(text), question.answer) for text, question in zip(texts, questions, strict=True)]
     return np.array(right, np.bool_), texts
@@ -105,7 +105,7 @@ def generate(model: Any, tokenizer: Any, questions: Sequence[Question], max_new_
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end a text, as the model and its tokenizer say."""
+    """The tokens that end a text, according to the model and its tokenizer."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     known = set(ends) if isinstance(ends, list) else {ends}
     return {token for token in known | {tokenizer.eos_token_id} if token is not None}

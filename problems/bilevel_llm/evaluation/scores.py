@@ -28,7 +28,7 @@ from bilevel_llm.model.language_model import LanguageModel, token_losses
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a model makes of every row of a table, in the order of the table.
+    """How a model scores on every row of a table, in the order of the table.
 
     targets: labelled tokens. Shape: (rows,).
     losses: cross-entropy, in nats, summed over the row's labelled tokens. Shape: (rows,).
@@ -51,11 +51,11 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """Share of the labelled tokens that are the model's first choice, given all tokens before them."""
+        """The share of the labelled tokens that are the model's first choice, given all tokens before them."""
         return float(self.correct.sum() / self.targets.sum())
 
     def summary(self) -> dict[str, float]:
-        """All of it in a few numbers; perplexities are the exponentials of the losses."""
+        """The scores in a few numbers. Perplexities are the exponentials of the losses."""
         return {
             "rows": len(self.targets),
             "tokens": int(self.targets.sum()),
@@ -72,8 +72,8 @@ def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) 
     """Score every row of a table once.
 
     model: a `LanguageModel`, on the device to be used.
-    tokens_per_batch: of one forward, padding included; a longer row is a batch of its own. It bounds the memory of the
-        logits (4096 x vocabulary x 4 bytes), and changes no result beyond rounding.
+    tokens_per_batch: tokens of one forward pass, padding included; a longer row is a batch of its own. It
+        bounds the memory of the logits (4096 x vocabulary x 4 bytes), and changes no result beyond rounding.
 
     Rows are batched with others of about their length, in a fixed order, so that little is padded and the same call gives
     the same numbers.
@@ -128,7 +128,7 @@ def evaluate(
 
 
 def table(scores: Mapping[str, Scores]) -> Table:
-    """The summaries, a row for each file."""
+    """The summaries as a table, with a row for each file."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     shown.add_column("file", overflow="fold")
     columns = {"rows": ",d", "tokens": ",d", "loss": ".4f", "perplexity": ".3f", "row_loss": ".4f", "token_accuracy": ".2%"}

@@ -1,6 +1,6 @@
-"""What an exporter is: the base class of all of them.
+"""What an exporter is: the base class of all exporters.
 
-A plugin adds one by the hook `bilevel_exporters`, as this package adds its own.
+A plugin adds an exporter through the hook `bilevel_exporters`, just as this package adds its own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Exporter(ABC):
-    """Writes weighted data in the form that one trainer reads. It has no state.
+    """Writes weighted data in the form that a trainer reads. It has no state.
 
-    package: the trainer's name on PyPI; None for a form that no trainer's version changes.
-    versions: those that are known to read what is written, as a specifier: ">=0.17,<0.20".
+    package: the name of the trainer on PyPI; None for a form that does not depend on the version of a trainer.
+    versions: the versions that are known to read what is written, as a specifier such as ">=0.17,<0.20".
     checked: the newest version that was tried.
     """
 
@@ -31,15 +31,15 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, data: WeightedData, version: Version) -> dict[str, str]:
-        """The files to write, by name: their contents.
+        """The files to write: name -> content.
 
-        version: of the trainer, one of `versions`.
+        version: the version of the trainer, one of `versions`.
 
-        Raises `InputError` for what the trainer cannot be told.
+        Raises `InputError` for what cannot be expressed in the trainer's settings.
         """
 
     def known_version(self, wanted: str | None) -> Version:
-        """A version of the trainer that is known; None takes the newest that was checked. Raises `InputError`."""
+        """The wanted version of the trainer; None takes the newest one checked. Raises `InputError` for an unknown one."""
         if wanted is None:
             return Version(self.checked)
         if self.package is None:

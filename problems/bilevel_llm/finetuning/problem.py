@@ -84,7 +84,7 @@ class FineTuning(LanguageModelProblem):
 
     @property
     def validation_rows(self) -> int:
-        """About batch_size in all, as many of every set."""
+        """About `batch_size` in all, with equally many rows of every set."""
         sets = len(self.validation)
         return sets * max(1, self.batch_size // sets) if sets else 0
 
@@ -212,7 +212,7 @@ class FineTuning(LanguageModelProblem):
         return Stratified(sizes, min(self.validation_rows, len(sizes) * min(sizes)), Stream.UPPER)
 
     def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
-        """With adapters where asked for."""
+        """Like the base class, with adapters if they are asked for."""
         if self.lora is not None:
             model = self.lora.wrap(model)
             read = None if read is None else read_with_adapters(model, read)
@@ -221,7 +221,7 @@ class FineTuning(LanguageModelProblem):
     def _micro_batches(
         self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard
     ) -> list[TokenBatch]:
-        """With the weights that `mean_over` asks for."""
+        """Like the base class, with the weights that `mean_over` asks for."""
         batches = super()._micro_batches(tables, sampler, index, shard)
         if self.mean_over == "rows":
             return batches

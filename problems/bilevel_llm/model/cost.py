@@ -9,7 +9,7 @@ from bilevel_llm.model.language_model import token_losses
 
 
 def full_loss(module: nn.Module, rows: int, *, length: int, sources: int, labelled_share: float) -> Tensor:
-    """The loss of a micro-batch, on the meta device: every row full, and the labels spread evenly over the rows.
+    """The loss of a micro-batch, on the meta device: every row is full, and the labels are spread evenly over the rows.
 
     module: a `LanguageModel`. length: tokens of a row. labelled_share: part of the tokens that are predicted; the logits
     exist for these alone.

@@ -38,12 +38,12 @@ def export_model(
     """Write the model of a run's checkpoint as a directory that `from_pretrained` reads.
 
     run: the directory of a `llm-finetuning` or `llm-reweighting` run.
-    directory: must not exist. It appears when it is complete.
-    variable: which lower variable. None takes z, which has seen training data alone, and y where there is no z. (The y of
+    directory: a path that does not exist yet. It appears when it is complete.
+    variable: the lower variable to write. None takes z, which has seen training data alone, or y if there is no z. (The y of
         a reweighting run has been trained on the validation sets as well.)
-    step: of the checkpoint; None takes the last one.
-    dtype: precision of the weights, one of PRECISIONS; None keeps that of the checkpoint (and float32 for an adapter).
-    adapter: of a LoRA run, keep the adapter apart (a peft directory) instead of merging it into the weights. Merging is
+    step: the step of the checkpoint; None takes the last one.
+    dtype: the precision of the weights, one of PRECISIONS; None keeps that of the checkpoint (and float32 for an adapter).
+    adapter: for a LoRA run, write the adapter alone (a peft directory) instead of merging it into the weights. Merging is
         done in float32.
 
     Raises `InputError` for what is not there, or is there already.
@@ -81,7 +81,7 @@ def export_model(
 
 
 def check_new(directory: Path) -> None:
-    """Raises `InputError` if there is something of that name."""
+    """Raise `InputError` if there is something of that name already."""
     if directory.exists():
         raise InputError(f"{directory} already exists and is not overwritten; name a new directory")
 
@@ -170,7 +170,7 @@ def _jinja(text: str) -> str:
 
 
 def _write(directory: Path, model: Any, tokenizer: Any, how: Mapping[str, Any]) -> None:
-    """Into a hidden directory beside it, which takes the name when all is there."""
+    """Write into a hidden directory beside it, which takes its name when everything is there."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(directory) as part:

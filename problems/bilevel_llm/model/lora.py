@@ -19,8 +19,8 @@ from bilevel_llm.model.files import ReadWeight
 class LoRA:
     """W + alpha/rank · B A in place of W, with B starting at 0, so that the model starts where it was.
 
-    rank: of B A.
-    alpha: the update is scaled by alpha/rank; twice the rank is the usual choice.
+    rank: the rank of B A.
+    alpha: the numerator of the factor alpha/rank that scales the update; twice the rank is the usual choice.
     targets: names of the linear layers to adapt. "all-linear", every one but the output layer, is what it takes to come
         close to full fine-tuning (Dettmers et al., "QLoRA", NeurIPS 2023, arXiv 2305.14314, figure 2).
 
@@ -38,7 +38,7 @@ class LoRA:
             raise ValueError(f"alpha must be positive, not {self.alpha}")
 
     def wrap(self, model: Any) -> Any:
-        """The model with fresh adapters, all else frozen.
+        """The model with fresh adapters and everything else frozen.
 
         Adapters are on torch's default device, with the same initial values for a model on the meta device as for one with
         weights. Raises `InputError` without peft, or if `targets` fit nothing.
@@ -60,7 +60,7 @@ class LoRA:
 
 
 def require_peft() -> None:
-    """Raises `InputError` if peft is missing."""
+    """Raise `InputError` if peft is missing."""
     try:
         import peft  # noqa: F401
     except ImportError as error:

@@ -10,7 +10,7 @@ from bilevel_llm.data.rows import Row, Turn
 
 
 class Messages(Format):
-    """A conversation, of which all that the assistant says is learned."""
+    """A conversation, of which everything that the assistant says is learned."""
 
     name = "messages"
     required = (("messages",),)

@@ -10,7 +10,7 @@ from bilevel_llm.data.rows import Row, Turn
 
 
 class PromptCompletion(Format):
-    """Of two strings the completion is learned; of two lists of messages, all that the assistant says in both."""
+    """Of two strings, the completion is learned; of two lists of messages, everything that the assistant says in both."""
 
     name = "prompt_completion"
     required = (("prompt", "completion"),)
