@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -23,7 +25,11 @@ from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
 
+log = logging.getLogger("bilevel")
+
 B = TypeVar("B")
+
+SLOW = 4.0  # without its own instructions, bfloat16 is tens of times slower; with them, noise does not reach this
 
 
 @dataclass
@@ -55,7 +61,14 @@ class TorchBackend(ModuleBackend):
                 f"the torch backend runs in one process, and a launcher started {world_size()}; "
                 "set backend.name=deepspeed or backend.name=fsdp, or run without the launcher"
             )
-        self.begin(seed, _pick_device(self.device), Processes())
+        device = _pick_device(self.device)
+        self.begin(seed, device, Processes())
+        if device.type == "cpu" and self.dtype == "bfloat16" and (slower := _bfloat16_slowdown()) > SLOW:
+            log.warning(
+                "bfloat16 is about %.0f times slower than float32 on this CPU, which has no instructions for it; "
+                "set backend.dtype=float32 unless memory is short",
+                slower,
+            )
         if self.deterministic:
             self.be_deterministic()
 
@@ -145,3 +158,18 @@ def _pick_device(wanted: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"backend.device is {wanted!r}, which this machine cannot use: {error}") from error
     return device
+
+
+def _bfloat16_slowdown() -> float:
+    """How much longer a matrix product takes in bfloat16 than in float32 on the CPU. Takes some milliseconds."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(3):  # the first one sets things up
+            started = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    return seconds(torch.bfloat16) / seconds(torch.float32)

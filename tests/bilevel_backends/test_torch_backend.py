@@ -436,3 +436,18 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
         backend.close()
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("slower", "warned"), [(30.0, True), (1.0, False)])
+def test_a_cpu_that_is_slow_in_bfloat16_is_said_to_be(
+    slower: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bilevel_backends.torch_backend._bfloat16_slowdown", lambda: slower)
+    backend = TorchBackend(device="cpu", dtype="bfloat16")
+    backend.start(0)
+    backend.close()
+    assert ("30 times slower than float32 on this CPU" in caplog.text) == warned
+    monkeypatch.setattr("bilevel_backends.torch_backend._bfloat16_slowdown", lambda: pytest.fail("float32 was measured"))
+    backend = TorchBackend(device="cpu", dtype="float32")
+    backend.start(0)
+    backend.close()
