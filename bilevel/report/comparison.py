@@ -125,7 +125,7 @@ class Comparison(_Part):
             words = f"not finished: {len(missing)} of {len(wanted)} cells are missing ({'; '.join(missing)})"
             found.append(Finding("not-finished", True, words))
         budgets = {cell.cost.size for cell in self.cells if cell.cost.size is not None}
-        if budgets and max(budgets) > 1.01 * min(budgets):
+        if budgets and max(budgets) > 1.01 * min(budgets):  # less is no difference: a run cannot end within a batch
             words = f"unequal budgets: cells trained on {min(budgets):,} to {max(budgets):,} {self.unit}"
             found.append(Finding("unequal-budgets", True, words))
         return found

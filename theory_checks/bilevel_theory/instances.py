@@ -10,8 +10,7 @@ from bilevel_problems.quadratic_forms import QuadraticForms
 
 KAPPA = 5.0
 FASTEST = 2 / (1 + 1 / KAPPA)
-"""The step at which gradient descent on a lower level with curvature 1/KAPPA … 1 is fastest; it contracts by CONTRACTION."""
-CONTRACTION = (KAPPA - 1) / (KAPPA + 1)
+"""The step at which gradient descent on a lower level with curvature 1/KAPPA … 1 is fastest."""
 
 
 def default_forms() -> QuadraticForms:

@@ -288,7 +288,7 @@ class _WarmUp(Problem[TokenBatch]):
         return self.less.model(self.data, self.seed)
 
     def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
-        raise NotImplementedError("there are no upper batches")
+        return self.data.validation_loss(y, batch)
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
         return batch.means(batch_losses(y, batch)).mean()

@@ -22,9 +22,6 @@ from bilevel_llm.comparison.held_out import BETTER, UNITS
 from bilevel_llm.comparison.paired import paired_interval
 from bilevel_llm.comparison.settings import BASE
 
-SAME_BUDGET = 0.01
-"""Budgets that differ by a smaller share are called equal, because a run cannot end within a batch."""
-
 
 def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell], reference: str) -> dict[str, Any]:
     """The content of comparison.json: what has been measured so far.

@@ -63,6 +63,11 @@ class TokenTable:
     notes: Mapping[str, int]
     content_hash: str
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What says which data these are: the number of rows, and the hash of the files' contents."""
+        return {"rows": len(self), "hash": self.content_hash}
+
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.starts) - 1

@@ -133,8 +133,8 @@ class FineTuning(LanguageModelProblem):
         """Rows and hashes of the data, name and hash of the model."""
         return {
             "data": {
-                "training": {**_identity(self._train), "dropped_as_held_out": self._read_train[1]},
-                "validation": {name: _identity(table) for name, table in self._targets.items()},
+                "training": {**self._train.identity, "dropped_as_held_out": self._read_train[1]},
+                "validation": {name: table.identity for name, table in self._targets.items()},
             },
             "model": {"name": self.model, "hash": self._files.fingerprint},
         }
@@ -226,7 +226,3 @@ class FineTuning(LanguageModelProblem):
         if self.mean_over == "rows":
             return batches
         return per_token(batches, list(tables.values()), sampler.batch(index, shard.seed))
-
-
-def _identity(table: TokenTable) -> dict[str, Any]:
-    return {"rows": len(table), "hash": table.content_hash}

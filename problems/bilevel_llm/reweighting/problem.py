@@ -255,7 +255,10 @@ class LLMReweighting(LanguageModelProblem):
     def identity(self) -> dict[str, Any]:
         """What the weights belong to: the rows and hashes of the data, and the name and hash of the model."""
         return {
-            "data": {"sources": _identity(self._train), "validation": _identity(self._targets)},
+            "data": {
+                "sources": {name: table.identity for name, table in self._train.items()},
+                "validation": {name: table.identity for name, table in self._targets.items()},
+            },
             "model": {"name": self.model, "hash": self._files.fingerprint},
         }
 
@@ -306,7 +309,3 @@ class LLMReweighting(LanguageModelProblem):
 
     def _distribution(self, rule: Start, key: str) -> Tensor:
         return named_distribution(rule, list(self._train), self._sizes, key)
-
-
-def _identity(tables: Mapping[str, TokenTable]) -> dict[str, dict[str, Any]]:
-    return {name: {"rows": len(table), "hash": table.content_hash} for name, table in tables.items()}
