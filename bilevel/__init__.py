@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bilevel.backend import Backend, Evaluation, Variable, Vector
     from bilevel.blocks import Blocks, find_blocks
     from bilevel.data import Stratified
+    from bilevel.distribution import Distribution
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
     from bilevel.hookspecs import hookimpl
     from bilevel.loop import Interrupted, Result, fit
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from bilevel.solvers.f3sa import F3SA
     from bilevel.solvers.meha import MEHA
     from bilevel.solvers.pbgd import PBGD
+    from bilevel.solvers.rounds import Rounds
     from bilevel.solvers.scalebio import ScaleBiO
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "backend": ("Backend", "Evaluation", "Variable", "Vector"),
     "blocks": ("Blocks", "find_blocks"),
     "data": ("Stratified",),
+    "distribution": ("Distribution",),
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
     "hookspecs": ("hookimpl",),
     "loop": ("Interrupted", "Result", "fit"),
@@ -56,16 +59,17 @@ _HOMES = {
     "solvers.f3sa": ("F3SA",),
     "solvers.meha": ("MEHA",),
     "solvers.pbgd": ("PBGD",),
+    "solvers.rounds": ("Rounds",),
     "solvers.scalebio": ("ScaleBiO",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
-    "BilevelError", "Blocks", "Cosine", "Descent", "Evaluation", "F2SAp", "Finding", "Forward", "InputError", "Interrupted",
-    "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result", "Run", "RunError",
-    "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "Workload", "find_blocks", "fit",
-    "hookimpl",
+    "BilevelError", "Blocks", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding", "Forward", "InputError",
+    "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result", "Rounds",
+    "Run", "RunError", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "Workload",
+    "find_blocks", "fit", "hookimpl",
 ]  # fmt: skip
 
 

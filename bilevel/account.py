@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from bilevel.errors import InputError
 
@@ -27,11 +27,39 @@ class Finding:
     name: a short name of what was looked for, such as "still-moving", for programs and tables.
     flagged: whether it is a reason not to trust the result.
     sentence: what was found, with its number, and what to do about it.
+    passed: whether it is a test that could have failed, with a known rate of errors, and did not. Nothing else gets a tick.
     """
 
     name: str
     flagged: bool
     sentence: str
+    passed: bool = False
+
+
+Decision = Literal["use", "run longer", "do not use"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with the result of a run.
+
+    decision: use it, run longer, or do not use it.
+    reason: why, and for "do not use" the remedy.
+    steps: for "run longer", the total number of steps after which the run should have an answer.
+    """
+
+    decision: Decision
+    reason: str
+    steps: int | None = None
+
+    def sentence(self, command: str = "") -> str:
+        """The verdict in one sentence. command: how to run longer, if that is known."""
+        if self.decision == "use":
+            return f"use these weights: {self.reason}"
+        if self.decision == "do not use":
+            return f"do not use these weights: {self.reason}"
+        how = f" by {command}" if command else ""
+        return f"run longer, to about {self.steps} steps{how}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +99,8 @@ class Account:
     steps: the steps that were done when this was written.
     versions: the versions of the packages that did it.
     identity: the data and the model, as plain data (their hashes). Runs that differ in it are not compared as seeds.
+    verdict: what to do with the result; None if the problem does not say.
+    intervals: name -> the ends of the 95% interval of an entry of the upper variable; empty where none is justified.
     """
 
     steps: int
@@ -80,6 +110,8 @@ class Account:
     findings: Sequence[Finding] = ()
     tables: Sequence[Table] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 

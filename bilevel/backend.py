@@ -182,6 +182,23 @@ class Backend(ABC):
     def assign(self, target: Variable, source: Variable) -> None:
         """Give `target` the weights and the optimizer state of `source`, a replica with the same active blocks."""
 
+    def mark(self, variable: Variable) -> None:
+        """Remember the weights that the variable has now, as those that `rewind` brings back.
+
+        Only parameters that train afterwards take memory: what they were is kept beside them until the variable is marked
+        anew, or rewound while they are not active.
+
+        Raises `InputError` if the backend cannot.
+        """
+        raise InputError(f"the backend {type(self).__name__} cannot bring earlier weights back")
+
+    def rewind(self, variable: Variable) -> None:
+        """Give the variable the weights that it was marked with, bit for bit, and fresh optimizer state.
+
+        What is active stays active. Raises `InputError` if the backend cannot.
+        """
+        raise InputError(f"the backend {type(self).__name__} cannot bring earlier weights back")
+
     @abstractmethod
     def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
         """Let exactly these blocks train from now on.

@@ -6,6 +6,7 @@ from bilevel.hookspecs import Register, hookimpl
 @hookimpl
 def bilevel_solvers(register: Register) -> None:
     """Register the solvers of this package."""
+    register("rounds", "bilevel.solvers.rounds:Rounds")
     register("scalebio", "bilevel.solvers.scalebio:ScaleBiO")
     register("f2ba", "bilevel.solvers.f2ba:F2BA")
     register("f2sa", "bilevel.solvers.f2sa:F2SA")

@@ -1,9 +1,10 @@
 """The format of a backend's checkpoint, and how to read it: each tensor is whole and named, whichever backend wrote it.
 
-    variables.json                     {variable: {"active": blocks, "steps": n, "files": {file: [tensor names]}}}
+    variables.json     {variable: {"active": blocks, "steps": n, "marked": bool, "files": {file: [tensor names]}}}
     z-00001-of-00008.safetensors ...
 
-A tensor is named "weights/<parameter or buffer>", "master/<parameter>" or "optimizer/<parameter>/<key>". A parameter that a
+A tensor is named "weights/<parameter or buffer>", "marked/<parameter>" (what a rewind brings back), "master/<parameter>" or
+"optimizer/<parameter>/<key>". A parameter that a
 module uses in two places is saved once, under the first of its names.
 """
 

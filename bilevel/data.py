@@ -5,7 +5,6 @@ A batch is therefore a function of (seed, index): both replicas see the same one
 never stopped.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -24,6 +23,9 @@ class Stream(IntEnum):
     LOWER = 3
     NOISE = 4
     INIT = 5
+
+
+DEAL = 2**32 - 1  # a counter that no walk reaches: the shuffle by which rows are dealt into folds
 
 
 def generator(seed: int, stream: int, *counters: int) -> np.random.Generator:
@@ -64,14 +66,32 @@ class Stratified:
         """Samples of each stratum in batch `index`; they sum to batch_size. Shape: (strata,)."""
         return self._drawn_before(index + 1) - self._drawn_before(index)
 
-    def batch(self, index: int, seed: int) -> list[tuple[int, int]]:
-        """The samples of batch `index`, as (stratum, row) in order of stratum."""
+    def batch(self, index: int, seed: int, fold: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+        """The samples of batch `index`, as (stratum, row) in order of stratum.
+
+        fold: walk through one fold of each stratum's rows alone; see `Shard`. Every seed deals the rows differently. A fold
+            with fewer rows than a batch takes gives some of them twice.
+
+        Raises `InputError` if a stratum has fewer rows than there are folds.
+        """
         first, last = self._drawn_before(index), self._drawn_before(index + 1)
         return [
             (stratum, row)
-            for stratum, size in enumerate(self.sizes)
-            for row in _walk(int(first[stratum]), int(last[stratum]), size, (seed, self.stream, stratum))
+            for stratum in range(len(self.sizes))
+            for row in self._walk(stratum, int(first[stratum]), int(last[stratum]), seed, fold)
         ]
+
+    def _walk(self, stratum: int, first: int, last: int, seed: int, fold: tuple[int, int] | None) -> list[int]:
+        """Rows number first..last-1 of an endless walk through a stratum (or a fold of it), reshuffled in every round."""
+        size, key = self.sizes[stratum], (seed, self.stream, stratum)
+        if fold is None:
+            return [int(_permutation(size, (*key, place // size))[place % size]) for place in range(first, last)]
+        number, folds = fold
+        if size < folds:
+            raise InputError(f"{size} rows cannot be dealt into {folds} folds; add rows, or use fewer folds (solver.folds)")
+        rows = _permutation(size, (*key, DEAL))[number::folds]
+        n = len(rows)
+        return [int(rows[_permutation(n, (*key, DEAL, number, place // n))[place % n]]) for place in range(first, last)]
 
     def _drawn_before(self, index: int) -> NDArray[np.int64]:
         """The number of samples of each stratum before batch `index`, in closed form, so that resuming needs no replay."""
@@ -80,11 +100,6 @@ class Stratified:
         extra = index * remainder  # the remainder's places are dealt out in turn
         turns, part = divmod(extra, k)
         return each * index + turns + (np.arange(k) < part).astype(np.int64)
-
-
-def _walk(first: int, last: int, size: int, key: tuple[int, ...]) -> Sequence[int]:
-    """Rows number first..last-1 of an endless walk through `size` rows, reshuffled in every round."""
-    return [int(_permutation(size, (*key, position // size))[position % size]) for position in range(first, last)]
 
 
 @lru_cache(maxsize=256)

@@ -100,8 +100,11 @@ class Keeper:
                 findings=list(problem.findings(history)),
                 tables=list(problem.tables(history)),
                 identity=problem.identity(),
+                verdict=problem.verdict(history),
+                intervals=dict(problem.intervals(history)),
             )
-            facts = {"seed": account.seed, "versions": account.versions, "findings": to_plain(account.findings)}
+            known = ("seed", "versions", "findings", "verdict", "intervals")
+            facts = {name: to_plain(getattr(account, name)) for name in known}
             self.directory.write({**problem.artifacts(history, facts), FILE: account.to_json()})
         self.written = time.monotonic()
 

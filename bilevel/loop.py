@@ -61,6 +61,7 @@ def fit(
     backend: Backend,
     *,
     steps: int,
+    until_usable: bool = False,
     seed: int = 0,
     active: Active | None = None,
     output: str | Path | None = None,
@@ -76,6 +77,7 @@ def fit(
     ends all of them with the same error.
 
     steps: the total number of steps, including those done before a resume.
+    until_usable: end earlier, as soon as the problem's verdict is to use the result.
     seed: the seed of all random numbers. The same seed gives the same run, bit for bit on the same device.
     active: which blocks of the lower variable train at a step; all of them by default.
     output: directory for the recipe, metrics, checkpoints and the problem's artifacts; must be new or empty, or, with
@@ -112,13 +114,13 @@ def fit(
         state = solver.init(problem, backend)
         if keeper is not None:
             keeper.open(state)
-        _loop(run, state, keeper, observer if first else None)
+        _loop(run, state, keeper, observer if first else None, until_usable)
         return Result(backend.weights(state.x), run.history)
     finally:
         backend.close()
 
 
-def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | None) -> None:
+def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | None, until_usable: bool) -> None:
     error: BaseException | None = None
     alone = run.backend.shard.world_size == 1
     with stop_signals(impatient=alone) as stop:
@@ -126,6 +128,8 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
             if observer is not None:
                 observer.bilevel_run_start(run=run)
             for t in range(run.start, run.steps):
+                if until_usable and on_first(run.backend, lambda: _usable(run)):
+                    break
                 record = _step(t, run, state)
                 run.history.append(record)
                 if keeper is not None:
@@ -171,6 +175,14 @@ def _step(t: int, run: Run, state: State) -> Record:
         size=size,
         seconds=round(time.perf_counter() - started, 4),
     )
+
+
+def _usable(run: Run) -> bool:
+    """Whether the last step moved x to a result that the problem says to use."""
+    if not run.history or not run.history[-1].moved:
+        return False
+    verdict = run.problem.verdict(run.history)
+    return verdict is not None and verdict.decision == "use"
 
 
 def _how_to_go_on(done: int, run: Run) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from bilevel.account import Finding, Labels, Table
+from bilevel.account import Finding, Labels, Table, Verdict
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError
@@ -63,12 +63,15 @@ class Shard:
     seed: seed of the run; a batch is a pure function of (index, seed), so that a resumed run sees the same data.
     rank, world_size: the number of this process, and of all processes.
     micro_batch_size: samples of one forward pass; None takes the process's whole share at once.
+    fold: take samples of one fold of the data alone, (its number, of how many). Folds are disjoint, so that what is
+        measured on different ones is independent, also as far as the data are a sample of something larger. None: of all.
     """
 
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     micro_batch_size: int | None = None
+    fold: tuple[int, int] | None = None
 
     def split(self, samples: Sequence[T]) -> list[Sequence[T]]:
         """This process's samples (every world_size-th, from rank on), divided into micro-batches.
@@ -194,8 +197,8 @@ class Problem(ABC, Generic[B]):
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
         """Files (name: text) that the run directory should hold after the last step of `history`. None by default.
 
-        facts: what the run knows about itself, as plain data: `seed`, `versions`, and `findings` (those of `findings`, each
-            as {name, flagged, sentence}).
+        facts: what the run knows about itself, as plain data: `seed`, `versions`, `findings` (those of `findings`, each as
+            {name, flagged, sentence, passed}), `verdict` ({decision, reason, steps}, or None) and `intervals`.
         """
         return {}
 
@@ -214,6 +217,17 @@ class Problem(ABC, Generic[B]):
         Kept in account.json, and shown by `bilevel report`. None by default.
         """
         return ()
+
+    def verdict(self, history: Sequence[Record]) -> Verdict | None:
+        """What to do with the result: use it, run longer, or do not use it. Shown at the end. None by default.
+
+        A run with `steps: auto` ends when this says "use".
+        """
+        return None
+
+    def intervals(self, history: Sequence[Record]) -> Mapping[str, tuple[float, float]]:
+        """The 95% intervals of the entries of `summary`, where there is evidence for any; none by default."""
+        return {}
 
     def tables(self, history: Sequence[Record]) -> Sequence[Table]:
         """Tables that `bilevel report` shows below the charts. None by default."""

@@ -19,7 +19,7 @@ from bilevel.files import write_atomic
 from bilevel.plain import flatten
 from bilevel.record import Record, read_records
 
-MAY_CHANGE = {"run.steps", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
+MAY_CHANGE = {"run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
 """Settings that may change when a run is resumed; any other change would make it another run. The backend may change, too,
 except for its precision: a run can be resumed with more processes, or on another machine."""
 

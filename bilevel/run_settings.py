@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bilevel.active import Active
 from bilevel.backend import Backend
@@ -15,21 +15,31 @@ from bilevel.solver import Solver
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The section `run` of a recipe; `bilevel.fit` explains each setting."""
+    """The section `run` of a recipe; `bilevel.fit` explains each setting.
 
-    steps: int
+    steps: the total number of steps; "auto" ends the run when the problem's verdict is to use the result.
+    at_most: the number of steps after which a run with `steps: auto` ends in any case.
+    """
+
+    steps: int | Literal["auto"]
     output: str | None = None
     seed: int = 0
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
+    at_most: int = 600
 
     def __post_init__(self) -> None:
-        for name in ("steps", "keep_checkpoints", "checkpoint_every"):
+        for name in ("steps", "at_most", "keep_checkpoints", "checkpoint_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
+
+    @property
+    def limit(self) -> int:
+        """The largest number of steps."""
+        return self.at_most if self.steps == "auto" else self.steps
 
     def fit(
         self,
@@ -48,7 +58,8 @@ class RunSettings:
             solver,
             backend,
             active=active,
-            steps=self.steps,
+            steps=self.limit,
+            until_usable=self.steps == "auto",
             seed=self.seed,
             output=self.output,
             checkpoint_every=self.checkpoint_every,

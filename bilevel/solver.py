@@ -60,6 +60,8 @@ class Workload:
     products: calls of `Backend.backward_along`; planned as over lower batches.
     vectors: gradients that wait for a step and `Vector`s of a lower variable, as many as exist beside a pass at the same
         time. None: a gradient of each replica.
+    marked: the steps after which the variable that `Backend.mark` was called for is rewound; 0: none is marked. Whatever is
+        active within that time is kept as it was, in the precision of the parameters.
     savings: what would reduce the memory of a step at the expense of the results, as phrases: "a lower order (solver.p)".
     """
 
@@ -70,6 +72,7 @@ class Workload:
     upper_forwards: float = 0
     products: float = 0
     vectors: int | None = None
+    marked: int = 0
     savings: tuple[str, ...] = ()
 
 

@@ -20,6 +20,8 @@ from bilevel.files import write_atomic
 from bilevel_backends.processes import Processes
 from bilevel_backends.variable import ModuleVariable
 
+MARKED = "marked/"
+
 
 def save(directory: Path, variables: list[ModuleVariable], processes: Processes) -> None:
     """Write the variables into a directory that every process reaches. All processes call it."""
@@ -40,7 +42,12 @@ def save(directory: Path, variables: list[ModuleVariable], processes: Processes)
                 assert whole is not None
                 mine[key] = whole.detach().to("cpu", copy=True).contiguous()
         save_file(mine, directory / files[processes.rank])
-        facts[v.name] = {"active": sorted(v.active), "steps": v.steps, "files": dict(zip(files, assigned, strict=True))}
+        facts[v.name] = {
+            "active": sorted(v.active),
+            "steps": v.steps,
+            "marked": v.marked is not None,
+            "files": dict(zip(files, assigned, strict=True)),
+        }
     if processes.rank == 0:
         write_atomic(directory / INDEX, json.dumps(facts, indent=1))
 
@@ -72,6 +79,12 @@ def load(directory: Path, variables: list[ModuleVariable]) -> None:
                 saved = {key.removeprefix(prefix): reader.read(key) for key in reader.where if key.startswith(prefix)}
                 state = {key: v.sharding.shard(name, value) if value.dim() else value for key, value in saved.items()}
                 v.restore_optimizer_state(name, state)
+        if reader.facts["marked"]:
+            marked = [key.removeprefix(MARKED) for key in reader.where if key.startswith(MARKED)]
+            v.marked = {}
+            for name in marked:
+                start = v.sharding.shard(name, reader.read(MARKED + name))
+                v.marked[name] = start.to(v.offload or v.sharding.local(name).device)
         v.drop_gradients()
         v.steps = int(reader.facts["steps"])
 
@@ -82,6 +95,7 @@ def estimate(variables: list[ModuleVariable]) -> int:
     for v in variables:
         total += sum(p.element_size() * _numel(v, name) for name, p in v.sharding.parameters.items())
         total += sum(3 * 4 * _numel(v, name) for name in v.masters)
+        total += sum(start.element_size() * _numel(v, name) for name, start in (v.marked or {}).items())
     return total
 
 
@@ -105,6 +119,8 @@ def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
     """All tensors that must be saved, in the same order in every process."""
     for name, shard, parameter in state_of(v):
         yield WEIGHTS + name, shard, parameter
+    for name, start in (v.marked or {}).items():
+        yield MARKED + name, start, name
     for name, master in v.masters.items():
         if v.has_master(name) and master.dtype != v.parameter(name).dtype:
             yield f"master/{name}", master, name

@@ -139,6 +139,14 @@ class ModuleBackend(Backend):
             raise ValueError(f"variables {target.name!r} and {source.name!r} have different active blocks")
         target.copy_from(source)
 
+    def mark(self, variable: Variable) -> None:
+        """Copy what is active; other parameters are copied when they become so."""
+        own(variable).mark()
+
+    def rewind(self, variable: Variable) -> None:
+        """Copy the marked weights back, and free those of what is not active."""
+        own(variable).rewind()
+
     def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
         """Freeze the blocks that leave and free their masters; make masters for those that enter."""
         own(variable).activate(blocks)
@@ -211,7 +219,7 @@ class ModuleBackend(Backend):
     def whole_module(self, variable: Variable) -> nn.Module:
         """The module itself, where parameters are not split."""
         placement = self.placement(self._processes.world_size)
-        if placement.split_parameters:
+        if placement.split_parameters and not isinstance(own(variable).sharding, Replicated):
             raise InputError(f"the backend {placement.name} splits the parameters of variable {variable.name!r}")
         return own(variable).module
 

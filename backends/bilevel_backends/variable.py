@@ -25,6 +25,8 @@ class ModuleVariable(Variable):
     gradients: the sum so far of weight * gradient, with the shapes, devices and precision of the masters.
     unreduced: gradients that are not summed over processes yet, for strategies that reduce at the step: whole, in the
         masters' precision.
+    marked: the shards, as they were when the variable was marked, of the parameters that have been active since; None if
+        it was not marked. On the device of the masters, in the precision of the parameters.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ModuleVariable(Variable):
         self.masters: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.unreduced: dict[str, Tensor] = {}
+        self.marked: dict[str, Tensor] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         sharding.module.requires_grad_(False)
@@ -74,6 +77,8 @@ class ModuleVariable(Variable):
         if blocks == self.active:
             return
         names = self.blocks.parameters(blocks)
+        if self.marked is not None:
+            self.marked.update({name: self._copy(name) for name in names if name not in self.marked})
         kept = set(names) & self.masters.keys()
         old_masters, old_optimizer = self.masters, self.optimizer
         self.masters = {name: old_masters[name] if name in kept else self._master(name) for name in names}
@@ -83,17 +88,34 @@ class ModuleVariable(Variable):
             master for master in self.masters.values() if master.numel()
         ]  # a small parameter may end before this shard
         self.optimizer = self._build_optimizer(filled) if filled else None
-        if self.optimizer is not None:
-            for name, master in self.masters.items():
-                if name in kept and old_optimizer is not None and master in old_optimizer.state:
+        self._forget_moments()
+        if self.optimizer is not None and old_optimizer is not None:
+            for name in kept:
+                if (master := self.masters[name]) in old_optimizer.state:
                     self.optimizer.state[master] = old_optimizer.state[master]
-                elif isinstance(self.settings, SGD) and self.settings.momentum:
-                    # torch's fused kernel cannot mix parameters that have a momentum with ones that have none yet
-                    self.optimizer.state[master] = {"momentum_buffer": torch.zeros_like(master)}
         self.active = blocks
         for hook in self._hooks:
             hook.remove()
         self._hooks = [self._accumulate_on(name) for name in names] if self.sharding.hooked else []
+
+    def mark(self) -> None:
+        """See `Backend.mark`."""
+        self.marked = {name: self._copy(name) for name in self.masters}
+
+    def rewind(self) -> None:
+        """See `Backend.rewind`."""
+        if self.marked is None:
+            raise RuntimeError(f"variable {self.name!r} was not marked, so there is nothing to rewind it to")
+        with torch.no_grad():
+            for name, start in self.marked.items():
+                self.sharding.local(name).copy_(start)
+                self.sharding.all_gather(name)
+            for name, master in self.masters.items():
+                if self.has_master(name):
+                    master.copy_(self.sharding.local(name))
+        self.marked = {name: start for name, start in self.marked.items() if name in self.masters}
+        self._forget_moments()
+        self.drop_gradients()
 
     @contextmanager
     def receiving(self, weight: float) -> Iterator[None]:
@@ -208,6 +230,19 @@ class ModuleVariable(Variable):
         else:
             master = self.masters[name]
             sums[name] = gradient.to(master.device if sums is self.gradients else gradient.device, master.dtype).mul_(weight)
+
+    def _forget_moments(self) -> None:
+        if self.optimizer is None:
+            return
+        self.optimizer.state.clear()
+        if isinstance(self.settings, SGD) and self.settings.momentum:
+            # torch's fused kernel cannot mix parameters that have a momentum with ones that have none yet
+            for master in self.optimizer.param_groups[0]["params"]:
+                self.optimizer.state[master] = {"momentum_buffer": torch.zeros_like(master)}
+
+    def _copy(self, name: str) -> Tensor:
+        shard = self.sharding.local(name).detach()
+        return shard.to(self.offload or shard.device, copy=True)
 
     def _master(self, name: str) -> Tensor:
         shard = self.sharding.local(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -11,11 +12,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from bilevel.hookspecs import hookimpl
+from bilevel.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from bilevel.account import Labels
+    from bilevel.account import Labels, Verdict
     from bilevel.record import Record
     from bilevel.run import Run
 
@@ -64,8 +67,21 @@ class ProgressLogger:
         report = run.problem.report(run.history) if run.history else None
         if report is not None:
             self._console.print(report)
+        verdict = run.problem.verdict(run.history) if run.history else None
+        if verdict is not None:
+            self._console.print(Text(f"→ {verdict.sentence(_command(verdict, run))}", style="bold"), soft_wrap=True)
         if run.output is not None and run.history:
             self._console.print(f"written to {run.output}", highlight=False, soft_wrap=True)
+
+
+def _command(verdict: Verdict, run: Run) -> str:
+    """How to run longer, and how long that takes; empty if nothing was saved."""
+    if run.output is None or verdict.steps is None:
+        return ""
+    recent = run.history[-RECENT:]
+    minutes = (verdict.steps - len(run.history)) * sum(record.seconds for record in recent) / len(recent) / 60
+    recipe = shlex.quote(str(RunDirectory(run.output).recipe_file))
+    return f"`bilevel run {recipe} --set run.steps={verdict.steps} --resume` ({minutes:.0f} minutes more)"
 
 
 def headline(record: Record, labels: Labels) -> str:

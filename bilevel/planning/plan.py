@@ -112,7 +112,7 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
         active=active,
         rows=max(load.rows for load in loads),
         gpu=gpu,
-        cpu=_cpu(model, setup.workload, placement, hardware, active),
+        cpu=_cpu(model, setup, placement, hardware, active),
         flops=flops,
         seconds=_seconds(model, setup.workload, placement, hardware, active, flops, loads),
         units=hardware.gpus * cost.row_size * sum(load.times * load.share for load in loads),
@@ -190,6 +190,7 @@ def _gpu(
         "masters": masters * optimizer_share,
         "moments": moments * optimizer_share,
         "gradients": gradients * gradient_share,
+        "marked weights": 0 if placement.offload_optimizer else _marked(model, setup) * optimizer_share,
         "activations": traced.kept,
         "output, loss and working memory": max(traced.peak, written_back) - traced.kept,
         "communication": _gathered(model, placement) + _reduced(model, placement, draw),
@@ -207,6 +208,16 @@ def _state_bytes(model: Footprint, workload: Workload, placement: Placement, act
     moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
     beside = model.dtype == torch.bfloat16 or placement.offload_optimizer  # else a parameter is its own master
     return (count * active * width if beside else 0, moments * active * width, vectors * active * width)
+
+
+def _marked(model: Footprint, setup: Setup) -> int:
+    """Bytes of what a solver can rewind: all that trains within the steps between two rewinds, at most."""
+    period = setup.workload.marked
+    if not period:
+        return 0
+    windows = range(0, setup.steps, period * max(1, setup.steps // (50 * period)))
+    drawn = (frozenset().union(*(setup.active.at(t + k, model.blocks, setup.seed) for k in range(period))) for t in windows)
+    return max(_count(model, blocks) for blocks in drawn) * model.dtype.itemsize
 
 
 def _gradients_offloaded(placement: Placement) -> bool:
@@ -246,19 +257,21 @@ def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> in
     return (FLOAT32 + width) * max([outside, *blocks]) + width * _count(model, draw) // placement.processes
 
 
-def _cpu(model: Footprint, workload: Workload, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
+def _cpu(model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
     """The bytes of the machine's memory, of all processes together.
 
     A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
     files are gone through tensor by tensor.)
     """
-    n, replicas = hardware.gpus, len(workload.replicas)
-    masters, moments, gradients = _state_bytes(model, workload, placement, active)
+    n, replicas = hardware.gpus, len(setup.workload.replicas)
+    masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
     in_parameters = replicas * model.bytes * (1 if placement.split_parameters else n)
     in_states = states * (1 if placement.split_optimizer else n)
+    marked = _marked(model, setup) * (1 if placement.split_optimizer else n)
     return {
         "parameters": in_parameters if placement.offload_parameters else 0,
+        "marked weights": marked if placement.offload_optimizer else 0,
         "masters, moments, gradients": in_states if placement.offload_optimizer else 0,
         "writing a checkpoint": model.bytes + (masters + moments) // replicas,
         "processes": round(n * hardware.process * GB),

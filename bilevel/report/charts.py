@@ -76,9 +76,9 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
         band = "the 95% interval of that mean (Student's t)" if len(group.counted) > 2 else "from the one to the other"
         caption = f"Line: mean over {len(group.counted)} seeds. Band: {band}."
     else:
-        caption = "Shaded: the average over these steps, with its 95% interval (batch means)."
+        caption = "At the end: the 95% intervals that the run gives." if _has_intervals(group) else ""
     if rest:
-        caption += f" The {len(rest)} smallest are grey, without a label."
+        caption = f"{caption} The {len(rest)} smallest are grey, without a label.".strip()
 
     def draw(axes: Axes) -> list[Label]:
         labels = []
@@ -96,8 +96,9 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
                 low, high = _band(values, clip=group.is_distribution)
                 x, low = thinned(steps, low)
                 axes.fill_between(x, low, thinned(steps, high)[1], color=colour, alpha=0.16, linewidth=0)
-            elif len(group.first.averaged) > 1:
-                _draw_average(axes, group, rows[name].average.mean, rows[name].average.low, rows[name].average.high, colour)
+            elif rows[name].average.known:
+                average = rows[name].average
+                axes.vlines(steps[-1], average.low, average.high, color=colour, linewidth=3, alpha=0.5)
             labels.append(Label(name, float(mean[-1]), colour))
         _frame(axes, group)
         tidy(axes)
@@ -108,12 +109,8 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
     return Chart("upper", title, caption, draw, wide=True, height=280.0)
 
 
-def _draw_average(axes: Axes, group: Group, mean: float, low: float, high: float, colour: str) -> None:
-    """Draw the average and its interval over the steps from which it is taken."""
-    first, last = group.first.averaged[0].step + 1, group.first.averaged[-1].step + 1
-    axes.plot([first, last], [mean, mean], color=colour, linewidth=0.9, linestyle=(0, (1, 2)), alpha=0.9)
-    if np.isfinite(low) and np.isfinite(high):
-        axes.fill_between([first, last], [low, low], [high, high], color=colour, alpha=0.12, linewidth=0)
+def _has_intervals(group: Group) -> bool:
+    return bool(group.first.account and group.first.account.intervals)
 
 
 def _curves(group: Group, key: str, names: Sequence[str], inks: Inks, title: str, caption: str) -> Chart:

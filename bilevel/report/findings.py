@@ -11,7 +11,9 @@ import numpy as np
 from bilevel.account import Finding
 from bilevel.report.groups import Group
 from bilevel.run_reader import SavedRun
-from bilevel.statistics import Interval, interval, interval_of_series
+from bilevel.statistics import Interval, interval
+
+UNKNOWN = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class UpperRow:
     """One entry of the upper variable.
 
     final: after the last step (mean over seeds).
-    average: over the second half of the steps. Its interval is over seeds where there are several, else by batch means.
+    average: what the run comes to (see `bilevel.record.average`). Its interval is the run's own, from account.json; where
+        there are several seeds, it is over these, which share the rows. There is none where the run gives none.
     each: the average of every counted run.
     """
 
@@ -37,8 +40,9 @@ def upper_rows(group: Group) -> list[UpperRow]:
         if len(group.counted) > 1:
             average = interval(each)
         else:
-            average = interval_of_series([record.upper[name] for record in group.first.averaged])
-            average = Interval(each[0], average.low, average.high)
+            account = group.first.account
+            low, high = account.intervals.get(name, UNKNOWN) if account else UNKNOWN
+            average = Interval(each[0], low, high)
         final = float(np.mean([run.history[-1].upper[name] for run in group.counted]))
         average = average.within(0, 1) if group.is_distribution else average
         found.append(UpperRow(name, final, average, each))
@@ -52,12 +56,14 @@ class Statement:
     heading: empty for a finding of a single run, whose sentence says it all.
     sentences: one sentence; with several runs, one for each run that says something, after the run's name.
     where: the number of runs in which it is flagged, in words; empty if there is only one run.
+    passed: whether it was tested, and passed in every run.
     """
 
     flagged: bool
     heading: str
     sentences: Sequence[str]
     where: str = ""
+    passed: bool = False
 
 
 def statements(group: Group) -> list[Statement]:
@@ -72,11 +78,12 @@ def statements(group: Group) -> list[Statement]:
     for name, entries in found.items():
         flags = sum(finding.flagged for _, finding in entries)
         if len(group.runs) == 1:
-            listed += [Statement(finding.flagged, "", [finding.sentence]) for _, finding in entries]
+            listed += [Statement(f.flagged, "", [f.sentence], passed=f.passed) for _, f in entries]
         else:
             sentences = [f"{run.label}: {finding.sentence}" for run, finding in entries]
             where = f"flagged in {flags} of {len(speaking)} runs"
-            listed.append(Statement(flags > 0, name.replace("-", " "), sentences, where))
+            passed = all(finding.passed for _, finding in entries)
+            listed.append(Statement(flags > 0, name.replace("-", " "), sentences, where, passed))
     over_seeds = [Statement(finding.flagged, "", [finding.sentence]) for finding in _over_seeds(group)]
     return sorted([*over_seeds, *listed], key=lambda statement: not statement.flagged)
 
@@ -92,10 +99,7 @@ def _over_seeds(group: Group) -> list[Finding]:
         if not difference.excludes_zero:
             numbers = f"{difference.mean:+.3f}, 95% from {difference.low:+.3f} to {difference.high:+.3f}"
             unclear.append(f"{upper} and {lower} ({numbers.replace('-', '−')})")
-    if not unclear:
-        words = (
-            f"order holds over seeds: every neighboring pair in the ranking differs by more than its spread over {n} seeds"
-        )
-        return [Finding("seeds-disagree", False, words)]
+    if not unclear:  # which says nothing about other rows: seeds that share the data agree on what is noise in them
+        return []
     words = f"within the spread over {n} seeds: do not read an order into {'; '.join(unclear)}; more seeds would narrow this"
     return [Finding("seeds-disagree", True, words)]

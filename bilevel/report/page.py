@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bilevel.account import Table, Value
+from bilevel.account import Table, Value, Verdict
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
@@ -163,6 +163,7 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
     return {
         "group": group,
         "rows": [(row, inks[row.name].variable, _bar(row.average, top)) for row in rows],
+        "verdicts": _verdicts(group),
         "statements": statements(group),
         "tables": _tables(group),
         "facts": facts(group),
@@ -174,6 +175,16 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
         "problem": _part(group.first, "problem"),
         "notes": [*group.notes, *(f"{run.label}: {note}" for run in group.runs for note in run.notes)],
     }
+
+
+def _verdicts(group: Group) -> list[tuple[str, Verdict]]:
+    """The verdict of each run that has one, after the run's name if there are several."""
+    alone = len(group.runs) == 1
+    return [
+        ("" if alone else run.label, run.account.verdict)
+        for run in group.runs
+        if run.account is not None and run.account.verdict is not None
+    ]
 
 
 def _tables(group: Group) -> list[tuple[str, Table]]:

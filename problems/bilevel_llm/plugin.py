@@ -65,11 +65,13 @@ def bilevel_baselines(register: Register) -> None:
 @hookimpl
 def bilevel_findings(register: Register) -> None:
     """What a careful reader should know of learned weights, in the order in which it is said."""
+    register("evidence", "bilevel_llm.reweighting.findings.evidence:evidence")
+    register("learning", "bilevel_llm.reweighting.findings.learning:learning")
     register("still-moving", "bilevel_llm.reweighting.findings.still_moving:still_moving")
     register("penalty-gap", "bilevel_llm.reweighting.findings.penalty_gap:penalty_gap")
     register("order", "bilevel_llm.reweighting.findings.order:order")
     register("one-source", "bilevel_llm.reweighting.findings.one_source:one_source")
-    register("validation-rows", "bilevel_llm.reweighting.findings.validation_rows:validation_rows")
+    register("rows", "bilevel_llm.reweighting.findings.rows:rows")
 
 
 @hookimpl

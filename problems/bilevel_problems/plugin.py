@@ -6,6 +6,7 @@ from bilevel.hookspecs import Register, hookimpl
 @hookimpl
 def bilevel_problems(register: Register) -> None:
     """Register the problems of this package."""
+    register("dialects", "bilevel_problems.dialects:Dialects")
     register("quadratic", "bilevel_problems.quadratic:Quadratic")
     register("cubic-bias", "bilevel_problems.cubic_bias:CubicBias")
     register("logistic-regularization", "bilevel_problems.logistic_regularization:LogisticRegularization")

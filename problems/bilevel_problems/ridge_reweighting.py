@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.data import Stream, generator
+from bilevel.distribution import Distribution
 from bilevel.problem import Forward, Loss, Problem, Shard
 from bilevel_problems.tables import Rows, RowTable
 from bilevel_problems.variables import ParameterVector
@@ -71,7 +72,7 @@ class RidgeReweighting(Problem[Rows]):
         """Rows of the upper level."""
         return self._data[1]
 
-    # Closed forms; x of shape (k,), y of shape (d,).
+    # Closed forms; x, the logits of the weights, of shape (k,), y of shape (d,).
 
     def source_losses(self, y: Tensor) -> Tensor:
         """l(y). Shape: (k,)."""
@@ -104,8 +105,8 @@ class RidgeReweighting(Problem[Rows]):
     # The problem.
 
     def upper(self) -> nn.Module:
-        """The variable x: the logits of the sources, which start at 0. Shape: (k,)."""
-        return ParameterVector(torch.zeros(self.clean + self.flipped))
+        """The variable x: the weights of the sources, which start equal. Its parameter is their logits."""
+        return Distribution(self.names)
 
     def lower(self) -> nn.Module:
         """The variable y, which starts at 0."""
@@ -119,7 +120,7 @@ class RidgeReweighting(Problem[Rows]):
         """g(x, y), with the loss of every source."""
         value = y()
         losses = batch.means(_losses(value, batch), len(self.names))
-        total = torch.dot(torch.softmax(x(), 0), losses) + 0.5 * self.ridge * batch.share * (value**2).sum()
+        total = torch.dot(x(), losses) + 0.5 * self.ridge * batch.share * (value**2).sum()
         return total, dict(zip(self.names, losses.detach(), strict=True))
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[Rows]:
@@ -132,7 +133,7 @@ class RidgeReweighting(Problem[Rows]):
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """The weight of every source."""
-        return dict(zip(self.names, torch.softmax(x(), 0).tolist(), strict=True))
+        return dict(zip(self.names, x().tolist(), strict=True))
 
     def _normal_equations(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.softmax(x, 0).repeat_interleave(self.rows) / self.rows

@@ -57,7 +57,7 @@ class RowTable:
             counts = list(self.sizes)
         else:
             sampler = Stratified(self.sizes, batch_size, stream)
-            numbers, counts = sampler.batch(index, shard.seed), sampler.counts(index).tolist()
+            numbers, counts = sampler.batch(index, shard.seed, shard.fold), sampler.counts(index).tolist()
         first = [sum(self.sizes[:source]) for source in range(len(self.sizes))]
         return [self._rows(part, counts, first, len(numbers)) for part in shard.split(numbers)]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bilevel import InputError, Stratified
-from bilevel.data import generator
+from bilevel.data import Stream, generator
 
 
 def test_random_numbers_depend_on_every_argument_and_on_nothing_else() -> None:
@@ -50,3 +50,30 @@ def test_the_mean_over_a_stratum_is_estimated_without_bias() -> None:
 def test_a_batch_too_small_for_the_strata_is_refused() -> None:
     with pytest.raises(InputError, match="set batch_size to at least 3"):
         Stratified((5, 5, 5), batch_size=2, stream=1)
+
+
+def test_folds_are_disjoint_and_hold_all_rows_as_evenly_as_can_be() -> None:
+    sampler = Stratified((10, 7), batch_size=4, stream=Stream.LOWER)
+    folds = [{sample for index in range(12) for sample in sampler.batch(index, 5, (f, 3))} for f in range(3)]
+    assert set().union(*folds) == {(0, row) for row in range(10)} | {(1, row) for row in range(7)}
+    assert sum(map(len, folds)) == 17
+    assert sorted(len([s for s in fold if s[0] == 0]) for fold in folds) == [3, 3, 4]
+
+
+def test_a_walk_through_a_fold_takes_every_row_once_before_any_comes_again() -> None:
+    sampler = Stratified((12,), batch_size=2, stream=Stream.LOWER)
+    rows = [row for index in range(6) for _, row in sampler.batch(index, 0, (1, 2))]
+    assert sorted(rows[:6]) == sorted(rows[6:])
+    assert len(set(rows[:6])) == 6
+    assert rows[:6] != rows[6:]
+
+
+def test_strata_of_one_size_are_shuffled_differently() -> None:
+    sampler = Stratified((50, 50), batch_size=20, stream=Stream.LOWER)
+    first, second = ([row for stratum, row in sampler.batch(0, 0) if stratum == s] for s in (0, 1))
+    assert first != second
+
+
+def test_the_two_levels_draw_differently() -> None:
+    upper, lower = (Stratified((50,), batch_size=20, stream=stream).batch(0, 0) for stream in (Stream.UPPER, Stream.LOWER))
+    assert upper != lower

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bilevel.statistics import interval, interval_of_series, mean_and_error, smoothed, t_quantile
+from bilevel.statistics import interval, smoothed, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 7, 30, 31, 60, 1000])
@@ -23,30 +23,6 @@ def test_a_single_value_has_no_interval() -> None:
     assert found.mean == 1.0
     assert not found.known
     assert not found.excludes_zero
-
-
-def test_the_interval_of_a_series_that_remembers_holds_the_truth_about_as_often_as_it_says() -> None:
-    """An autoregression with a memory of 5 steps, 800 steps: batches of 100 are nearly independent. Were the values taken
-    for independent, the intervals would hold the mean only half of the time.
-    """
-    draw = np.random.default_rng(0)
-    held = naive = 0
-    for _ in range(300):
-        series = np.zeros(800)
-        for t in range(1, 800):
-            series[t] = 0.8 * series[t - 1] + draw.normal()
-        found, independent = interval_of_series(series[50:]), interval(series[50:])
-        held += found.low < 0 < found.high
-        naive += independent.low < 0 < independent.high
-    assert held / 300 > 0.9
-    assert naive / 300 < 0.6
-
-
-def test_short_series_have_a_mean_and_no_error() -> None:
-    mean, error = mean_and_error([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert np.isnan(error)
-    assert mean_and_error([])[0] == 0.0
 
 
 def test_a_running_mean_leaves_gaps_as_they_are() -> None:

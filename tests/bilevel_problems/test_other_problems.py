@@ -54,9 +54,9 @@ def test_minibatch_gradients_of_ridge_reweighting_are_unbiased() -> None:
 def test_the_closed_forms_of_ridge_reweighting_are_those_of_its_losses() -> None:
     problem = RidgeReweighting()
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    answer = hypergradient(problem, x={"value": x})
+    answer = hypergradient(problem, x={"logits": x})
     torch.testing.assert_close(answer.y["value"], problem.lower_solution(x))
-    torch.testing.assert_close(answer.value["value"], torch.func.grad(problem.phi)(x))
+    torch.testing.assert_close(answer.value["logits"], torch.func.grad(problem.phi)(x))
 
 
 def test_scalebio_gives_flipped_sources_no_weight() -> None:

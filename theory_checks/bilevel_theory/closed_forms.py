@@ -78,7 +78,7 @@ class ClosedForms(Check):
         )
         ridge = RidgeReweighting()
         logits = 0.3 * random_x(5)
-        implicit = hypergradient(ridge, x={"value": logits}).value["value"]
+        implicit = hypergradient(ridge, x={"logits": logits}).value["logits"]
         exact = torch.func.grad(ridge.phi)(logits)
         yield agreement("∇Φ, ridge-reweighting", exact, implicit, 1e-11, PRECISE)
         p_ = torch.softmax(logits, 0)

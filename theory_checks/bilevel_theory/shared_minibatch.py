@@ -50,7 +50,7 @@ class SharedMinibatch(Check):
             session.put("y", {"value": problem.penalized_solution(x, α)})
             session.put("z", {"value": problem.lower_solution(x)})
             for _ in range(count):
-                session.put("x", {"value": x})
+                session.put("x", {"logits": x})
                 session.step()
                 gradients.append(x - session.values("x"))
         return gradients
@@ -69,7 +69,7 @@ class SharedMinibatch(Check):
                 ζ, other = (problem.lower_batch(index, backend.shard) for index in (k, k + count))
                 backend.backward(lambda b: problem.lower_loss(x, y, b), ζ, wrt={x: α})
                 backend.backward(lambda b: problem.lower_loss(x, z, b), other, wrt={x: -α})
-                gradients.append(backend.take_gradient(x).parts["value"])
+                gradients.append(backend.take_gradient(x).parts["logits"])
         return _variance(gradients)
 
 

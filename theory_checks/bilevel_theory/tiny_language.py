@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilevel.data import Stream, generator
+from bilevel.distribution import Distribution
 from bilevel.problem import Forward, Problem, Shard
 from bilevel_llm.model.language_model import LanguageModel
-from bilevel_llm.reweighting.source_weights import SourceWeights
 
 VOCABULARY, LENGTH = 8, 6
 
@@ -62,7 +62,7 @@ class TinyLanguage(Problem[Sequences]):
 
     def upper(self) -> nn.Module:
         """The source weights."""
-        return SourceWeights(torch.tensor([0.5, 0.3, 0.2]), floor=0.01).double()
+        return Distribution(["1", "3", "5"], torch.tensor([0.5, 0.3, 0.2]), floor=0.01)
 
     def lower(self) -> nn.Module:
         """A GPT-2 with one layer and eight dimensions."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Solver, State, Vector
+from bilevel.distribution import logits_of
 from bilevel.optimizer import AdamW, Optimizer
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
@@ -26,7 +27,6 @@ from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.model.language_model import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
-from bilevel_llm.reweighting.source_weights import logits_of
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class DoReMi(Solver[State], Baseline):
     def check(self, task: Task) -> None:
         """Both models need a step, and the weights must be free to move."""
         steps = self._reference_steps(task)
-        if steps >= task.run.steps:
+        if steps >= task.run.limit:
             raise InputError(
-                f"doremi: {steps} of run.steps={task.run.steps} steps train the reference, which leaves none for the proxy; "
+                f"doremi: {steps} of run.steps={task.run.limit} steps train the reference, which leaves none for the proxy; "
                 "raise run.steps or lower baseline.reference_steps"
             )
         _check_floor(task.problem)
@@ -132,7 +132,7 @@ class DoReMi(Solver[State], Baseline):
         return (1 - self.smoothing) * torch.softmax(α.log() + self.eta * excess, 0) + self.smoothing / len(α)
 
     def _reference_steps(self, task: Task) -> int:
-        return task.run.steps // 2 if self.reference_steps is None else self.reference_steps
+        return task.run.limit // 2 if self.reference_steps is None else self.reference_steps
 
 
 def _excess(y: Forward, z: Forward, batch: TokenBatch, names: Sequence[str]) -> Loss:

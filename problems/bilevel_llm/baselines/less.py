@@ -108,10 +108,10 @@ class LESS(Baseline):
     def check(self, task: Task) -> None:
         """The warm-up must fit into the budget, and every process must hold all parameters."""
         steps = self._steps(task)
-        if steps > task.run.steps:
-            raise InputError(f"less: baseline.warmup_steps={steps} is more than the budget run.steps={task.run.steps}")
+        if steps > task.run.limit:
+            raise InputError(f"less: baseline.warmup_steps={steps} is more than the budget run.steps={task.run.limit}")
         if steps < self.checkpoints:
-            raise InputError(f"less: {self.checkpoints} checkpoints need as many warm-up steps; run.steps={task.run.steps}")
+            raise InputError(f"less: {self.checkpoints} checkpoints need as many warm-up steps; run.steps={task.run.limit}")
         placement = task.backend.placement(world_size())
         if placement.split_parameters:
             raise InputError(
@@ -233,7 +233,7 @@ class LESS(Baseline):
         if self.warmup_steps is not None:
             return self.warmup_steps
         rows = sum(map(len, task.problem.source_tables.values()))
-        return min(task.run.steps, max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size)))
+        return min(task.run.limit, max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Shard, Solver, State, Stratified, Vector
 from bilevel.data import Stream, generator
+from bilevel.distribution import logits_of
 from bilevel.optimizer import AdamW, Optimizer
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
@@ -27,7 +28,6 @@ from bilevel_llm.baselines.token_means import source_means
 from bilevel_llm.data.batches import TokenBatch, micro_batches, per_token
 from bilevel_llm.model.language_model import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
-from bilevel_llm.reweighting.source_weights import logits_of
 
 DRAW = 31
 """The stream of random numbers that picks the source of a step; see `bilevel.data.Stream`."""

@@ -86,8 +86,8 @@ def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -
     import torch
 
     from bilevel.account import Finding
+    from bilevel.distribution import logits_of
     from bilevel.plain import to_plain
-    from bilevel_llm.reweighting.source_weights import logits_of
 
     tables = task.problem.source_tables
     weights = {name: outcome.weights[name] for name in tables}
@@ -98,7 +98,7 @@ def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -
         "logits": dict(zip(weights, logits.tolist(), strict=True)),
         "method": {"name": method, **to_plain(baseline)},
         "cost": dataclasses.asdict(outcome.cost),
-        "steps": task.run.steps,
+        "steps": task.run.limit,
         "findings": [dataclasses.asdict(Finding("note", False, note)) for note in outcome.notes],
         "trajectory": {name: [round(value, 6) for value in values] for name, values in outcome.trajectory.items()},
         "seed": task.run.seed,

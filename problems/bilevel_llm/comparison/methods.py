@@ -153,7 +153,7 @@ def _learned(label: str, parts: Parts) -> Method:
             findings=flags(learned),
         )
 
-    described = {"solver": resolved["solver"], "steps": parts.run.steps, "active": resolved["active"]}
+    described = {"solver": resolved["solver"], "steps": parts.run.limit, "active": resolved["active"]}
     return Method(label, described, find)
 
 
@@ -198,7 +198,7 @@ def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str |
     rows = sum(map(len, parts.problem.source_tables.values()))
     return Method(
         label,
-        {"baseline": name, **to_plain(baseline), "steps": parts.run.steps},
+        {"baseline": name, **to_plain(baseline), "steps": parts.run.limit},
         find,
         None if baseline.trains else find(0, None),
         lambda: baseline.check(task(0, None)),

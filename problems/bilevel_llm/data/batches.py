@@ -56,7 +56,7 @@ def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int,
     first = np.cumsum([0, *map(len, tables)])
     rows = [
         _Row(source, int(first[source]) + row, *tables[source].row(row), 1.0 / counts[source])
-        for source, row in sampler.batch(index, shard.seed)
+        for source, row in sampler.batch(index, shard.seed, shard.fold)
     ]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
     return [_batch(part, len(tables), len(rows)) for part in shard.split(rows)]

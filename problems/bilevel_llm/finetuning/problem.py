@@ -225,4 +225,4 @@ class FineTuning(LanguageModelProblem):
         batches = super()._micro_batches(tables, sampler, index, shard)
         if self.mean_over == "rows":
             return batches
-        return per_token(batches, list(tables.values()), sampler.batch(index, shard.seed))
+        return per_token(batches, list(tables.values()), sampler.batch(index, shard.seed, shard.fold))

@@ -126,12 +126,12 @@ def _check_schedule(config: Config) -> None:
     """Raises `InputError` if the last steps would not move: the schedule is that of a shorter run."""
     schedule = getattr(config.solver, "lr", None)
     try:
-        still = schedule is not None and at(schedule, config.run.steps - 1) == 0
+        still = schedule is not None and at(schedule, config.run.limit - 1) == 0
     except ValueError as error:
         raise InputError(f"solver.lr: {error}") from error
     if still:
         raise InputError(
-            f"solver.lr is 0 at the end of {config.run.steps} steps: its schedule is made for fewer; start a new run that "
+            f"solver.lr is 0 at the end of {config.run.limit} steps: its schedule is made for fewer; start a new run that "
             "long, or use a constant step size for runs to be extended"
         )
 

@@ -24,6 +24,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from bilevel import Finding, Forward, InputError, Labels, Loss, Table
+from bilevel.account import Verdict
+from bilevel.distribution import Distribution, logits_of
 from bilevel.plain import to_plain
 from bilevel.record import Record, average, moving
 from bilevel_llm.data.batches import TokenBatch
@@ -34,13 +36,13 @@ from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.language_model import batch_losses
 from bilevel_llm.problem import LanguageModelProblem
 from bilevel_llm.reweighting.granularity import Granularity, PerSample, PerScorer, PerSource
-from bilevel_llm.reweighting.resampling import TargetRows
 from bilevel_llm.reweighting.row_report import as_parquet, rarely_drawn
 from bilevel_llm.reweighting.row_weights import RowLogits, RowWeights
 from bilevel_llm.reweighting.scorer import Scorer, Standardized, describe
-from bilevel_llm.reweighting.source_weights import SourceWeights, divergence, logits_of, named_distribution
-from bilevel_llm.reweighting.trust import Trust
+from bilevel_llm.reweighting.source_weights import divergence, named_distribution
+from bilevel_llm.reweighting.trust import TargetRows, Trust
 from bilevel_llm.reweighting.validation_losses import TargetLoss, target_losses, target_table
+from bilevel_llm.reweighting.verdict import verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,6 +69,8 @@ class LLMReweighting(LanguageModelProblem):
         collapsing to one source. 0 means none. Where rows have weights, the divergence is over rows, and the prior of a
         source is spread evenly over its rows.
     on_overlap: what to do if validation rows also occur in a source: "report" them, or treat them as an "error".
+    tolerance: how precisely the weights must be known to be used: the largest half-width of a 95% interval. With
+        `run.steps: auto` the run ends when that is reached.
     """
 
     sources: list[Source]
@@ -79,6 +83,7 @@ class LLMReweighting(LanguageModelProblem):
     prior: Start = "uniform"
     prior_strength: float = 0.0
     on_overlap: Literal["report", "error"] = "report"
+    tolerance: float = 0.1
 
     labels: ClassVar[Labels] = Labels(
         unit="tokens",
@@ -107,6 +112,8 @@ class LLMReweighting(LanguageModelProblem):
             )
         if self.prior_strength < 0:
             raise ValueError(f"prior_strength must be at least 0, not {self.prior_strength}")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be between 0 and 1, as weights are, not {self.tolerance}")
 
     def prepare(self) -> None:
         """Find the model, read and tokenize all data, and check that the two sides do not overlap. Only once."""
@@ -135,7 +142,9 @@ class LLMReweighting(LanguageModelProblem):
         """The weights that the run starts from."""
         match self.granularity:
             case PerSource():
-                return SourceWeights(self._start, self.floor)
+                names = [source.name for source in self.sources]
+                prior = self._distribution(self.prior, "problem.prior")
+                return Distribution(names, self._start, floor=self.floor, prior=prior)
             case PerSample():
                 score: nn.Module = RowLogits(sum(self._sizes))
             case PerScorer(hidden=hidden):
@@ -211,6 +220,14 @@ class LLMReweighting(LanguageModelProblem):
             found += [seldom] if seldom else []
         return found
 
+    def verdict(self, history: Sequence[Record]) -> Verdict | None:
+        """What to do with the weights."""
+        return verdict(self._trust(history), self.tolerance)
+
+    def intervals(self, history: Sequence[Record]) -> Mapping[str, tuple[float, float]]:
+        """The intervals of the weights, from a solver that goes in rounds."""
+        return self._trust(history).intervals
+
     def tables(self, history: Sequence[Record]) -> Sequence[Table]:
         """How many rows each source has, and how the loss on each validation set changed."""
         losses = self._target_losses(history)
@@ -269,8 +286,7 @@ class LLMReweighting(LanguageModelProblem):
     @property
     def _target_rows(self) -> TargetRows:
         each = self._upper_sampler.batch_size / len(self._targets)
-        parts = dict(zip(self._targets, self._target_weights.tolist(), strict=True))
-        return TargetRows({name: len(table) for name, table in self._targets.items()}, dict.fromkeys(parts, each), parts)
+        return TargetRows({name: len(table) for name, table in self._targets.items()}, dict.fromkeys(self._targets, each))
 
     @cached_property
     def _prior(self) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bilevel_llm.reweighting.source_weights import free_part
+from bilevel.distribution import free_part
 
 
 class RowWeights(nn.Module):
@@ -44,7 +44,7 @@ class RowWeights(nn.Module):
 class RowLogits(nn.Module):
     """A score of its own for every row, from 0.
 
-    In float64, as the logits of `SourceWeights` are.
+    In float64, as the logits of `bilevel.Distribution` are.
     """
 
     def __init__(self, rows: int) -> None:

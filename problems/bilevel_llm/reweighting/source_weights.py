@@ -1,41 +1,11 @@
-"""The upper variable: one logit for each data source."""
+"""Weights of data sources, as a recipe gives them and as an upper loss pulls them."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilevel import InputError
-
-
-class SourceWeights(nn.Module):
-    """p_i = floor + (1 - k * floor) * softmax(logits)_i.
-
-    initial: weights to start from, positive, summing to 1. Shape: (k,).
-    floor: smallest weight a source can get. A floor above 0 keeps every source alive.
-
-    The logits are float64: their gradient is a small difference of large terms, summed over micro-batches.
-    """
-
-    def __init__(self, initial: Tensor, floor: float = 0.0) -> None:
-        super().__init__()
-        self.floor = floor
-        self.logits = nn.Parameter(logits_of(initial, floor))
-
-    def forward(self) -> Tensor:
-        """The weights. Shape: (k,)."""
-        return self.floor + (1 - len(self.logits) * self.floor) * torch.softmax(self.logits, 0)
-
-
-def logits_of(weights: Tensor, floor: float) -> Tensor:
-    """The logits, with mean 0, that give these weights. Shape: (k,) -> (k,)."""
-    logits = free_part(weights, floor).log()
-    return logits - logits.mean()
-
-
-def free_part(weights: Tensor, floor: float) -> Tensor:
-    """What of the weights is above the floor, as weights: positive, summing to 1. Shape: (k,) -> (k,)."""
-    return ((weights.double() - floor) / (1 - len(weights) * floor)).clamp_min(1e-12)
 
 
 def named_distribution(rule: str | Mapping[str, float], names: Sequence[str], sizes: Sequence[int], key: str) -> Tensor:

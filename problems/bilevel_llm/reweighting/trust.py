@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import TypeAlias
@@ -12,13 +13,21 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from bilevel.account import Finding
+from bilevel.evidence import ENOUGH, Evidence
 from bilevel.plugins import load_plugins
 from bilevel.record import Record, average, moving
-from bilevel.statistics import mean_and_error
-from bilevel_llm.reweighting.resampling import TargetRows
 
-CLEAR = 2.0  # standard errors: the usual two-sided 5%
-ENOUGH_STEPS = 8  # with fewer, there is no standard error
+
+@dataclass(frozen=True)
+class TargetRows:
+    """What the upper loss is measured on.
+
+    rows: the number of rows in each validation set.
+    batch: how many of them one batch holds.
+    """
+
+    rows: Mapping[str, int]
+    batch: Mapping[str, float]
 
 
 class Trust:
@@ -26,8 +35,8 @@ class Trust:
 
     target: the validation rows; None if they are not known.
 
-    The signal of a source is penalty * (gap of that source - mean gap over sources): what pushes its weight down. Its
-    standard error comes from means over blocks of steps, because neighboring steps share blocks and moments.
+    Only the solver `rounds` leaves evidence that can be tested: signals that were measured with the weights held, on
+    disjoint folds of the rows. Of the runs of other solvers, it can be said what speaks against them, but not what for.
     """
 
     def __init__(self, history: Sequence[Record], target: TargetRows | None = None) -> None:
@@ -42,6 +51,46 @@ class Trust:
         return len(self.names) == 1
 
     @cached_property
+    def of_rounds(self) -> bool:
+        """Whether the run's solver goes in rounds."""
+        return "round" in self.history[-1].metrics
+
+    @cached_property
+    def horizon(self) -> int:
+        """The number of steps of a round, as far as the run has come."""
+        return 1 + max(int(record.metrics["round_step"]) for record in self.history)
+
+    @cached_property
+    def rounds(self) -> list[list[Record]]:
+        """The records of each whole round; none for other solvers."""
+        if not self.of_rounds:
+            return []
+        whole = []
+        for record in self.history:
+            if "signal" in record.parts:
+                last = int(record.metrics["round_step"])
+                whole.append(list(self.history[record.step - last : record.step + 1]))
+        return whole
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """The signals of all rounds; None if there are none."""
+        ends = [records[-1] for records in self.rounds]
+        if not ends or self.has_one_source:
+            return None
+
+        def table(key: str) -> NDArray[np.float64]:
+            return np.array([[record.parts[key][name] for name in self.names] for record in ends])
+
+        last = ends[-1].metrics
+        return Evidence(table("tried"), table("signal"), int(last["folds"]), table("prior")[-1], last["pull"])
+
+    @property
+    def judged(self) -> Evidence | None:
+        """The evidence, if there is enough of it for standard errors."""
+        return self.evidence if self.evidence is not None and self.evidence.enough else None
+
+    @cached_property
     def weights(self) -> NDArray[np.float64]:
         """The weights after each step that could move them. Shape: (steps, sources)."""
         rows = [[record.upper[name] for name in self.names] for record in self.moving]
@@ -53,44 +102,40 @@ class Trust:
         return average(self.history)
 
     @cached_property
-    def signal(self) -> dict[str, tuple[float, float]]:
-        """Source -> (mean, standard error) of what pushes its weight UP, over the steps that could move weights."""
-        return {name: mean_and_error(self.pushes[:, i]) for i, name in enumerate(self.names)}
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% interval of each weight; none where there is not enough evidence."""
+        if self.judged is None or not self.judged.ordered:
+            return {}
+        low, high = self._with_floor(self.judged.intervals[0]), self._with_floor(self.judged.intervals[1])
+        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
 
     @cached_property
-    def pushes(self) -> NDArray[np.float64]:
-        """What pushed each weight up at each step, minus the mean over all weights. Shape: (steps, sources)."""
-        rows = [
-            [-r.metrics["penalty"] * r.parts["gap_parts"][name] for name in self.names]
-            for r in self.moving
-            if r.parts.get("gap_parts")
-        ]
-        values = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
-        return values - values.mean(1, keepdims=True) if len(values) else values
+    def ranked(self) -> list[str]:
+        """The sources, heaviest first."""
+        return sorted(self.names, key=lambda name: -self.average[name])
 
     @cached_property
     def neighbors(self) -> list[tuple[str, str, bool]]:
-        """Neighbors in the ranking, and whether their signals differ by more than the noise of this run."""
-        ranked = sorted(self.names, key=lambda name: -self.average[name])
-        pairs = []
-        for upper, lower in pairwise(ranked):
-            (a, error_a), (b, error_b) = self.signal[upper], self.signal[lower]
-            pairs.append((upper, lower, bool(a - b > CLEAR * np.hypot(error_a, error_b))))
-        return pairs
+        """Neighbors in the ranking, and whether the order of the two is beyond doubt."""
+        return [(upper, lower, self.is_clear(upper, lower)) for upper, lower in pairwise(self.ranked)]
+
+    def is_clear(self, upper: str, lower: str) -> bool:
+        """Whether it is beyond doubt that one source deserves more weight than another."""
+        return self.judged is not None and self.judged.clear(self.names.index(upper), self.names.index(lower))
+
+    def change_over_round(self, metric: str) -> NDArray[np.float64]:
+        """The change of a loss from the first quarter of each round to its last, as a share of it. Shape: (rounds,)."""
+        quarter = max(1, self.horizon // 4)
+        changes = []
+        for records in self.rounds:
+            values = [record.metrics[metric] for record in records]
+            first = float(np.mean(values[:quarter]))
+            changes.append((float(np.mean(values[-quarter:])) - first) / abs(first) if first else 0.0)
+        return np.array(changes)
 
     @cached_property
     def findings(self) -> list[Finding]:
         """What a careful reader should know before using the weights, from every registered kind of finding."""
-        if not all(record.parts.get("gap_parts") for record in self.moving):
-            words = (
-                "from a solver without a penalty gap for each source, so nothing tells how noisy the weights are; repeat "
-                "with other seeds"
-            )
-            return [Finding("no-signal", True, words)]
-        if len(self.moving) < ENOUGH_STEPS:
-            held = len(self.history) - len(self.moving)
-            words = f"too short to judge: {len(self.moving)} steps moved the weights ({held} were warm-up); run more steps"
-            return [Finding("too-short", True, words)]
         return [finding for find in registered_findings() for finding in find(self)]
 
     def table(self, rows: Mapping[str, int]) -> Table:
@@ -98,13 +143,25 @@ class Trust:
         final = self.history[-1].upper
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("source")
-        for column in ("rows", "weight", "average", "signal ± s.e."):
+        columns = ("rows", "weight", "95% interval") if self.of_rounds else ("rows", "weight", "average")
+        for column in columns:
             table.add_column(column, justify="right")
-        for name in sorted(self.names, key=lambda name: -final[name]):
-            mean, error = self.signal[name]
-            signal = "" if np.isnan(error) else f"{mean:+.3f} ± {error:.3f}"
-            table.add_row(name, f"{rows[name]:,}", f"{final[name]:.3f}", f"{self.average[name]:.3f}", signal)
+        for name in self.ranked:
+            if not self.of_rounds:
+                shown = [f"{final[name]:.3f}", f"{self.average[name]:.3f}"]
+            elif name in self.intervals:
+                low, high = self.intervals[name]
+                shown = [f"{self.average[name]:.3f}", f"{low:.3f} to {high:.3f}"]
+            else:
+                shown = [f"{self.average[name]:.3f}", "unknown"]
+            table.add_row(name, f"{rows[name]:,}", *shown)
         return table
+
+    def _with_floor(self, free: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weights that belong to what of them is above the floor."""
+        floor = self.rounds[-1][-1].metrics["floor"]
+        value: NDArray[np.float64] = floor + (1 - len(self.names) * floor) * free
+        return value
 
 
 FindingsOf: TypeAlias = Callable[[Trust], Sequence[Finding]]
@@ -115,3 +172,8 @@ FindingsOf: TypeAlias = Callable[[Trust], Sequence[Finding]]
 def registered_findings() -> list[FindingsOf]:
     """The kinds of findings that the installed plugins register, in the order of their registration."""
     return [part.load() for part in load_plugins().parts["findings"].values()]
+
+
+def has_evidence(trust: Trust) -> bool:
+    """Whether there are enough rounds to test anything."""
+    return len(trust.rounds) >= ENOUGH

@@ -15,13 +15,13 @@ def group(*paths) -> Group:  # type: ignore[no-untyped-def]
     return found
 
 
-def test_a_single_run_has_the_average_of_the_second_half_with_an_interval_that_holds_it(make_run: Make) -> None:
+def test_a_single_run_has_the_average_of_the_second_half_and_no_interval_unless_it_gives_one(make_run: Make) -> None:
     rows = {row.name: row for row in upper_rows(group(make_run(final={"web": 0.6, "books": 0.3, "chat": 0.1})))}
     moved = STEPS - WARMUP
     share = np.mean([(t + 1) / moved for t in range(moved // 2, moved)])
     expected = (1 - share) / 3 + share * 0.6
     assert rows["web"].average.mean == pytest.approx(expected, abs=0.004)  # noise of 0.004, over 16 steps
-    assert rows["web"].average.low < expected < rows["web"].average.high
+    assert not rows["web"].average.known
     assert rows["web"].final == pytest.approx(0.6, abs=0.02)
     assert list(rows) == ["web", "books", "chat"]
 
@@ -50,11 +50,10 @@ def test_an_order_within_the_spread_over_seeds_is_flagged_with_its_numbers(make_
     assert "more seeds would narrow this" in first.sentences[0]
 
 
-def test_an_order_that_holds_over_seeds_is_said_to(make_run: Make) -> None:
+def test_nothing_is_said_of_an_order_that_holds_over_seeds_as_these_share_the_rows(make_run: Make) -> None:
     finals = [{"web": 0.6 + d, "books": 0.3 - d, "chat": 0.1} for d in (0.0, 0.01, 0.02)]
     found = statements(group(*(make_run(f"s{i}", seed=i, final=final) for i, final in enumerate(finals))))
-    assert any(not f.flagged and f.sentences[0].startswith("order holds over seeds") for f in found)
-    assert not any("within the spread" in f.sentences[0] for f in found)
+    assert not any("order" in sentence for f in found for sentence in f.sentences)
 
 
 MOVING = Finding("still-moving", True, "the weight of 'web' changed by +0.200; more steps would move it further")

@@ -18,7 +18,7 @@ def test_implicit_differentiation_agrees_with_the_analytic_hypergradient() -> No
 def test_the_dense_and_the_iterative_solve_agree() -> None:
     problem = RidgeReweighting()
     dense, iterative = hypergradient(problem), hypergradient(problem, dense=0)
-    torch.testing.assert_close(dense.value["value"], iterative.value["value"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(dense.value["logits"], iterative.value["logits"], rtol=1e-9, atol=1e-12)
 
 
 def test_the_penalized_lower_solution_is_the_closed_form() -> None:

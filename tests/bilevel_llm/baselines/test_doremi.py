@@ -115,7 +115,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(task: Make, tmp_path: Path) -> None:
     assert torch.equal(whole.x["logits"], parts.x["logits"])
     weights = json.loads((tmp_path / "parts" / "weights.json").read_text())
     assert weights["average"] == whole.history[-1].average
-    assert weights["findings"][0]["name"] == "no-signal"
+    assert weights["findings"][0]["name"] == "not-tested"
     assert read_run(tmp_path / "parts").average == weights["average"], "the report and weights.json differ"
 
 

@@ -58,7 +58,7 @@ def test_the_directory_is_that_of_a_run(method: str, recipe: Path, tmp_path: Pat
     load_config(recipe, plugins, output=str(tmp_path / "learned")).fit()
     baseline(method, recipe)
     learned, weighed = read(tmp_path / "learned"), read(tmp_path / "run")
-    assert learned.keys() - {"targets", "granularity"} <= weighed.keys()
+    assert learned.keys() - {"targets", "granularity", "intervals", "verdict"} <= weighed.keys()
     for key in ("data", "model", "versions", "seed"):
         assert learned[key] == weighed[key]
     assert sum(weighed["sources"].values()) == pytest.approx(1)

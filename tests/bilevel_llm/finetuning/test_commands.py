@@ -45,7 +45,7 @@ def test_finetune_writes_a_model_that_is_better_at_the_validation_rows(
         "finetune", *basics, "--validation", data["target"], "--output", run, "--epochs", 2, "--lr", "1e-2", "--seed", 3
     )
     recipe = recipe_of(run)
-    assert recipe["run"] == {"steps": 10, "output": str(run), "seed": 3, "checkpoint_every": None, "keep_checkpoints": 2}
+    assert {key: recipe["run"][key] for key in ("steps", "output", "seed")} == {"steps": 10, "output": str(run), "seed": 3}
     assert recipe["solver"]["lr"] == {"peak": 0.01, "steps": 10, "warmup": 0, "floor": 0.0, "name": "cosine"}
     assert recipe["active"] == {"name": "all"}
     assert recipe["solver"]["evaluate_every"] == 1
