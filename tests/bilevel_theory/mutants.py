@@ -31,6 +31,7 @@ from bilevel_theory.fixed_penalty import FixedPenalty
 from bilevel_theory.higher_order import HigherOrder
 from bilevel_theory.implicit_agreement import ImplicitAgreement
 from bilevel_theory.linear_rate import LinearRate
+from bilevel_theory.linear_system import StepSizes
 from bilevel_theory.lower_distance import LowerDistance
 from bilevel_theory.nonconvex_rate import NonconvexRate
 from bilevel_theory.optimal_weights import OptimalWeights
@@ -160,6 +161,11 @@ def scheduled(base: type[Any], a: float, c: float, momentum: float | None = None
     return Scheduled
 
 
+def exponents(module: Any, **pairs: tuple[float, float]) -> tuple[tuple[Any, str, Any], ...]:
+    """A patch of a solver's table of exponents (a, c), for the noise that is named."""
+    return ((module, "EXPONENTS", {**module.EXPONENTS, **pairs}),)
+
+
 def own_minibatches(step: Any) -> Any:
     """F2SA whose z trains on another minibatch than y."""
 
@@ -195,6 +201,21 @@ def constant_penalty(K: int) -> Any:
 
 def fast_penalty(K: int) -> Any:
     return dataclasses.replace(finite_horizon_settings(K), penalty=2.0 * K ** (2 / 7) / 2)
+
+
+def horizon_exponents(a: float, c: float) -> tuple[tuple[Any, str, Any], ...]:
+    """Steps K^-a of x and K^-c of y and z, and the penalty K^(a - c) that belongs to them, equal to the right ones at K = 600."""
+
+    def settings(K: int) -> Any:
+        right, ratio = finite_horizon_settings(600), K / 600
+        return StepSizes(
+            penalty=right.penalty * ratio ** (a - c),
+            lr_y=right.lr_y * ratio**-c,
+            lr_z=right.lr_z * ratio**-c,
+            lr_x=right.lr_x * ratio**-a,
+        )
+
+    return ((finite_horizon, "settings", settings),)
 
 
 finite_horizon_settings = finite_horizon.settings
@@ -266,10 +287,27 @@ MUTANTS = [
     Mutant("penalty grows as k^(2/7)", F2SARate, scheduled(F2SA, 6 / 7, 4 / 7)),
     Mutant("noise-free schedule under noise", F2SARate, scheduled(F2SA, 1 / 3, 0.0)),
     Mutant("y and z on different minibatches", F2SARate, patches=((f2sa, "lower_step", own_minibatches(lower_step)),)),
+    Mutant("steps k^(-5/8) and k^(-1/2)", F2SARate, patches=exponents(f2sa, both=(5 / 8, 1 / 2))),
+    Mutant("steps k^(-2/3) and k^(-1/2)", F2SARate, patches=exponents(f2sa, both=(2 / 3, 1 / 2))),
+    Mutant("right penalty with steps k^(-9/14) and k^(-1/2)", F2SARate, patches=exponents(f2sa, both=(9 / 14, 1 / 2))),
+    Mutant("noise in f: steps k^(-5/8) and k^(-2/5)", F2SARate, patches=exponents(f2sa, upper=(5 / 8, 2 / 5))),
+    Mutant("noise in f: steps k^(-7/12) and k^(-5/12)", F2SARate, patches=exponents(f2sa, upper=(7 / 12, 5 / 12))),
+    Mutant("no noise: step k^(-0.3) of x", F2SARate, patches=exponents(f2sa, none=(0.3, 0.0))),
+    Mutant("no noise: step k^(-0.36) of x", F2SARate, patches=exponents(f2sa, none=(0.36, 0.0))),
+    Mutant("steps k^(-5/8) and k^(-2/5)", F3SARate, patches=exponents(f3sa, both=(5 / 8, 2 / 5))),
+    Mutant("steps of F2SA, k^(-5/7) and k^(-4/7)", F3SARate, patches=exponents(f3sa, both=(5 / 7, 4 / 7))),
+    Mutant("right penalty with steps k^(-4/7) and k^(-13/35)", F3SARate, patches=exponents(f3sa, both=(4 / 7, 13 / 35))),
+    Mutant("noise in f: steps k^(-1/2) and k^(-2/7)", F3SARate, patches=exponents(f3sa, upper=(1 / 2, 2 / 7))),
+    Mutant("no noise: step k^(-0.3) of x", F3SARate, patches=exponents(f3sa, none=(0.3, 0.0))),
+    Mutant("momentum k^(-1) instead of k^(-4/5)", F3SARate, scheduled(F3SA, 3 / 5, 2 / 5, momentum=-1.0)),
+    Mutant("momentum k^(-0.7) instead of k^(-4/5)", F3SARate, scheduled(F3SA, 3 / 5, 2 / 5, momentum=-0.7)),
     Mutant("no momentum", F3SARate, scheduled(F3SA, 3 / 5, 2 / 5, momentum=0.0)),
     Mutant("old point on the old minibatch", F3SARate, patches=((f3sa, "_gradients", stale_minibatch(f3sa._gradients)),)),
     Mutant("penalty independent of the horizon", FiniteHorizon, patches=((finite_horizon, "settings", constant_penalty),)),
     Mutant("penalty grows as K^(2/7)", FiniteHorizon, patches=((finite_horizon, "settings", fast_penalty),)),
+    Mutant("penalty K^(1/8), steps K^(-5/8) and K^(-1/2)", FiniteHorizon, patches=horizon_exponents(5 / 8, 1 / 2)),
+    Mutant("penalty K^(1/6), steps K^(-2/3) and K^(-1/2)", FiniteHorizon, patches=horizon_exponents(2 / 3, 1 / 2)),
+    Mutant("right penalty, steps K^(-9/14) and K^(-1/2)", FiniteHorizon, patches=horizon_exponents(9 / 14, 1 / 2)),
     Mutant("p = 2 without the ½", SFOExponent, patches=((sfo_exponent, "difference", without_half),)),
     Mutant("y and z on different minibatches", SharedMinibatch, wrong(other_batch=1000)),
     Mutant("y and z with different block masks", StableStep, OwnMasks),
