@@ -144,6 +144,18 @@ class OneSided(F2SAp):
         return {}
 
 
+@dataclass(frozen=True)
+class Twice(F2SAp):
+    """λ/4 times ∇_x g(y_1) added and subtracted again: right on average, but noisier than it need be."""
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        x, y, λ = state.x, state.replicas["y+1"], at(self.penalty, t)
+        batch = problem.lower_batch(t, backend.shard)
+        for sign in (1, -1):
+            backend.backward(partial(problem.lower_loss, x, y), batch, wrt={x: sign * λ / 4})
+        return super().step(t, state, problem, backend)
+
+
 def scheduled(base: type[Any], a: float, c: float, momentum: float | None = None) -> type[Any]:
     """A solver whose schedules have other exponents: a for x, c for z, a - c for the penalty."""
 
@@ -186,6 +198,12 @@ def stale_minibatch(gradients: Any) -> Any:
 
 def without_half(p: int) -> dict[int, Fraction]:
     return {-1: Fraction(-1), 1: Fraction(1)} if p == 2 else RIGHT_DIFFERENCE(p)
+
+
+def wrong_fourth(p: int) -> dict[int, Fraction]:
+    """The coefficients of p = 4 with 1/12 replaced by 1/10, and 2/3 by what keeps the difference consistent."""
+    c = {2: Fraction(-1, 10), 1: Fraction(7, 10), -1: Fraction(-7, 10), -2: Fraction(1, 10)}
+    return c if p == 4 else RIGHT_DIFFERENCE(p)
 
 
 def first_order(p: int) -> dict[int, Fraction]:
@@ -308,7 +326,11 @@ MUTANTS = [
     Mutant("penalty K^(1/8), steps K^(-5/8) and K^(-1/2)", FiniteHorizon, patches=horizon_exponents(5 / 8, 1 / 2)),
     Mutant("penalty K^(1/6), steps K^(-2/3) and K^(-1/2)", FiniteHorizon, patches=horizon_exponents(2 / 3, 1 / 2)),
     Mutant("right penalty, steps K^(-9/14) and K^(-1/2)", FiniteHorizon, patches=horizon_exponents(9 / 14, 1 / 2)),
-    Mutant("p = 2 without the ½", SFOExponent, patches=((sfo_exponent, "difference", without_half),)),
+    Mutant("p = 2 without the ½ in the formula", SFOExponent, patches=((sfo_exponent, "difference", without_half),)),
+    Mutant("p = 2 without the ½ in the solver", SFOExponent, patches=((f2sa_p, "difference", without_half),)),
+    Mutant("p = 4 with 1/10 instead of 1/12", SFOExponent, patches=((f2sa_p, "difference", wrong_fourth),)),
+    Mutant("∇_x f at one node only", SFOExponent, OneSided),
+    Mutant("a term added and subtracted with independent noise", SFOExponent, Twice),
     Mutant("y and z on different minibatches", SharedMinibatch, wrong(other_batch=1000)),
     Mutant("y and z with different block masks", StableStep, OwnMasks),
     Mutant("y steps half as far as z", StableStep, wrong(y_step=0.5)),
