@@ -55,9 +55,9 @@ def balance_readings(
     """The terms that the rate balances, for settings held at those of late steps; each falls at the rate.
 
     They are the squared bias, λ² times the variance of y around y*_λ, and 1/(k η μ), the time that x takes relative to k,
-    where 1 - ημ is the spectral radius of the step. With λ ~ k^(a - c), a step of x ~ k^-a and steps of y and z ~ k^-c, the three
-    have the exponents -2(a - c), 2(a - c) - c (for noise in both levels) and a - 1. Only one pair (a, c) makes all of them
-    equal to the rate.
+    where 1 - ημ is the spectral radius of the step. With λ ~ k^(a - c), a step of x ~ k^-a and steps of y and z ~ k^-c, the
+    three have the exponents -2(a - c), 2(a - c) - c (for noise in both levels) and a - 1. Only one pair (a, c) makes all of
+    them equal to the rate.
     """
     settings = [schedule(int(k)) for k in LATE]
     held = [system.stationary(s) for s in settings]

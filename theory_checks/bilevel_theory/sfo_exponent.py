@@ -54,11 +54,11 @@ class FreshNoise(Quadratic):
 class SFOExponent(Check):
     """With S samples for each node the best ν balances bias² ~ ν^2p and variance ~ 1/(ν² S): error² ~ S^(-p/(p+1)).
 
-    The solver takes steps of x at the exact solutions of its lower problems. The bias and the variance of the x-gradient that
-    it uses are measured at every penalty, and compared with their formulas. The rest is a calculation from these measured
-    values: the variance with S samples is 1/S of that with one, the best penalty is searched on the grid, and an error ε,
-    which takes S ~ ε^(-2(p+1)/p) samples, has to be reached at each of the ε⁻² steps of x. That number of steps is not
-    measured here, and neither are the samples that the lower problems take.
+    The solver takes steps of x at the exact solutions of its lower problems. The bias and the variance of the x-gradient
+    that it uses are measured at every penalty, and compared with their formulas. The rest is a calculation from these
+    measured values: the variance with S samples is 1/S of that with one, the best penalty is searched on the grid, and an
+    error ε, which takes S ~ ε^(-2(p+1)/p) samples, has to be reached at each of the ε⁻² steps of x. That number of steps is
+    not measured here, and neither are the samples that the lower problems take.
     """
 
     statement = "O~(ε^-(4 + 2/p)) stochastic gradients to ‖∇Φ‖ ≤ ε: 6, 5, 4.5 for p = 1, 2, 4"
@@ -108,7 +108,13 @@ class SFOExponent(Check):
     def _gradients(self, problem: Quadratic, p: int, penalties: Sequence[float]) -> Tensor:
         """The solver's gradient of x at the exact lower solutions, for every penalty and copy."""
         chosen = configure(
-            self.solver or F2SAp, needs=("p", "penalty"), p=p, penalty=lambda t: penalties[t], lr_x=1.0, lr_z=0.0, lower_steps=1
+            self.solver or F2SAp,
+            needs=("p", "penalty"),
+            p=p,
+            penalty=lambda t: penalties[t],
+            lr_x=1.0,
+            lr_z=0.0,
+            lower_steps=1,
         )
         forms, x, gradients = problem.forms, problem.start_x, []
         with Session(problem, chosen, seed=self.seed) as session:
