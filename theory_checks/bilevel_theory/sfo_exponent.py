@@ -55,7 +55,8 @@ class SFOExponent(Check):
     """With S samples for each node the best ν balances bias² ~ ν^2p and variance ~ 1/(ν² S): error² ~ S^(-p/(p+1)).
 
     The solver takes steps of x at the exact solutions of its lower problems. The bias and the variance of the x-gradient
-    that it uses are measured at every penalty, and compared with their formulas. The rest is a calculation from these
+    that it uses are measured at every penalty, and compared with their formulas; that of the variance is
+    (1/S) Σ_j c_j² (j² + α²) a coordinate, for noise of variance 1. The rest is a calculation from these
     measured values: the variance with S samples is 1/S of that with one, the best penalty is searched on the grid, and an
     error ε, which takes S ~ ε^(-2(p+1)/p) samples, has to be reached at each of the ε⁻² steps of x. That number of steps is
     not measured here, and neither are the samples that the lower problems take.
@@ -77,7 +78,7 @@ class SFOExponent(Check):
             biases = self._gradients(Quadratic.of(forms, x=x), p, penalties)[:, 0] - forms.grad_phi(x)
             exact = torch.stack([forms.difference_bias(x, α, c) for α in penalties])
             yield Reading(
-                f"the solver's x-gradient without noise: distance of its bias from the formula, p = {p}",
+                f"bias of the solver's x-gradient, p = {p}",
                 deviation=float(((biases - exact).norm(dim=-1) / exact.norm(dim=-1)).max()),
                 allowed=1e-3,
                 because="rounding errors of 1e-16 are multiplied by α and compared with a bias of O(α^-p)",
@@ -89,15 +90,15 @@ class SFOExponent(Check):
             variances = SAMPLES * self._gradients(noisy, p, penalties).var(1).sum(-1)
             formula = [len(x) * sum((j * w) ** 2 + (α * w) ** 2 for j, w in c.items()) for α in penalties]
             yield number(
-                f"variance of the solver's x-gradient over (1/S) Σ_j c_j² (j² + α²), p = {p}",
+                f"variance of the solver's x-gradient over its formula, p = {p}",
                 float((variances / torch.tensor(formula)).mean()), 1.0, 0.05,
-                f"{copies} copies of 5 coordinates at {len(penalties)} penalties: a sampling error of about 1 %",
+                f"{copies} copies at {len(penalties)} penalties: a sampling error of about 1 %",
             )  # fmt: skip
             squares = biases.square().sum(-1)
             best = [float((squares + variances / S).min()) for S in samples]
             reading = exponent(
-                f"best squared error, calculated from these, p = {p}", "S", list(samples), best, -p / (p + 1), 0.03,
-                "the best of a grid of ν; higher terms of the bias count at few samples",
+                f"best squared error, p = {p}", "S", list(samples), best, -p / (p + 1), 0.03,
+                "calculated from the measured bias and variance; the best of a grid of ν, with a sampling error of 1 %",
             )  # fmt: skip
             yield reading
             assert reading.measured is not None
