@@ -1,13 +1,18 @@
 """A claim that cannot fail says nothing: every wrong implementation must be caught, and its right twin must not."""
 
+from typing import Any
+
 import pytest
 
 from bilevel.verify.claims import Check
 from bilevel.verify.run import judge
+from bilevel_theory.bome_rate import BOMERate
 from bilevel_theory.linear_rate import LinearRate
+from bilevel_theory.meha_rate import MEHARate
+from bilevel_theory.pbgd_rate import PBGDRate
 from bilevel_theory.penalty_bias import PenaltyBias
 from bilevel_theory.shared_minibatch import SharedMinibatch
-from tests.bilevel_theory.mutants import MUTANTS, Mutant, wrong
+from tests.bilevel_theory.mutants import MUTANTS, Mutant, Wrong, WrongBOME, WrongMEHA, WrongPBGD, wrong
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.check.__name__}: {m.name}")
@@ -15,7 +20,17 @@ def test_a_wrong_implementation_is_caught(mutant: Mutant) -> None:
     assert mutant.caught_by() is not None
 
 
-@pytest.mark.parametrize("check", [PenaltyBias, LinearRate, SharedMinibatch])
-def test_the_twin_without_an_error_is_not_caught(check: type[Check]) -> None:
-    verdict, readings, reason = judge(check(quick=True, solver=wrong()))
+@pytest.mark.parametrize(
+    ("check", "twin"),
+    [
+        (PenaltyBias, Wrong),
+        (LinearRate, Wrong),
+        (SharedMinibatch, Wrong),
+        (PBGDRate, WrongPBGD),
+        (BOMERate, WrongBOME),
+        (MEHARate, WrongMEHA),
+    ],
+)
+def test_the_twin_without_an_error_is_not_caught(check: type[Check], twin: type[Any]) -> None:
+    verdict, readings, reason = judge(check(quick=True, solver=wrong(twin)))
     assert verdict == "holds", (readings, reason)

@@ -11,7 +11,7 @@ from bilevel.testing.session import configure
 from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_theory.instances import noisy_forms
 from bilevel_theory.linear_system import LinearSystem, StepSizes
-from bilevel_theory.schedules import solver_readings
+from bilevel_theory.schedules import balance_readings, solver_readings
 
 NOISE = 0.03
 
@@ -27,7 +27,7 @@ class FiniteHorizon(Check):
     standing = "derived"
 
     def readings(self) -> Iterator[Reading]:
-        """The mean over the run for horizons over more than a decade, and the solver against the exact moments."""
+        """The mean over runs of several horizons, the terms of the rate at long ones, and the solver against the moments."""
         forms = noisy_forms()
         system = LinearSystem(forms, upper_noise=NOISE, lower_noise=NOISE, order="together")
         horizons = [int(K) for K in np.geomspace(600, 2400 if self.quick else 9600, 3 if self.quick else 5)]
@@ -39,6 +39,7 @@ class FiniteHorizon(Check):
         yield exponent(
             "mean E‖∇Φ‖²", "K", horizons, means, -2 / 7, 0.1, "the variance of x falls faster than the bias and still counts"
         )
+        yield from balance_readings("noise in both", system, settings, rate=-2 / 7, noisy=True, along="K")
         steps = settings(horizons[0])
         solver = configure(self.solver or ScaleBiO, penalty=steps.penalty, lr_z=steps.lr_z, lr_y=steps.lr_y, lr_x=steps.lr_x)
         yield from solver_readings(

@@ -153,6 +153,26 @@ class LinearSystem:
             second = step @ second @ step.T + drive @ self.variance @ drive.T
             yield Moments(self, second[noises:, noises:], s)
 
+    def stationary(self, s: StepSizes) -> Moments:
+        """The moments that the process keeps once the settings are held at these values.
+
+        The mean solves m = M m, and the covariance of the estimates' noise and of (x, y, z) solves C = S C S' + R.
+        """
+        M, N = self.matrices(s)
+        last, noises = self.size - 1, len(self.variance)
+        mean = np.append(np.linalg.solve(np.eye(last) - M[:last, :last], M[:last, last]), 1.0)
+        step = np.zeros((noises + last, noises + last))
+        step[:noises, :noises] = (1 - s.momentum) * np.eye(noises)
+        step[noises:, :noises] = (1 - s.momentum) * N[:last]
+        step[noises:, noises:] = M[:last, :last]
+        drive = s.momentum * np.vstack([np.eye(noises), N[:last]])
+        added = drive @ self.variance @ drive.T
+        system = np.eye(added.size) - np.kron(step, step)
+        covariance = np.linalg.solve(system, added.ravel()).reshape(added.shape)
+        second = np.outer(mean, mean)
+        second[:last, :last] += covariance[noises:, noises:]
+        return Moments(self, second, s)
+
     def equilibrium(self, penalty: float) -> Matrix:
         """The fixed point at this penalty: (x, y, z) with x = argmin L_α. A start there has no transient."""
         forms = self.forms

@@ -23,13 +23,14 @@ from bilevel_theory.instances import default_forms
 
 @dataclass
 class SlowTail(Problem[Tensor]):
-    """g = ½(y - x)², f = (1 + y²)^(-q/2): Φ(x) = (1 + x²)^(-q/2) is so flat far from 0 that descent takes long.
+    """g = ½(y - x)², f = h (1 + y²)^(-q/2): Φ(x) = h (1 + x²)^(-q/2) is so flat far from 0 that descent takes long.
 
     Gradient descent needs ε^(-(q + 2)/(q + 1)) steps to |Φ'| ≤ ε: as q falls, the worst case of all smooth functions, ε⁻².
     """
 
     q: float
     start: float = 5.0
+    height: float = 1.0
 
     def upper(self) -> nn.Module:
         """The variable x."""
@@ -41,7 +42,7 @@ class SlowTail(Problem[Tensor]):
 
     def upper_loss(self, x: Forward, y: Forward, batch: Tensor) -> Tensor:
         """f."""
-        return ((1 + y() ** 2) ** (-self.q / 2)).sum()
+        return self.height * ((1 + y() ** 2) ** (-self.q / 2)).sum()
 
     def lower_loss(self, x: Forward, y: Forward, batch: Tensor) -> Tensor:
         """g."""
@@ -55,9 +56,9 @@ class SlowTail(Problem[Tensor]):
         """One empty batch: the losses need no data."""
         return [torch.empty(0)]
 
-    def slope(self, x: float) -> float:
-        """|Φ'(x)|."""
-        return abs(self.q * x * (1 + x * x) ** (-self.q / 2 - 1))
+    def slope(self, x: Tensor) -> Tensor:
+        """Φ'(x)."""
+        return -self.height * self.q * x * (1 + x * x) ** (-self.q / 2 - 1)
 
 
 class NonconvexRate(Check):
@@ -110,7 +111,7 @@ class NonconvexRate(Check):
         problem = SlowTail(q)
         solver = configure(self.solver or ScaleBiO, penalty=1e4, lr_x=step, lr_z=1.0)
         with Session(problem, solver) as session:
-            slopes = np.array([problem.slope(float(_after(session, k > 0))) for k in range(1200)])
+            slopes = np.array([abs(float(problem.slope(_after(session, k > 0)))) for k in range(1200)])
         targets = np.geomspace(slopes[200], slopes[-1], 8)
         return exponent(
             f"steps to ‖∇Φ‖ ≤ ε, q = {q}", "ε", list(targets), [float(np.argmax(slopes <= ε)) + 1 for ε in targets],

@@ -39,7 +39,7 @@ class ScheduledRate(Check):
             system = LinearSystem(noisy_forms(), upper_noise=upper, lower_noise=lower, order=self.order)
             yield from rate_readings(
                 f"noise in {noise}", system, schedule_of(_for_noise(chosen, noise)), rate=rate, first=last // 15, last=last,
-                noise=None if noise == "none" else rate,
+                noisy=noise != "none",
             )  # fmt: skip
         system = LinearSystem(noisy_forms(), upper_noise=0.1, lower_noise=0.1, order=self.order)
         yield from solver_readings(

@@ -10,7 +10,7 @@ import torch
 
 from bilevel.solver import Solver
 from bilevel.testing.session import Session
-from bilevel.verify.claims import Reading, agreement, exponent, number
+from bilevel.verify.claims import Reading, agreement, bound, exponent, number
 from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import noisy_forms
 from bilevel_theory.linear_system import LinearSystem, Moments, StepSizes
@@ -27,27 +27,49 @@ def moments_at(system: LinearSystem, schedule: Schedule, counts: Sequence[int], 
 
 
 def rate_readings(
-    case: str, system: LinearSystem, schedule: Schedule, *, rate: float, first: int, last: int, noise: float | None
+    case: str, system: LinearSystem, schedule: Schedule, *, rate: float, first: int, last: int, noisy: bool
 ) -> Iterator[Reading]:
-    """Exponents in k of E‖∇Φ‖², of its bias, and of λ² Var(y - y*_λ).
-
-    noise: the exponent predicted for λ² Var(y - y*_λ); None where there is no noise.
-    """
+    """The exponent in k of E‖∇Φ‖² in a run, how near the run is to stationary, and the exponents at late steps."""
     counts = [int(k) for k in np.unique(np.geomspace(first, last, 12).round())]
     moments = moments_at(system, schedule, counts)
     yield exponent(
         f"{case}: E‖∇Φ(x_k)‖²", "k", counts, [m.squared_gradient() for m in moments], rate, 0.1,
         "x's own variance falls faster than the bias and still counts at these k: the exponent reads too steep",
     )  # fmt: skip
-    yield exponent(
-        f"{case}: ‖∇L_λ - ∇Φ‖²", "k", counts, [m.squared_bias() for m in moments], rate, 0.05,
-        "exact moments; the bias is 1/λ² up to 1/λ³",
+    held = system.stationary(schedule(last - 1))
+    yield bound(
+        f"{case}: E‖∇Φ(x_k)‖² over its value for settings held at those of step k",
+        moments[-1].squared_gradient() / held.squared_gradient(), 0.95, 1.25,
+        "x lags behind settings that change in proportion to 1/k, by a part that vanishes as k grows",
     )  # fmt: skip
-    if noise is not None:
-        yield exponent(
-            f"{case}: λ² Var(y_k - y*_λ)", "k", counts, [m.scaled_variance() for m in moments], noise, 0.1,
-            "exact moments; the motion of x adds variance that falls faster and still counts at these k",
-        )  # fmt: skip
+    yield from balance_readings(case, system, schedule, rate=rate, noisy=noisy)
+
+
+LATE = (1e10, 1e11, 1e12)
+"""Steps so late that only the leading powers of k are left, and not so late that rounding errors count."""
+
+
+def balance_readings(
+    case: str, system: LinearSystem, schedule: Schedule, *, rate: float, noisy: bool, along: str = "k"
+) -> Iterator[Reading]:
+    """The terms that the rate balances, for settings held at those of late steps; each falls at the rate.
+
+    They are the squared bias, λ² times the variance of y around y*_λ, and 1/(k η μ), the time that x takes relative to k,
+    where 1 - ημ is the spectral radius of the step. With λ ~ k^(a - c), a step of x ~ k^-a and steps of y and z ~ k^-c, the
+    three have the exponents -2(a - c), 2(a - c) - c (for noise in both levels) and a - 1. Only one pair (a, c) makes all of
+    them equal to the rate.
+    """
+    settings = [schedule(int(k)) for k in LATE]
+    held = [system.stationary(s) for s in settings]
+    because = f"exact moments at {along} = 1e10 … 1e12, where the next powers of {along} still bend the line by up to .006"
+    yield exponent(f"{case}: ‖∇L_λ - ∇Φ‖², late", along, LATE, [m.squared_bias() for m in held], rate, 0.01, because)
+    if noisy:
+        late = [m.scaled_variance() for m in held]
+        yield exponent(f"{case}: λ² Var(y - y*_λ), late", along, LATE, late, rate, 0.01, because)
+    times = [1 / (k * (1 - system.factor(s))) for k, s in zip(LATE, settings, strict=True)]
+    yield exponent(f"{case}: 1/({along} η μ), late", along, LATE, times, rate, 0.01, because)
+    late = [m.squared_gradient() for m in held]
+    yield exponent(f"{case}: E‖∇Φ‖², late", along, LATE, late, rate, 0.01, because)
 
 
 def solver_readings(
