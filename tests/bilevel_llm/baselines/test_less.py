@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import LISA, Backend, InputError, Shard
+from bilevel import LISA, All, Backend, InputError, Shard
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
@@ -138,6 +138,33 @@ def test_the_direction_is_the_next_step_of_adam() -> None:
         p.grad = gradient.clone()
         optimizer.step()
         torch.testing.assert_close(direction, (place - p.detach()) / 0.1, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("active", [All(), LISA(blocks=1, period=2)])
+def test_every_checkpoint_corrects_the_bias_of_its_own_step(
+    task: Make, monkeypatch: pytest.MonkeyPatch, active: All | LISA
+) -> None:
+    """Γ at each checkpoint against the paper's formula. A wrong count scales Γ as a whole, which cosines hide, except for ε.
+
+    LISA trains the adapters of another layer after two steps, so that these have taken two steps at the second checkpoint.
+    """
+    seen: list[tuple[Adam, torch.Tensor, torch.Tensor]] = []
+    original = Adam.direction
+
+    def watching(self: Adam, gradients: torch.Tensor) -> torch.Tensor:
+        found = original(self, gradients)
+        seen.append((self, gradients, found))
+        return found
+
+    monkeypatch.setattr(Adam, "direction", watching)
+    dataclasses.replace(SMALL, checkpoints=2).scores(dataclasses.replace(task(), active=active))
+    own_steps = [2, 4] if isinstance(active, All) else [2, 2]
+    of_checkpoint = len(seen) // 2
+    for position, (adam, gradients, found) in enumerate(seen):
+        t = own_steps[position // of_checkpoint]
+        m = (0.9 * adam.m + 0.1 * gradients) / (1 - 0.9 ** (t + 1))
+        v = (0.999 * adam.v + 0.001 * gradients**2) / (1 - 0.999 ** (t + 1))
+        torch.testing.assert_close(found, m / (v.sqrt() + 1e-8), rtol=1e-4, atol=1e-6)
 
 
 def test_projections_keep_inner_products() -> None:
