@@ -93,6 +93,22 @@ def test_a_selection_names_file_line_and_score_of_every_row(recipe: Path, tmp_pa
     assert shares == {name: pytest.approx(sum(row["source"] == name for row in rows) / 19) for name in shares}
 
 
+def test_less_keeps_what_its_settings_mean(recipe: Path, tmp_path: Path) -> None:
+    """A key of its own stands above them, and the recipe that is kept gives the same."""
+    words = ("--set", "baseline.settings=paper", "--set", "baseline.dimension=64", "--set", "baseline.rank=2")
+    baseline("less", recipe, *words, "--set", "run.steps=4")
+    found = read(tmp_path / "run")
+    assert {key: found["method"][key] for key in ("checkpoints", "lr", "share")} == {
+        "checkpoints": 4,
+        "lr": 2e-5,
+        "share": 0.05,
+    }
+    assert any("dimension=64 (paper: 8192), rank=2 (paper: 128)" in f["sentence"] for f in found["findings"])
+    baseline("less", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    assert read(tmp_path / "again")["method"] == found["method"]
+    assert read(tmp_path / "again")["sources"] == found["sources"]
+
+
 def test_doremi_is_resumed_after_an_interruption(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     longer = ("--set", "run.steps=5", "--set", "run.checkpoint_every=2")
     baseline("doremi", recipe, *longer, "--output", tmp_path / "whole")
@@ -174,6 +190,7 @@ def test_what_a_method_gives_is_checked(recipe: Path, tmp_path: Path, changes: s
         ),
         (["temperature", "--set", "baseline.temperature=0"], r"baseline: temperature must be positive"),
         (["less", "--set", "baseline.share=2"], "share must be above 0"),
+        (["less", "--set", "baseline.settings=papr"], r"baseline\.settings is 'papr'"),
         (["less", "--set", "baseline.gradients=jacobian"], r"baseline\.gradients is 'jacobian'"),
         (["less", "--set", "baseline.name=doremi"], "'doremi', and 'less' was asked for"),
         (["less", "--set", "baseline.warmup_steps=99"], r"more than the budget run\.steps=3"),
