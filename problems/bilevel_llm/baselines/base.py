@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel import Active, All, Backend, Finding, Result, Solver
+from bilevel import Active, All, Backend, Finding, Result, Solver, Table
 from bilevel.loop import Observer
 from bilevel.plain import RECIPE_RULES
 from bilevel.record import average, total_seconds
@@ -79,6 +79,7 @@ class Outcome:
     trajectory: source -> its weight after each step, if the weights moved.
     notes: what a reader should know before using the weights, one sentence each.
     findings: what was tested; those that are flagged speak against using the weights.
+    tables: what `bilevel report` shows of how the weights were found.
     """
 
     weights: Mapping[str, float]
@@ -87,6 +88,7 @@ class Outcome:
     trajectory: Mapping[str, Sequence[float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     findings: Sequence[Finding] = ()
+    tables: Sequence[Table] = ()
 
     @property
     def all_findings(self) -> list[Finding]:
@@ -100,9 +102,9 @@ class Task:
 
     problem: already prepared: its model has been found, and its data read and checked.
     backend: where a model may be trained; it has not been started.
-    run: the budget (at most `steps` training steps, each on a batch of `problem.batch_size` rows), the seed of everything
-        that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is written if
-        `output` is None.
+    run: the budget (at most `steps` training steps of one model, each on a batch of `problem.batch_size` rows), the seed of
+        everything that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is
+        written if `output` is None.
     active: the blocks that train at a step.
     resume: whether to continue from what an earlier, interrupted call left in the directory.
     recipe: what to keep as recipe.yaml.

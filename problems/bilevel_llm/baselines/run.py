@@ -93,8 +93,23 @@ def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
         raise RunError(f"{method} gave weights that are not a distribution: {dict(weights)}")
     if directory is not None and rank() == 0:
         directory.create(task.recipe or {})
-        directory.write(files(method, baseline, outcome, task))
+        directory.write({**_account(directory.path, outcome), **files(method, baseline, outcome, task)})
     return outcome
+
+
+def _account(directory: Path, outcome: "Outcome") -> dict[str, str]:
+    """account.json of the training that found the weights, if there was one, with the findings and tables of the method."""
+    import dataclasses
+
+    from bilevel.account import FILE, Account
+
+    if not (directory / FILE).exists():
+        return {}
+    found = Account.read(directory / FILE)
+    whole = dataclasses.replace(
+        found, findings=[*outcome.all_findings, *found.findings], tables=[*outcome.tables, *found.tables]
+    )
+    return {FILE: whole.to_json()}
 
 
 def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -> dict[str, str]:

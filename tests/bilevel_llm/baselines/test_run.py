@@ -17,7 +17,7 @@ from bilevel.plugins import Plugins, load_plugins
 from bilevel_llm.baselines import run as command
 from bilevel_llm.reweighting.problem import LLMReweighting
 
-METHODS = ["uniform", "proportional", "temperature", "doremi", "odm", "less"]
+METHODS = ["uniform", "proportional", "temperature", "doremi", "odm", "less", "swarm"]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_directory_is_that_of_a_run(method: str, recipe: Path, tmp_path: Pat
     assert weighed["average"] == weighed["sources"]
     assert weighed["method"]["name"] == method
     assert set(weighed["cost"]) == {"seconds", "tokens", "backward_tokens"}
-    assert (weighed["cost"]["tokens"] > 0) == (method in ("doremi", "odm", "less"))
+    assert (weighed["cost"]["tokens"] > 0) == (method in ("doremi", "odm", "less", "swarm"))
     resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert resolved["baseline"]["name"] == method
     assert "solver" not in resolved
@@ -194,6 +194,8 @@ def test_what_a_method_gives_is_checked(recipe: Path, tmp_path: Path, changes: s
         (["less", "--set", "baseline.gradients=jacobian"], r"baseline\.gradients is 'jacobian'"),
         (["less", "--set", "baseline.name=doremi"], "'doremi', and 'less' was asked for"),
         (["less", "--set", "baseline.warmup_steps=99"], r"more than the budget run\.steps=3"),
+        (["swarm", "--set", "baseline.runs=3"], "3 runs do not determine a law of 3 sources"),
+        (["swarm", "--set", "baseline.law_per=token"], r"baseline\.law_per is 'token'"),
         (["less", "--resume"], "less keeps nothing to resume from"),
         (["doremi", "--set", "run.steps=1", "--set", "baseline.reference_steps=1"], "leaves none for the proxy"),
         (["doremi", "--resume"], "there is no run to resume"),

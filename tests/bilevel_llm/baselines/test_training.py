@@ -78,22 +78,6 @@ def test_the_proxy_follows_a_schedule_from_its_start(task: Make, monkeypatch: py
     assert [lr for name, lr in taken if name == "z"] == [lr for name, lr in taken if name == "y"]
 
 
-@pytest.fixture
-def recipe(model_directory: Callable[[str], Path], data: dict[str, str], tmp_path: Path) -> Path:
-    tree = {
-        "problem": {
-            "name": "llm-reweighting", "model": str(model_directory("llama")), "max_length": 64, "batch_size": 9,
-            "sources": [{"name": name, "path": data[name]} for name in ("clean", "other", "noise")],
-            "validation": [{"path": data["target"]}],
-        },
-        "solver": {"name": "scalebio", "lr_z": 2e-3, "optimizer_z": {"name": "adamw", "weight_decay": 0.25}},
-        "backend": {"name": "torch", "device": "cpu"},
-        "run": {"steps": 9, "output": str(tmp_path / "run")},
-    }  # fmt: skip
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    return tmp_path / "recipe.yaml"
-
-
 def run(*words: Any) -> None:
     app(["baseline", *map(str, words)], standalone_mode=False)
 
