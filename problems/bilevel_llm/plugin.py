@@ -60,6 +60,7 @@ def bilevel_baselines(register: Register) -> None:
     register("doremi", "bilevel_llm.baselines.doremi:DoReMi")
     register("odm", "bilevel_llm.baselines.odm:ODM")
     register("less", "bilevel_llm.baselines.less:LESS")
+    register("swarm", "bilevel_llm.baselines.swarm:Swarm")
 
 
 @hookimpl

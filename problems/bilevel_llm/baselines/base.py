@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel import Active, All, Backend, Result, Solver
+from bilevel import Active, All, Backend, Finding, Result, Solver, Table
 from bilevel.loop import Observer
 from bilevel.plain import RECIPE_RULES
 from bilevel.record import average, total_seconds
@@ -78,6 +78,8 @@ class Outcome:
     selection: the rows, if single rows were selected.
     trajectory: source -> its weight after each step, if the weights moved.
     notes: what a reader should know before using the weights, one sentence each.
+    findings: what was tested; those that are flagged speak against using the weights.
+    tables: what `bilevel report` shows of how the weights were found.
     """
 
     weights: Mapping[str, float]
@@ -85,6 +87,13 @@ class Outcome:
     selection: Selection | None = None
     trajectory: Mapping[str, Sequence[float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+    tables: Sequence[Table] = ()
+
+    @property
+    def all_findings(self) -> list[Finding]:
+        """The findings, and after them the notes as findings that are not flagged."""
+        return [*self.findings, *(Finding("note", False, note) for note in self.notes)]
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,9 @@ class Task:
 
     problem: already prepared: its model has been found, and its data read and checked.
     backend: where a model may be trained; it has not been started.
-    run: the budget (at most `steps` training steps, each on a batch of `problem.batch_size` rows), the seed of everything
-        that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is written if
-        `output` is None.
+    run: the budget (at most `steps` training steps of one model, each on a batch of `problem.batch_size` rows), the seed of
+        everything that is random, and the directory in which a baseline may keep metrics and checkpoints; nothing is
+        written if `output` is None.
     active: the blocks that train at a step.
     resume: whether to continue from what an earlier, interrupted call left in the directory.
     recipe: what to keep as recipe.yaml.
@@ -140,6 +149,14 @@ class Baseline(ABC):
         """The largest number of rows that it selects from all sources' `rows` together; None if it finds weights."""
         return None
 
+    def completed(self, solver: Callable[[], Solver[Any] | None]) -> Self:
+        """The same baseline, with what its keys leave to the recipe filled in. By default nothing is left to it.
+
+        solver: gives the recipe's solver, or None if it has none. The section is read, and may be found wrong, only if this
+            is called. See `training`.
+        """
+        return self
+
     def check(self, task: Task) -> None:  # noqa: B027 (most methods have nothing to check)
         """Raise `InputError` for what the user has to correct, before a model is loaded. By default, nothing is checked."""
 
@@ -148,7 +165,7 @@ class Baseline(ABC):
         """Find weights or select rows. It may use nothing but its argument: the same task gives the same outcome."""
 
 
-def outcome_of_training(result: Result, notes: Sequence[str]) -> Outcome:
+def outcome_of_training(result: Result, notes: Sequence[str], findings: Sequence[Finding]) -> Outcome:
     """The outcome of a solver whose steps report `average`, `tokens` and `backward_tokens`; `average` gives the weights."""
     history = result.history
     cost = Spent(
@@ -157,4 +174,4 @@ def outcome_of_training(result: Result, notes: Sequence[str]) -> Outcome:
         sum(int(record.metrics["backward_tokens"]) for record in history),
     )
     trajectory = {name: [record.upper[name] for record in history] for name in history[-1].upper}
-    return Outcome(average(history), cost, trajectory=trajectory, notes=notes)
+    return Outcome(average(history), cost, trajectory=trajectory, notes=notes, findings=findings)

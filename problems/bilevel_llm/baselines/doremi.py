@@ -9,21 +9,23 @@ trained by group DRO from the same start. The result is the mean of α over the 
 """
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Solver, State, Vector
 from bilevel.distribution import logits_of
-from bilevel.optimizer import AdamW, Optimizer
+from bilevel.optimizer import Optimizer
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
 from bilevel_llm.baselines.base import Baseline, Outcome, Task, outcome_of_training
+from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
+from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.model.language_model import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -37,8 +39,10 @@ class DoReMi(Solver[State], Baseline):
     smoothing: c, the share of the uniform distribution that is mixed in at every step. 1e-3, as in the paper.
     reference_steps: steps that train the reference; the rest train the proxy. For the baseline, None means half of the
         steps, so that both models get the same number, as in the paper. The solver needs a number.
-    lr: step size of both models. The paper pretrains with 1e-3; the default here suits fine-tuning (as `lr_z` of ScaleBiO).
-    optimizer: the optimizer of both models. The gradient's norm is clipped at 1, as in the paper.
+    lr: step size of both models. None takes that of the recipe's solver (`lr_z`), so that both methods train alike; 1e-5
+        where there is none. The paper pretrains with 1e-3. A schedule begins anew for the proxy.
+    optimizer: the optimizer of both models. None takes that of the recipe's solver, and AdamW where there is none; in both
+        cases the gradient's norm is clipped at 1, as in the paper, unless the recipe clips it elsewhere.
 
     x holds α of the last step; `average` in the records is the result. A step of the proxy takes three forward
     passes (z, y for the excess, y for the step) and one backward pass, and is counted as such.
@@ -47,19 +51,25 @@ class DoReMi(Solver[State], Baseline):
     eta: float = 1.0
     smoothing: float = 1e-3
     reference_steps: int | None = None
-    lr: Schedule = 1e-5
-    optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
+    lr: Schedule | None = None
+    optimizer: Optimizer | None = None
 
     resumable: ClassVar[bool] = True
     takes: ClassVar[type[Problem[Any]]] = LLMReweighting
 
     def __post_init__(self) -> None:
         require_positive("eta", self.eta)
-        require_positive("lr", self.lr)
+        if self.lr is not None:
+            require_positive("lr", self.lr)
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing}")
         if self.reference_steps is not None and self.reference_steps < 1:
             raise ValueError(f"reference_steps must be at least 1, not {self.reference_steps}")
+
+    def completed(self, solver: Callable[[], Solver[Any] | None]) -> Self:
+        """With the step size and the optimizer of the recipe's solver, where its own are not given."""
+        training = self._training(solver)
+        return dataclasses.replace(self, lr=training.lr, optimizer=training.optimizer)
 
     def check(self, task: Task) -> None:
         """Both models need a step, and the weights must be free to move."""
@@ -72,9 +82,18 @@ class DoReMi(Solver[State], Baseline):
         _check_floor(task.problem)
 
     def find(self, task: Task) -> Outcome:
-        """Train the reference, then the proxy."""
+        """Train the reference, then the proxy, and test whether both have learned something."""
         result = task.train(dataclasses.replace(self, reference_steps=self._reference_steps(task)))
-        return outcome_of_training(result, ["doremi does not use the validation data: its weights serve all sources alike"])
+        of_model = {
+            "reference": [record for record in result.history if not record.moved],
+            "proxy": [record for record in result.history if record.moved],
+        }
+        lr = self._training().words
+        findings = [
+            finding for model, history in of_model.items() for finding in nothing_learned("doremi", model, history, lr)
+        ]
+        notes = ["doremi does not use the validation data: its weights serve all sources alike"]
+        return outcome_of_training(result, notes, findings)
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
         """Place x and the reference z, and the proxy y as its replica: both have the same start."""
@@ -83,8 +102,9 @@ class DoReMi(Solver[State], Baseline):
         if self.reference_steps is None:
             raise InputError("solver.reference_steps is missing: how many of the run's steps train the reference")
         _check_floor(problem)
-        x = backend.place("x", problem.upper, self.optimizer, sharded=False)
-        z = backend.place("z", problem.lower, self.optimizer, sharded=True, blocks=problem.blocks)
+        optimizer = self._training().optimizer
+        x = backend.place("x", problem.upper, optimizer, sharded=False)
+        z = backend.place("z", problem.lower, optimizer, sharded=True, blocks=problem.blocks)
         y = backend.replicate(z, "y")
         # kept here because a resumed run may have another number of steps, but not another boundary
         return State(x, {"z": z, "y": y}, {"reference_steps": self.reference_steps, "sum": [0.0] * len(problem.sources)})
@@ -109,7 +129,7 @@ class DoReMi(Solver[State], Baseline):
             state.memory = {**state.memory, "sum": [s + a for s, a in zip(state.memory["sum"], α.tolist(), strict=True)]}
         model = z if reference else y
         lower = backend.backward(lambda b: _weighted(model, b, α, names), batch, wrt={model: 1})
-        norm = backend.step(model, lr=at(self.lr, t))
+        norm = backend.step(model, lr=at(self._training().lr, t if reference else t - state.memory["reference_steps"]))
 
         total = sum(state.memory["sum"])  # of weights that sum to 1: the number of the proxy's steps
         average = [s / total for s in state.memory["sum"]] if total else α.tolist()
@@ -125,11 +145,16 @@ class DoReMi(Solver[State], Baseline):
 
     def workload(self) -> Workload:
         """The work of a proxy step: y and z go forward for the excess loss, then y takes a pass. The reference takes one."""
-        return Workload({name: self.optimizer for name in ("z", "y")}, lower_passes=1, lower_forwards=2, vectors=1)
+        return Workload(
+            {name: self._training().optimizer for name in ("z", "y")}, lower_passes=1, lower_forwards=2, vectors=1
+        )
 
     def moved(self, α: Tensor, excess: Tensor) -> Tensor:
         """The weights after an exponentiated-gradient step. Shapes: (k,), (k,) -> (k,)."""
         return (1 - self.smoothing) * torch.softmax(α.log() + self.eta * excess, 0) + self.smoothing / len(α)
+
+    def _training(self, solver: Callable[[], Solver[Any] | None] = lambda: None) -> LowerTraining:
+        return chosen_training("doremi", self.lr, self.optimizer, solver, clip=1.0)
 
     def _reference_steps(self, task: Task) -> int:
         return task.run.limit // 2 if self.reference_steps is None else self.reference_steps

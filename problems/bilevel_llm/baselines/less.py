@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,21 +59,38 @@ ROWS = 8  # rows of one vectorized pass, if the backend does not limit its micro
 HELD = 1 << 27  # numbers of unprojected gradients that wait for the signs at a time: 512 MiB
 
 
+Settings = Literal["small", "paper"]
+"""small: for small models and quick answers; paper: what the paper's experiments had."""
+
+PRESETS: Mapping[Settings, Mapping[str, float]] = {
+    "small": {"share": 0.05, "dimension": 1024, "checkpoints": 1, "lr": 2e-4, "rank": 8},
+    "paper": {"share": 0.05, "dimension": 8192, "checkpoints": 4, "lr": 2e-5, "rank": 128},
+}
+"""Settings -> the keys that they give."""
+
+_OF_SETTINGS: Any = None  # a default that `LESS.__post_init__` replaces by the value in PRESETS
+
+
 @dataclass(frozen=True)
 class LESS(Baseline):
     """Select the rows whose training step most resembles a step on the validation rows.
 
+    settings: where the five keys below that are not given come from: "small" (the default), or "paper". Keys that are given
+        count, and a note says where they depart from the paper's. What both have in common with the paper: LoRA on the maps
+        of attention with α = 4 * rank, Adam's directions for training rows and plain gradients for validation rows, and a
+        warm-up of the length of four epochs of 5% of the rows. What neither has: the paper's dropout of 0.1 on the
+        adapters, and its linear decay of the step size.
     share: the share of all rows that is selected. 5%, as in the paper.
-    dimension: d, the dimension of the projection. The paper has 8192; 1024 keeps cosines to about ±0.04, at an
-        eighth of the work.
+    dimension: d, the dimension of the projection. The paper has 8192. "small" has 1024, which keeps cosines to about ±0.04,
+        at an eighth of the work.
     checkpoints: how many times during the warm-up, equally spaced, gradients are taken. The paper has 4, one per epoch; each
-        costs a pass over all data.
+        costs a pass over all data. "small" has 1.
+    lr: step size of the warm-up. The paper has 2e-5 and some 1,700 steps. "small" has ten times that step size, which makes
+        up for a warm-up of only tens of steps.
+    rank: rank of the adapters, which are put on the linear maps of attention, as in the paper. The paper has 128. "small"
+        has 8, which suits small models and keeps the projection cheap.
     warmup_steps: steps of the warm-up, on batches that hold all sources equally. None: the length of four epochs of 5% of
-        the rows, as in the paper, but at most run.steps.
-    lr: step size of the warm-up. The paper has 2e-5 and some 1,700 steps; ten times that step size makes up for a warm-up
-        of only tens of steps.
-    rank: rank of the adapters, which are put on the linear maps of attention, as in the paper. The paper has 128; 8 suits
-        small models and keeps the projection cheap. Their scale α is 4 * rank, as in the paper.
+        the rows, as in the paper, but at most run.steps; with settings of the paper, a note says so where it is cut.
     blocks: the blocks of the model whose gradients are taken, instead of those of adapters.
     gradients: how the gradients of single rows are taken; see `How`.
 
@@ -83,16 +100,22 @@ class LESS(Baseline):
     blocks at a time, the gradients are those of what trains at the checkpoint.
     """
 
-    share: float = 0.05
-    dimension: int = 1024
-    checkpoints: int = 1
+    settings: Settings = "small"
+    share: float = _OF_SETTINGS
+    dimension: int = _OF_SETTINGS
+    checkpoints: int = _OF_SETTINGS
+    lr: float = _OF_SETTINGS
+    rank: int = _OF_SETTINGS
     warmup_steps: int | None = None
-    lr: float = 2e-4
-    rank: int = 8
     blocks: tuple[str, ...] = ()
     gradients: How = "auto"
 
     def __post_init__(self) -> None:
+        if self.settings not in PRESETS:
+            raise ValueError(f"settings must be one of {', '.join(PRESETS)}, not {self.settings!r}")
+        for name, value in PRESETS[self.settings].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name in ("checkpoints", "rank", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
@@ -136,6 +159,7 @@ class LESS(Baseline):
         notes = [
             f"less selects single rows: {len(selection)} are in selection.jsonl; a source's weight is its share of them"
         ]
+        notes += self._departures(task)
         return Outcome(selection.shares, Spent(round(seconds, 3), tokens, tokens), selection=selection, notes=notes)
 
     def scores(self, task: Task) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -230,10 +254,27 @@ class LESS(Baseline):
             yield numbers, nn.functional.normalize(project(torch.cat(waiting)))
 
     def _steps(self, task: Task) -> int:
-        if self.warmup_steps is not None:
-            return self.warmup_steps
+        return min(task.run.limit, self._steps_of_paper(task)) if self.warmup_steps is None else self.warmup_steps
+
+    def _steps_of_paper(self, task: Task) -> int:
+        """Four epochs of 5% of the rows, and a step for every checkpoint."""
         rows = sum(map(len, task.problem.source_tables.values()))
-        return min(task.run.limit, max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size)))
+        return max(self.checkpoints, math.ceil(4 * 0.05 * rows / task.problem.batch_size))
+
+    def _departures(self, task: Task) -> list[str]:
+        """Where settings "paper" are not the paper's, as notes."""
+        if self.settings != "paper":
+            return []
+        own = {name: getattr(self, name) for name, value in PRESETS["paper"].items() if getattr(self, name) != value}
+        notes = []
+        if own:
+            words = ", ".join(f"{name}={value} (paper: {PRESETS['paper'][name]})" for name, value in own.items())
+            notes.append(f"these are the settings of the paper, except for {words}")
+        steps, all_steps = self._steps(task), self._steps_of_paper(task)
+        if steps != all_steps:
+            reason = f"run.steps={task.run.limit}" if self.warmup_steps is None else "baseline.warmup_steps"
+            notes.append(f"the warm-up took {steps} steps, by {reason}; the paper's four epochs would be {all_steps}")
+        return notes
 
 
 @dataclass(frozen=True, eq=False)

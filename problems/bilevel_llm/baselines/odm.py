@@ -9,9 +9,9 @@ trains; the fixed mix that stands for it is the mean of π over the steps.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from torch import Tensor
 from bilevel import Backend, Forward, InputError, Loss, Metrics, Problem, Shard, Solver, State, Stratified, Vector
 from bilevel.data import Stream, generator
 from bilevel.distribution import logits_of
-from bilevel.optimizer import AdamW, Optimizer
+from bilevel.optimizer import Optimizer
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Workload
 from bilevel.solvers.shared import require_positive
 from bilevel_llm.baselines.base import Baseline, Outcome, Task, outcome_of_training
+from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import source_means
+from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch, micro_batches, per_token
 from bilevel_llm.model.language_model import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -38,42 +40,51 @@ class ODM(Solver[State], Baseline):
     """Find weights by online data mixing. The validation data is not used.
 
     smoothing: β, the share of the old reward that is kept. 0.9, our choice: a memory of about ten draws of a source.
-    lr: step size of the model; the default suits fine-tuning (as `lr_z` of ScaleBiO).
-    optimizer: the optimizer of the model.
+    lr: step size of the model. None takes that of the recipe's solver (`lr_z`), so that both methods train alike; 1e-5 where
+        there is none.
+    optimizer: the optimizer of the model. None takes that of the recipe's solver, and AdamW where there is none; in both
+        cases the gradient's norm is clipped at 1, unless the recipe clips it elsewhere.
 
     The authors' scripts hold π at its start for the first 2% of the steps; here ε does, which keeps π uniform as long as
     √(ln k / (k t)) is above 1/k. x holds π of the next step; `average` in the records is the result.
     """
 
     smoothing: float = 0.9
-    lr: Schedule = 1e-5
-    optimizer: Optimizer = field(default_factory=lambda: AdamW(clip=1.0))
+    lr: Schedule | None = None
+    optimizer: Optimizer | None = None
 
     resumable: ClassVar[bool] = True
     takes: ClassVar[type[Problem[Any]]] = LLMReweighting
 
     def __post_init__(self) -> None:
-        require_positive("lr", self.lr)
+        if self.lr is not None:
+            require_positive("lr", self.lr)
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing}")
+
+    def completed(self, solver: Callable[[], Solver[Any] | None]) -> Self:
+        """With the step size and the optimizer of the recipe's solver, where its own are not given."""
+        training = self._training(solver)
+        return replace(self, lr=training.lr, optimizer=training.optimizer)
 
     def check(self, task: Task) -> None:
         """Check that the policy is free to move."""
         _check_problem(task.problem)
 
     def find(self, task: Task) -> Outcome:
-        """Train the model, and average the policy over the steps."""
-        return outcome_of_training(
-            task.train(self), ["odm does not use the validation data: it trains more on sources with a larger loss"]
-        )
+        """Train the model, average the policy over the steps, and test whether the model has learned something."""
+        result = task.train(self)
+        notes = ["odm does not use the validation data: it trains more on sources with a larger loss"]
+        return outcome_of_training(result, notes, nothing_learned("odm", "model", result.history, self._training().words))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
         """Place the policy x and the model y."""
         if not isinstance(problem, LLMReweighting):
             raise InputError(f"odm draws batches of single sources, which {type(problem).__name__} does not have")
         _check_problem(problem)
-        x = backend.place("x", problem.upper, self.optimizer, sharded=False)
-        y = backend.place("y", problem.lower, self.optimizer, sharded=True, blocks=problem.blocks)
+        optimizer = self._training().optimizer
+        x = backend.place("x", problem.upper, optimizer, sharded=False)
+        y = backend.place("y", problem.lower, optimizer, sharded=True, blocks=problem.blocks)
         k = len(problem.sources)
         return State(x, {"y": y}, {"rewards": [0.0] * k, "drawn": [0] * k, "sum": [0.0] * k})
 
@@ -87,7 +98,7 @@ class ODM(Solver[State], Baseline):
         source = int(generator(backend.shard.seed, DRAW, t).choice(len(names), p=(π / π.sum()).numpy()))
         batch, tokens = _batch(problem, source, state.memory["drawn"][source], backend.shard)
         loss = backend.backward(lambda b: _mean(y, b), batch, wrt={y: 1})
-        norm = backend.step(y, lr=at(self.lr, t))
+        norm = backend.step(y, lr=at(self._training().lr, t))
 
         rewards, drawn = list(state.memory["rewards"]), list(state.memory["drawn"])
         rewards[source] = self.smoothing * rewards[source] + (1 - self.smoothing) * loss.value / float(π[source])
@@ -109,7 +120,10 @@ class ODM(Solver[State], Baseline):
 
     def workload(self) -> Workload:
         """One model takes one pass."""
-        return Workload({"y": self.optimizer}, lower_passes=1)
+        return Workload({"y": self._training().optimizer}, lower_passes=1)
+
+    def _training(self, solver: Callable[[], Solver[Any] | None] = lambda: None) -> LowerTraining:
+        return chosen_training("odm", self.lr, self.optimizer, solver, clip=1.0)
 
 
 def policy(rewards: Tensor, t: int) -> Tensor:

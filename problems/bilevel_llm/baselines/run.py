@@ -8,6 +8,8 @@ from bilevel.launch import rank
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from bilevel import Solver
+    from bilevel.recipe import Recipe
     from bilevel_llm.baselines.base import Baseline, Outcome, Task
 
 
@@ -17,6 +19,7 @@ def load(
     """Read a recipe. Raises `InputError` for what the user has to correct; no data is read yet."""
     from bilevel import Backend, InputError, Problem
     from bilevel.config import build_parts, read_recipe
+    from bilevel.plain import to_plain
     from bilevel_llm.baselines.base import Baseline, Task
     from bilevel_llm.reweighting.problem import LLMReweighting
 
@@ -33,7 +36,8 @@ def load(
         raise InputError(
             f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be given weights"
         )
-    baseline = parts["baseline"]
+    baseline = parts["baseline"].completed(lambda: solver_of(recipe, plugins))
+    resolved["baseline"] |= to_plain(baseline)  # so that what is kept does not need the solver
     if resume and not baseline.resumable:
         raise InputError(f"{method} keeps nothing to resume from; run it again without --resume, with another --output")
     task = Task(
@@ -46,6 +50,22 @@ def load(
         observer=plugins.hooks,
     )
     return baseline, task
+
+
+def solver_of(recipe: "Recipe", plugins: Any) -> "Solver[Any] | None":
+    """The solver of a recipe, from which baselines take a step size; None if the recipe has none.
+
+    Raises `InputError` for what is wrong with that section.
+    """
+    from bilevel import Solver
+    from bilevel.config import build_parts
+
+    if not recipe.tree.get("solver"):
+        return None
+    others = [section for section in recipe.tree if section != "solver"]
+    built, _ = build_parts(recipe, {"solver": Solver}, plugins, ignored=others)
+    solver: Solver[Any] = built["solver"]
+    return solver
 
 
 def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
@@ -73,8 +93,23 @@ def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
         raise RunError(f"{method} gave weights that are not a distribution: {dict(weights)}")
     if directory is not None and rank() == 0:
         directory.create(task.recipe or {})
-        directory.write(files(method, baseline, outcome, task))
+        directory.write({**_account(directory.path, outcome), **files(method, baseline, outcome, task)})
     return outcome
+
+
+def _account(directory: Path, outcome: "Outcome") -> dict[str, str]:
+    """account.json of the training that found the weights, if there was one, with the findings and tables of the method."""
+    import dataclasses
+
+    from bilevel.account import FILE, Account
+
+    if not (directory / FILE).exists():
+        return {}
+    found = Account.read(directory / FILE)
+    whole = dataclasses.replace(
+        found, findings=[*outcome.all_findings, *found.findings], tables=[*outcome.tables, *found.tables]
+    )
+    return {FILE: whole.to_json()}
 
 
 def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -> dict[str, str]:
@@ -85,7 +120,6 @@ def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -
 
     import torch
 
-    from bilevel.account import Finding
     from bilevel.distribution import logits_of
     from bilevel.plain import to_plain
 
@@ -99,7 +133,7 @@ def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -
         "method": {"name": method, **to_plain(baseline)},
         "cost": dataclasses.asdict(outcome.cost),
         "steps": task.run.limit,
-        "findings": [dataclasses.asdict(Finding("note", False, note)) for note in outcome.notes],
+        "findings": [dataclasses.asdict(finding) for finding in outcome.all_findings],
         "trajectory": {name: [round(value, 6) for value in values] for name, values in outcome.trajectory.items()},
         "seed": task.run.seed,
         "versions": {name: version(name) for name in ("bilevel", "torch")},
@@ -141,4 +175,4 @@ def table(method: str, outcome: "Outcome", task: "Task") -> "RenderableType":
         shown.add_row(*row)
     cost = outcome.cost
     words = f"{method}: {cost.seconds:.1f} s, {cost.tokens:,} tokens forward, {cost.backward_tokens:,} of them backward too"
-    return Group(shown, Text(words), *(Text(f"- {note}") for note in outcome.notes))
+    return Group(shown, Text(words), *(Text(f"- {f.sentence}") for f in outcome.all_findings))

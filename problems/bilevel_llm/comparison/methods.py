@@ -159,7 +159,8 @@ def _learned(label: str, parts: Parts) -> Method:
 
 def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str | int, ...], parts: Parts) -> Method:
     kind = parts.plugins.find("baselines", name).load()
-    baseline: Baseline = build_section(kind, settings, parts.recipe, path)
+    built: Baseline = build_section(kind, settings, parts.recipe, path)
+    baseline = built.completed(lambda: baselines.solver_of(parts.recipe, parts.plugins))
     objects: dict[str, type] = {"backend": Backend}
 
     def task(seed: int, directory: Path | None) -> Task:
@@ -192,7 +193,7 @@ def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str |
             outcome.cost.seconds,
             outcome.cost.tokens,
             None if selection is None else {source: rows.tolist() for source, rows in selection.rows.items()},
-            [Finding("note", False, note) for note in outcome.notes],
+            outcome.all_findings,
         )
 
     rows = sum(map(len, parts.problem.source_tables.values()))

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from bilevel import LISA, Backend, InputError, Shard
+from bilevel import LISA, All, Backend, InputError, Shard
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
@@ -35,7 +36,7 @@ from bilevel_llm.baselines.row_gradients import How, RowBatch, RowGradients, row
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
-from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
+from tests.bilevel_llm.tiny import FAMILIES, SIZES, make_tokenizer, sentences, write_rows
 
 Make = Callable[..., Task]
 CPU = torch.device("cpu")
@@ -138,6 +139,33 @@ def test_the_direction_is_the_next_step_of_adam() -> None:
         p.grad = gradient.clone()
         optimizer.step()
         torch.testing.assert_close(direction, (place - p.detach()) / 0.1, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("active", [All(), LISA(blocks=1, period=2)])
+def test_every_checkpoint_corrects_the_bias_of_its_own_step(
+    task: Make, monkeypatch: pytest.MonkeyPatch, active: All | LISA
+) -> None:
+    """Γ at each checkpoint against the paper's formula. A wrong count scales Γ as a whole, which cosines hide, except for ε.
+
+    LISA trains the adapters of another layer after two steps, so that these have taken two steps at the second checkpoint.
+    """
+    seen: list[tuple[Adam, torch.Tensor, torch.Tensor]] = []
+    original = Adam.direction
+
+    def watching(self: Adam, gradients: torch.Tensor) -> torch.Tensor:
+        found = original(self, gradients)
+        seen.append((self, gradients, found))
+        return found
+
+    monkeypatch.setattr(Adam, "direction", watching)
+    dataclasses.replace(SMALL, checkpoints=2).scores(dataclasses.replace(task(), active=active))
+    own_steps = [2, 4] if isinstance(active, All) else [2, 2]
+    of_checkpoint = len(seen) // 2
+    for position, (adam, gradients, found) in enumerate(seen):
+        t = own_steps[position // of_checkpoint]
+        m = (0.9 * adam.m + 0.1 * gradients) / (1 - 0.9 ** (t + 1))
+        v = (0.999 * adam.v + 0.001 * gradients**2) / (1 - 0.999 ** (t + 1))
+        torch.testing.assert_close(found, m / (v.sqrt() + 1e-8), rtol=1e-4, atol=1e-6)
 
 
 def test_projections_keep_inner_products() -> None:
@@ -246,6 +274,65 @@ def test_the_best_rows_are_taken_over_all_sources() -> None:
 def test_by_default_the_warm_up_is_as_long_as_in_the_paper_within_the_budget(task: Make) -> None:
     assert LESS()._steps(task(steps=50)) == 2  # 4 epochs of 5% of 94 rows, in batches of 10
     assert LESS()._steps(task(steps=1)) == 1
+
+
+def test_one_key_gives_the_settings_of_the_paper() -> None:
+    """The training details of arXiv 2402.04333: LoRA 128, learning rate 2e-5, four epochs, d = 8192, 5% selected."""
+    assert dataclasses.asdict(LESS(settings="paper")) == {
+        "settings": "paper", "share": 0.05, "dimension": 8192, "checkpoints": 4, "lr": 2e-5, "rank": 128,
+        "warmup_steps": None, "blocks": (), "gradients": "auto",
+    }  # fmt: skip
+    assert (ADAM.betas, ADAM.eps, ADAM.weight_decay) == ((0.9, 0.999), 1e-8, 0.0)
+    own = LESS(settings="paper", dimension=64, lr=1e-3)
+    assert (own.dimension, own.lr, own.rank, own.checkpoints) == (64, 1e-3, 128, 4)
+    assert LESS() == LESS(settings="small", share=0.05, dimension=1024, checkpoints=1, lr=2e-4, rank=8)
+    with pytest.raises(ValueError, match="settings must be one of small, paper"):
+        LESS(settings="papr")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def smallest(tmp_path: Path) -> str:
+    """A model so small that gradients of adapters of rank 128 can be projected to 8192 numbers."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "smallest")
+    make_tokenizer().save_pretrained(tmp_path / "smallest")
+    return str(tmp_path / "smallest")
+
+
+def test_the_settings_of_the_paper_run(
+    task: Make, data: dict[str, str], smallest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what they say: rank and scale of the adapters, dimension, checkpoints, and which gradients go through Adam."""
+    seen: list[tuple[int, str, int, int]] = []
+    original = LESS._features
+
+    def watching(self: LESS, table: Any, rows: RowGradients, project: Projection, adam: Adam | None, shard: Shard) -> Any:
+        seen.append((len(table), "plain" if adam is None else "adam", rows.size, project.dimension))
+        return original(self, table, rows, project, adam, shard)
+
+    monkeypatch.setattr(LESS, "_features", watching)
+    sources = [Source("clean", data["clean"]), Source("noise", data["noise"])]
+    t = task(model=smallest, sources=sources, batch_size=2, steps=20)
+    less = LESS(settings="paper")
+    outcome = less.find(t)
+    layer = less.model(t.problem, 0).model.model.layers[0].self_attn.q_proj
+    assert layer.lora_A["default"].weight.shape == (128, 8)
+    assert layer.scaling["default"] == 4
+    size = sum(p.numel() for p in less.model(t.problem, 0).parameters() if p.requires_grad)
+    assert seen == [(30, "plain", size, 8192), (40, "adam", size, 8192), (24, "adam", size, 8192)] * 4
+    assert outcome.selection is not None
+    assert len(outcome.selection) == 3
+    assert len(outcome.notes) == 1, "nothing departs from the paper"
+
+
+def test_departures_from_the_paper_are_noted(task: Make) -> None:
+    less = LESS(settings="paper", dimension=64, rank=2, checkpoints=1)
+    notes = less._departures(task(steps=1))
+    assert "dimension=64 (paper: 8192), checkpoints=1 (paper: 4), rank=2 (paper: 128)" in notes[0]
+    assert "took 1 steps, by run.steps=1; the paper's four epochs would be 2" in notes[1]
+    assert less._departures(task(steps=2))[1:] == []
+    assert SMALL._departures(task()) == []
 
 
 def test_what_it_cannot_do_is_said_first(task: Make) -> None:

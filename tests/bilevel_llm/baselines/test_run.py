@@ -17,7 +17,7 @@ from bilevel.plugins import Plugins, load_plugins
 from bilevel_llm.baselines import run as command
 from bilevel_llm.reweighting.problem import LLMReweighting
 
-METHODS = ["uniform", "proportional", "temperature", "doremi", "odm", "less"]
+METHODS = ["uniform", "proportional", "temperature", "doremi", "odm", "less", "swarm"]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_directory_is_that_of_a_run(method: str, recipe: Path, tmp_path: Pat
     assert weighed["average"] == weighed["sources"]
     assert weighed["method"]["name"] == method
     assert set(weighed["cost"]) == {"seconds", "tokens", "backward_tokens"}
-    assert (weighed["cost"]["tokens"] > 0) == (method in ("doremi", "odm", "less"))
+    assert (weighed["cost"]["tokens"] > 0) == (method in ("doremi", "odm", "less", "swarm"))
     resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert resolved["baseline"]["name"] == method
     assert "solver" not in resolved
@@ -91,6 +91,22 @@ def test_a_selection_names_file_line_and_score_of_every_row(recipe: Path, tmp_pa
         assert row["file"] == data[row["source"]]
         assert 1 <= row["number"] <= len(Path(row["file"]).read_text().splitlines())
     assert shares == {name: pytest.approx(sum(row["source"] == name for row in rows) / 19) for name in shares}
+
+
+def test_less_keeps_what_its_settings_mean(recipe: Path, tmp_path: Path) -> None:
+    """A key of its own stands above them, and the recipe that is kept gives the same."""
+    words = ("--set", "baseline.settings=paper", "--set", "baseline.dimension=64", "--set", "baseline.rank=2")
+    baseline("less", recipe, *words, "--set", "run.steps=4")
+    found = read(tmp_path / "run")
+    assert {key: found["method"][key] for key in ("checkpoints", "lr", "share")} == {
+        "checkpoints": 4,
+        "lr": 2e-5,
+        "share": 0.05,
+    }
+    assert any("dimension=64 (paper: 8192), rank=2 (paper: 128)" in f["sentence"] for f in found["findings"])
+    baseline("less", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    assert read(tmp_path / "again")["method"] == found["method"]
+    assert read(tmp_path / "again")["sources"] == found["sources"]
 
 
 def test_doremi_is_resumed_after_an_interruption(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +190,12 @@ def test_what_a_method_gives_is_checked(recipe: Path, tmp_path: Path, changes: s
         ),
         (["temperature", "--set", "baseline.temperature=0"], r"baseline: temperature must be positive"),
         (["less", "--set", "baseline.share=2"], "share must be above 0"),
+        (["less", "--set", "baseline.settings=papr"], r"baseline\.settings is 'papr'"),
         (["less", "--set", "baseline.gradients=jacobian"], r"baseline\.gradients is 'jacobian'"),
         (["less", "--set", "baseline.name=doremi"], "'doremi', and 'less' was asked for"),
         (["less", "--set", "baseline.warmup_steps=99"], r"more than the budget run\.steps=3"),
+        (["swarm", "--set", "baseline.runs=3"], "3 runs do not determine a law of 3 sources"),
+        (["swarm", "--set", "baseline.law_per=token"], r"baseline\.law_per is 'token'"),
         (["less", "--resume"], "less keeps nothing to resume from"),
         (["doremi", "--set", "run.steps=1", "--set", "baseline.reference_steps=1"], "leaves none for the proxy"),
         (["doremi", "--resume"], "there is no run to resume"),

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from bilevel import InputError
 from bilevel.loop import Interrupted
 from bilevel.report.comparison import difference_rows, read_comparison
+from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.comparison import cell as cells
 from bilevel_llm.evaluation.scores import evaluate
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -306,3 +307,35 @@ def test_a_baseline_of_another_package_has_the_command_of_our_own(recipe: Make, 
     learned = json.loads((tmp_path / "out" / "weights.json").read_text())
     assert learned["method"] == {"name": "shortest", "count": 7}
     assert learned["selection"]["rows"] == 7
+
+
+def test_baselines_train_with_the_step_size_of_the_recipe(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of what a method does: cells made with another one are not mixed with these. A stopped swarm is resumed."""
+    methods = ["uniform", "doremi", {"name": "swarm", "runs": 5, "steps": 2}]
+    original, calls = TorchBackend.assign, [0]
+
+    def stop(self: Any, *variables: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 4:  # at the start of the fourth run
+            raise KeyboardInterrupt
+        original(self, *variables)
+
+    monkeypatch.setattr(TorchBackend, "assign", stop)
+    every = ("--set", "run.checkpoint_every=1")
+    with pytest.raises(Interrupted, match="the same command resumes it"):
+        bilevel("compare", recipe(methods=methods), *every)
+    calls[0] = -10
+    bilevel("compare", recipe(methods=methods), *every)
+    assert calls[0] == -10 + 2, "three of five runs were done"
+    for name in ("doremi", "swarm"):
+        where = tmp_path / "out" / "cells" / name
+        assert json.loads((where / "method.json").read_text())["lr"] == 1e-3
+        found = cell(tmp_path / "out", name)
+        assert found["metrics"]
+        assert sum(found["weights"].values()) == pytest.approx(1)
+    findings = [f["sentence"] for f in comparison(tmp_path / "out")["findings"]]
+    assert any("too few to tell whether it has learned anything" in sentence for sentence in findings)
+    with pytest.raises(InputError, match=r"the method doremi\.lr was 0\.001 and is now 0\.002"):
+        bilevel("compare", recipe(methods=methods), "--set", "solver.lr_z=2e-3")
