@@ -13,7 +13,23 @@ from unittest import mock
 
 import numpy as np
 
-from bilevel import BOME, F2SA, F3SA, LISA, MEHA, PBGD, Backend, F2SAp, Metrics, Power, Problem, ScaleBiO, State
+from bilevel import (
+    BOME,
+    F2SA,
+    F3SA,
+    LISA,
+    MEHA,
+    PBGD,
+    Backend,
+    Distribution,
+    F2SAp,
+    Metrics,
+    Power,
+    Problem,
+    Rounds,
+    ScaleBiO,
+    State,
+)
 from bilevel.backend import Evaluation
 from bilevel.errors import BilevelError
 from bilevel.schedule import at
@@ -32,6 +48,7 @@ from bilevel_theory.finite_horizon import FiniteHorizon
 from bilevel_theory.fixed_penalty import FixedPenalty
 from bilevel_theory.higher_order import HigherOrder
 from bilevel_theory.implicit_agreement import ImplicitAgreement
+from bilevel_theory.interior_weights import InteriorWeights
 from bilevel_theory.linear_rate import LinearRate
 from bilevel_theory.linear_system import StepSizes
 from bilevel_theory.lower_distance import LowerDistance
@@ -342,6 +359,24 @@ def frozen_draw(self: LISA, t: int, blocks: Any, seed: int) -> frozenset[str]:
     return frozenset(blocks.repeated[: self.blocks])
 
 
+class Untilted(Rounds):
+    """y is not drawn to the upper level."""
+
+    def step(self, t: int, state: State, problem: Problem[Any], backend: Backend) -> Metrics:
+        metrics = super().step(t, state, problem, backend)
+        backend.write(state.replicas["y"], backend.read(state.replicas["z"]))
+        return metrics
+
+
+def negated_signal(self: Distribution, gradient: Any) -> Any:
+    return gradient / self.free().detach()
+
+
+def faded_signal(self: Distribution, gradient: Any) -> Any:
+    """The gradient in the logits, which is smaller the smaller a weight is."""
+    return -gradient
+
+
 @dataclass(frozen=True)
 class Mutant:
     """What is wrong, the claim that must notice, and how to bring it about: a solver, or patches."""
@@ -372,6 +407,10 @@ def _describe(reading: Reading) -> str:
 
 
 MUTANTS = [
+    Mutant("x ten times faster than y and z", InteriorWeights, ScaleBiO),
+    Mutant("y never sees f", InteriorWeights, Untilted),
+    Mutant("signal negated", InteriorWeights, patches=((Distribution, "signal", negated_signal),)),
+    Mutant("signal that fades with the weight", InteriorWeights, patches=((Distribution, "signal", faded_signal),)),
     Mutant("g(z) dropped from x's gradient", PenaltyBias, DROPPED),
     Mutant("+ g(z) instead of - g(z)", PenaltyBias, wrong(x_gz=lambda α: α)),
     Mutant("penalty difference negated", PenaltyBias, NEGATED),

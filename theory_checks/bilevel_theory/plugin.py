@@ -26,3 +26,4 @@ def bilevel_checks(register: Register) -> None:
     register("stable-step", "bilevel_theory.stable_step:StableStep")
     register("block-sampling", "bilevel_theory.block_sampling:BlockSampling")
     register("optimal-weights", "bilevel_theory.optimal_weights:OptimalWeights")
+    register("interior-weights", "bilevel_theory.interior_weights:InteriorWeights")
