@@ -190,11 +190,12 @@ def _gpu(
         "masters": masters * optimizer_share,
         "moments": moments * optimizer_share,
         "gradients": gradients * gradient_share,
-        "marked weights": 0 if placement.offload_optimizer else _marked(model, setup) * optimizer_share,
         "activations": traced.kept,
         "output, loss and working memory": max(traced.peak, written_back) - traced.kept,
         "communication": _gathered(model, placement) + _reduced(model, placement, draw),
     }
+    if setup.workload.marked and not placement.offload_optimizer:
+        parts["marked weights"] = _marked(model, setup) * optimizer_share
     held = sum(parts.values())
     reserve = (hardware.context + (hardware.communicator if n > 1 else 0)) * GB + hardware.fragmentation * held
     return {part: round(size) for part, size in (parts | {"CUDA, NCCL and allocator": reserve}).items()}
@@ -268,11 +269,10 @@ def _cpu(model: Footprint, setup: Setup, placement: Placement, hardware: Hardwar
     states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
     in_parameters = replicas * model.bytes * (1 if placement.split_parameters else n)
     in_states = states * (1 if placement.split_optimizer else n)
-    marked = _marked(model, setup) * (1 if placement.split_optimizer else n)
+    marked = _marked(model, setup) * (1 if placement.split_optimizer else n) if placement.offload_optimizer else 0
     return {
         "parameters": in_parameters if placement.offload_parameters else 0,
-        "marked weights": marked if placement.offload_optimizer else 0,
-        "masters, moments, gradients": in_states if placement.offload_optimizer else 0,
+        "masters, moments, gradients": in_states + marked if placement.offload_optimizer else 0,
         "writing a checkpoint": model.bytes + (masters + moments) // replicas,
         "processes": round(n * hardware.process * GB),
     }

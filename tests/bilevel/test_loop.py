@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bilevel import SGD, AdamW, InputError, Interrupted, NonFiniteError, ScaleBiO, fit
+from bilevel.account import Verdict
 from bilevel.run import Run
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
@@ -165,3 +166,31 @@ def test_bad_problem_settings_leave_no_directory_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no data"):
         fit(Unready(), SOLVER, TorchBackend(), steps=3, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Judged(Distance):
+    """Says to use its result after a number of steps."""
+
+    enough = 6
+
+    def verdict(self, history: Any) -> Verdict:
+        done = len(history)
+        return Verdict("use", "it is good") if done >= self.enough else Verdict("run longer", "it is young", 2 * done)
+
+
+def test_a_run_until_its_result_is_usable_ends_when_the_problem_says_so(tmp_path: Path) -> None:
+    result = fit(Judged(), SOLVER, TorchBackend(), steps=20, until_usable=True, output=tmp_path / "run")
+    assert len(result.history) == 6
+    account = json.loads((tmp_path / "run" / "account.json").read_text())
+    assert account["verdict"] == {"decision": "use", "reason": "it is good", "steps": None}
+    again = fit(Judged(), SOLVER, TorchBackend(), steps=20, until_usable=True, output=tmp_path / "run", resume=True)
+    assert len(again.history) == 6
+
+
+def test_a_run_whose_result_never_is_ends_with_its_last_step() -> None:
+    assert len(fit(Distance(), SOLVER, TorchBackend(), steps=8, until_usable=True).history) == 8
+    assert len(fit(Judged(), SOLVER, TorchBackend(), steps=4, until_usable=True).history) == 4
+
+
+def test_a_run_that_is_not_asked_to_end_early_does_not() -> None:
+    assert len(fit(Judged(), SOLVER, TorchBackend(), steps=9).history) == 9

@@ -451,3 +451,64 @@ def test_a_cpu_that_is_slow_in_bfloat16_is_said_to_be(
     backend = TorchBackend(device="cpu", dtype="float32")
     backend.start(0)
     backend.close()
+
+
+def test_replicas_that_move_alike_are_rounded_alike() -> None:
+    """In bfloat16 the noise of the rounding is that of the step, whatever the name of the variable."""
+    backend = TorchBackend(device="cpu", dtype="bfloat16")
+    backend.start(seed=0)
+    z = backend.place("z", Net, AdamW(), sharded=True)
+    y = backend.replicate(z, "y")
+    for variable in (z, y):
+        backend.activate(variable, z.blocks.names)
+    for step in range(5):
+        for variable in (z, y):
+            backend.backward(lambda b, v=variable: loss(v, b), rows(seed=step), wrt={variable: 1})
+            backend.step(variable, lr=1e-3)
+    one, other = backend.weights(z), backend.weights(y)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    backend.close()
+
+
+def test_a_large_eps_makes_a_step_proportional_to_a_small_gradient(backend: TorchBackend) -> None:
+    """A gradient of 1e-4 moves by lr · 1e-4 / (1e-4 + 1e-2); the usual eps of 1e-8 would make it a full step."""
+    x = backend.place("x", lambda: nn.Linear(1, 1, bias=False), AdamW(eps=1e-2), sharded=False)
+    before = float(backend.weights(x)["weight"])
+    backend.backward(lambda b: 1e-4 * x(b).sum(), [torch.ones(1, 1)], wrt={x: 1})
+    backend.step(x, lr=1.0)
+    assert before - float(backend.weights(x)["weight"]) == pytest.approx(1e-4 / (1e-4 + 1e-2), rel=1e-3)
+
+
+def test_a_rewound_variable_is_as_it_was_marked_with_fresh_moments(backend: TorchBackend) -> None:
+    y = backend.place("y", Net, AdamW(), sharded=True, blocks=find_blocks)
+    backend.mark(y)
+    start = backend.weights(y)
+
+    def train() -> dict[str, Tensor]:
+        for step in range(3):
+            backend.activate(y, frozenset([f"layers.{step}"]))
+            if step == 0:
+                backend.rewind(y)
+            backend.backward(lambda b: loss(y, b), rows(seed=step), wrt={y: 1})
+            backend.step(y, lr=1e-2)
+        return backend.weights(y)
+
+    first, second = train(), train()
+    assert any(not torch.equal(start[name], first[name]) for name in start)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_only_what_trains_between_two_rewinds_is_kept(backend: TorchBackend) -> None:
+    y = backend.place("y", Net, AdamW(), sharded=True, blocks=find_blocks)
+    backend.mark(y)
+    for block in ("layers.0", "layers.1"):
+        backend.activate(y, frozenset([block]))
+    assert {name.rsplit(".", 2)[0] for name in y.marked or {}} == {"layers.0.inner", "layers.1.inner"}
+    backend.rewind(y)
+    assert {name.rsplit(".", 2)[0] for name in y.marked or {}} == {"layers.1.inner"}
+
+
+def test_a_variable_that_was_not_marked_cannot_be_rewound(backend: TorchBackend) -> None:
+    y = backend.place("y", Net, AdamW(), sharded=True)
+    with pytest.raises(RuntimeError, match="'y' was not marked"):
+        backend.rewind(y)

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from bilevel.errors import InputError
 from bilevel_llm.data.layout import ChatLayout, InstructionLayout, TextLayout
-from bilevel_llm.exporters.exporter import Exporter
+from bilevel_llm.exporters.exporter import SHARES, Exporter
 from bilevel_llm.exporters.weighted_data import MAKE_A_MIX, WeightedData, WeightedSource
 
 _OWN_NAMES = {"user": {"human", "user"}, "assistant": {"gpt", "assistant"}, "system": {"system"}}
@@ -31,7 +31,9 @@ class Axolotl(Exporter):
         (source,) = data.sources
         (file,) = source.files
         entry = {"path": str(file), "ds_type": source.kind, **_type(source)}
-        header = f"# weights: {data.run.origin}\n# rows that repeat are meant to: leave dataset_exact_deduplication off\n"
+        header = (
+            f"# weights: {data.run.origin}\n{SHARES}# rows that repeat are meant to: leave dataset_exact_deduplication off\n"
+        )
         listed = yaml.safe_dump({"datasets": [entry]}, sort_keys=False, allow_unicode=True, width=1000)
         return {"datasets.yaml": header + listed}
 

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from bilevel_llm.exporters.weighted_data import WeightedData
 
 
+SHARES = (
+    "# the weights are shares of rows; this trainer averages the loss over the tokens of a batch, so that sources with\n"
+    "# long answers count for more than their share\n"
+)
+"""What a file for a trainer that averages over tokens says."""
+
+
 class Exporter(ABC):
     """Writes weighted data in the form that a trainer reads. It has no state.
 

@@ -16,7 +16,7 @@ from packaging.version import Version
 from bilevel.errors import InputError
 from bilevel_llm.data.files import file_type
 from bilevel_llm.data.layout import ChatLayout, InstructionLayout, TextLayout
-from bilevel_llm.exporters.exporter import Exporter
+from bilevel_llm.exporters.exporter import SHARES, Exporter
 from bilevel_llm.exporters.weighted_data import MAKE_A_MIX, WeightedData, WeightedSource
 
 STRATEGIES = {"first": "interleave_under", "all": "interleave_over"}
@@ -49,7 +49,7 @@ class LlamaFactory(Exporter):
         if any(isinstance(source.layout, TextLayout) for source in data.sources):
             _ = data.layout  # pre-training on texts and tuning on answers are two stages
             arguments["stage"] = "pt"
-        header = f"# weights: {data.run.origin}\n"
+        header = f"# weights: {data.run.origin}\n{SHARES}"
         return {
             "data.yaml": header + yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True, width=1000),
             "dataset_info.json": json.dumps(entries, indent=2, ensure_ascii=False) + "\n",

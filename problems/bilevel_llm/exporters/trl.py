@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from bilevel.errors import InputError
 from bilevel_llm.data.layout import ChatLayout, CompletionLayout, Layout, TextLayout
-from bilevel_llm.exporters.exporter import Exporter
+from bilevel_llm.exporters.exporter import SHARES, Exporter
 from bilevel_llm.exporters.weighted_data import MAKE_A_MIX, WeightedData, WeightedSource
 
 _FRACTIONS_SINCE = Version("1.8")
@@ -34,7 +34,7 @@ class TRL(Exporter):
             )
         _ = data.layout  # all sources must be laid out alike: TRL concatenates them
         entries = [_entry(source, weighted=data.mix is None) for source in data.sources]
-        header = f"# weights: {data.run.origin}\n"
+        header = f"# weights: {data.run.origin}\n{SHARES}"
         listed = yaml.safe_dump({"datasets": entries}, sort_keys=False, allow_unicode=True, width=1000)
         return {"datasets.yaml": header + listed}
 

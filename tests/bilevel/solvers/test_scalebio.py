@@ -75,3 +75,12 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for settings in ({"penalty": 0.0}, {"lower_steps": 0}, {"warmup": -1}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             ScaleBiO(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fall", "over"), [(0.9, True), (1.1, False)])
+def test_a_fall_by_more_than_one_standard_error_is_no_plateau(fall: float, over: bool) -> None:
+    """Two windows of four with standard deviation s: the standard error of the difference of their means is s / √2."""
+    window = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    error = float(window.std()) / 2**0.5
+    losses = [*(5.0 + fall * error + window).tolist(), *(5.0 + window).tolist()]
+    assert Flattening(window=4).over(losses) == over
