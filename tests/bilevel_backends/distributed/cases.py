@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bilevel import LISA, AdamW, Backend, Problem, ScaleBiO, Shard, fit
+from bilevel import LISA, AdamW, Backend, Distribution, Problem, Rounds, ScaleBiO, Shard, fit
 
 WORDS, WIDTH = 11, 6
 Batch = tuple[Tensor, Tensor]
@@ -54,15 +54,6 @@ class Model(nn.Module):
         return self.head(self.norm(hidden)) + self.shift
 
 
-class Shares(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-
-    def forward(self) -> Tensor:
-        return torch.softmax(self.logits, 0)
-
-
 @dataclass
 class Sentences(Problem[Batch]):
     """Three sources of random rows; which of them helps the fourth?"""
@@ -78,7 +69,7 @@ class Sentences(Problem[Batch]):
         return os.environ.get("RANK", "0") if self.private else ""
 
     def upper(self) -> nn.Module:
-        return Shares()
+        return Distribution([f"s{source}" for source in range(3)])
 
     def lower(self) -> nn.Module:
         return Model()
@@ -126,6 +117,7 @@ class Sentences(Problem[Batch]):
 
 # AdamW with eps 1e-5: with 1e-8 it divides rounding noise by rounding noise where a gradient is next to nothing
 SOLVER = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=1e-2, optimizer_z=AdamW(eps=1e-5, clip=1.0), warmup=2)
+ROUNDS = Rounds(horizon=5, penalty=5.0, lr_z=1e-2, optimizer_z=AdamW(eps=1e-5, clip=1.0))
 ACTIVE = LISA(blocks=2, period=3, embedding="train", head="train", rest="train")
 STEPS = 12
 CHECKED = (4, 8, 12)
@@ -134,8 +126,9 @@ CHECKED = (4, 8, 12)
 def run(backend: Backend, output: Path, **settings: Any) -> Any:
     """Several switches of blocks, with a checkpoint every fourth step."""
     problem = settings.pop("problem", None) or Sentences()
+    solver = settings.pop("solver", SOLVER)
     fields = {"steps": STEPS, "checkpoint_every": 4, "keep_checkpoints": 9, "active": ACTIVE, **settings}
-    return fit(problem, SOLVER, backend, output=output, **fields)
+    return fit(problem, solver, backend, output=output, **fields)
 
 
 def tensors(directory: Path, steps: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from bilevel import LISA, Backend
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
-from tests.bilevel_backends.distributed.cases import SOLVER, Sentences, run
+from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Sentences, run
 
 
 def backend_of(kind: str, **settings: Any) -> Backend:
@@ -42,6 +42,7 @@ def equal(where: Path) -> None:
         run(backend_of(name.split("-")[0], **settings), where / name)
     for kind in KINDS:
         run(backend_of(kind, dtype="bfloat16"), where / f"{kind}-bfloat16")
+        run(backend_of(kind), where / f"{kind}-rounds", solver=ROUNDS)
 
 
 def resume(where: Path) -> None:
