@@ -167,20 +167,17 @@ class BruteForce:
             log_q, now, step = (candidate, then, step * 1.4) if then < now else (log_q, now, step * 0.4)
         return _softmax(log_q)
 
-    def best_share(self, shares: Sequence[float], others: Sequence[int] = (0, 1)) -> Array:
-        """The best mix of two sources, all others at 0: a parabola through the losses around the smallest on a grid."""
-        k = len(self.problem.names)
-        mixes = np.zeros((len(shares), k))
-        mixes[:, others[0]] = shares
-        mixes[:, others[1]] = 1 - np.array(shares)
+    def curve(self, shares: Sequence[float]) -> np.poly1d:
+        """The loss after K steps on a mix of the first two sources, as a parabola in the share of the first.
+
+        It is fitted to the losses around the smallest on a grid: their noise, which is a good part of what one mix gains over
+        the next, is averaged.
+        """
+        mixes = np.zeros((len(shares), len(self.problem.names)))
+        mixes[:, 0], mixes[:, 1] = shares, 1 - np.array(shares)
         values = self.losses(mixes)
-        low = max(0, int(values.argmin()) - 2)
-        near = slice(low, low + 5)
-        a, b, _ = np.polyfit(np.array(shares)[near], values[near], 2)
-        best = np.zeros(k)
-        best[others[0]] = np.clip(-b / (2 * a), shares[0], shares[-1]) if a > 0 else shares[int(values.argmin())]
-        best[others[1]] = 1 - best[others[0]]
-        return best
+        low = min(max(0, int(values.argmin()) - 3), len(shares) - 6)
+        return np.poly1d(np.polyfit(np.array(shares)[low : low + 6], values[low : low + 6], 2))
 
 
 def _softmax(logits: Array) -> Array:

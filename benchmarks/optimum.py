@@ -45,7 +45,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 SOLVERS: Mapping[str, Solver[Any]] = {"rounds": Rounds(horizon=HORIZON), "scalebio": ScaleBiO(warmup=50)}
-console = Console()
+console = Console(width=150)
 
 
 def learn(problem: Dialects, solver: Solver[Any], seed: int, steps: int = 480) -> tuple[Array, Any]:
@@ -75,13 +75,15 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
         for seed in range(seeds):
             problem = (LlamaDialects if llama else Dialects)(**{**CASES[name], "instance": seed})
             brute = BruteForce(problem, HORIZON, lr, rep=4 if llama else 8)
-            best = brute.best_share([0.2 + 0.1 * i for i in range(9)]) if llama else brute.optimum()
+            curve = brute.curve([0.2 + 0.1 * i for i in range(9)]) if llama else None
+            best = _minimum(curve, len(problem.names)) if curve is not None else brute.optimum()
             started = time.process_time()
             weights, history = learn(problem, replace(solver, lr_z=lr), seed)  # type: ignore[type-var]
             seconds = time.process_time() - started
             uniform = np.full(len(best), 1 / len(best))
             at_best, at_uniform, at_found = brute.losses(np.array([best, uniform, weights]))
-            at_best = min(at_best, at_found) if llama else at_best
+            if curve is not None:  # what the noise source has is next to nothing
+                at_best, at_found = float(curve(best[0])), float(curve(weights[0] / weights[:2].sum()))
             gain = at_uniform - at_best
             row = {
                 "seed": seed, "best": best.tolist(), "found": weights.tolist(), "gain": gain,
@@ -112,6 +114,13 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
         found.append({"case": name, "runs": rows})
         console.print(table)
     return found
+
+
+def _minimum(curve: np.poly1d, k: int) -> Array:
+    """The mix of the first two of k sources at which the curve is smallest."""
+    a, b, _ = curve.coefficients
+    share = float(np.clip(-b / (2 * a), 0.0, 1.0)) if a > 0 else float(curve(1.0) < curve(0.0))
+    return np.array([share, 1 - share] + [0.0] * (k - 2))
 
 
 def settings(seeds: int, lr: float) -> list[dict[str, Any]]:
