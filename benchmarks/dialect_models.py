@@ -170,8 +170,8 @@ class BruteForce:
     def curve(self, shares: Sequence[float]) -> np.poly1d:
         """The loss after K steps on a mix of the first two sources, as a parabola in the share of the first.
 
-        It is fitted to the losses around the smallest on a grid: their noise, which is a good part of what one mix gains over
-        the next, is averaged.
+        It is fitted to the losses around the smallest on a grid, so that their noise is averaged, which is a good part of
+        what one mix gains over the next.
         """
         mixes = np.zeros((len(shares), len(self.problem.names)))
         mixes[:, 0], mixes[:, 1] = shares, 1 - np.array(shares)
