@@ -158,8 +158,11 @@ def moving(history: Sequence[Record]) -> list[Record]:
 
 
 def warmup_steps(history: Sequence[Record]) -> int:
-    """Steps before the first one that could move the upper variable; 0 if there is no upper variable."""
-    if not history or not history[0].upper:
+    """Steps before the first one that could move the upper variable.
+
+    0 if there is no upper variable, and for a solver that goes in rounds, which holds it again and again.
+    """
+    if not history or not history[0].upper or "round" in history[0].metrics:
         return 0
     return next((place for place, record in enumerate(history) if record.moved), len(history))
 

@@ -87,7 +87,9 @@ def _command(verdict: Verdict, run: Run) -> str:
 def headline(record: Record, labels: Labels) -> str:
     """Losses, gap and throughput of one step, in one line."""
     words = []
-    if record.upper and not record.moved:
+    if "round" in record.metrics:
+        words.append(f"round {record.metrics['round'] + 1:.0f}, step {record.metrics['round_step'] + 1:.0f}")
+    elif record.upper and not record.moved:
         words.append("upper variable held")
     for key, label in (
         ("upper_loss", labels.upper_loss),

@@ -103,6 +103,7 @@ def test_before_anything_moved_the_average_is_where_the_upper_variable_stands() 
 
 def test_training_alone_has_no_warm_up() -> None:
     assert warmup_steps([replace(record(0, 0.5, moved=False), upper={})]) == 0
+    assert warmup_steps([replace(record(0, 0.5, moved=False), metrics={"round": 0.0})]) == 0
 
 
 def test_a_record_costs_microseconds() -> None:
