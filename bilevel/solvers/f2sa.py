@@ -96,8 +96,7 @@ class F2SA(Solver[State]):
         g_y = backend.backward(lambda b: g(x, y, b), ζ, wrt={x: λ})
         f_y = backend.backward(lambda b: f(x, y, b), ξ, wrt={x: 1})
         norm = backend.step(x, lr=lr_x)
-        batches = self.lower_steps + 1
-        return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm, upper_batches=batches)
+        return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
 
     def workload(self) -> Workload:
         """T passes for z and 2 T for y, of which one at a time has a gradient; then three for x."""

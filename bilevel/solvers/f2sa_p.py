@@ -102,7 +102,6 @@ class F2SAp(Solver[State]):
             gap=_sum(list(c.values()), lowers),
             penalty=λ,
             grad_norm_x=norm,
-            upper_batches=self.lower_steps + 1,
         )
 
     def workload(self) -> Workload:

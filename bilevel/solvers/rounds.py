@@ -105,8 +105,7 @@ class Rounds(Solver[State]):
         norm_z = backend.step(z, lr=lr)
         backend.step(y, lr=lr)
 
-        found = dict(report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=α, grad_norm_x=0.0))
-        del found["grad_norm_x"]
+        found = dict(report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=α))
         found |= {"grad_norm_z": norm_z, "round": r, "round_step": k, "held": 1.0}
         distribution = self._distribution(x, backend)
         if ω:

@@ -119,7 +119,6 @@ class ScaleBiO(Solver[State]):
             gap=Evaluation.mean(gaps),
             penalty=α,
             grad_norm_x=norm_x,
-            upper_batches=T,
         )
 
     def workload(self) -> Workload:

@@ -34,22 +34,18 @@ def lower_step(
 
 
 def report(
-    *, upper: Evaluation, lower: Evaluation, gap: Evaluation, penalty: float, grad_norm_x: float, upper_batches: int = 1
+    *, upper: Evaluation, lower: Evaluation, gap: Evaluation, penalty: float, grad_norm_x: float | None = None
 ) -> Metrics:
-    """The numbers of a step: f(y), g(z), the gap g(y) - g(z), their parts, and the norm of x's gradient.
-
-    upper_batches: the number of minibatches of the upper level that the step has used.
-    """
+    """The numbers of a step: f(y), g(z), the gap g(y) - g(z), their parts, and the norm of x's gradient, if it has one."""
     return {
         "upper_loss": upper.value,
         "lower_loss": lower.value,
         "gap": gap.value,
         "penalty": penalty,
-        "grad_norm_x": grad_norm_x,
+        **({} if grad_norm_x is None else {"grad_norm_x": grad_norm_x}),
         "gap_parts": gap.parts,
         "lower_parts": lower.parts,
         "upper_parts": upper.parts,
-        "upper_batches": upper_batches,
     }
 
 

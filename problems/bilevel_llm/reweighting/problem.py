@@ -40,7 +40,7 @@ from bilevel_llm.reweighting.row_report import as_parquet, rarely_drawn
 from bilevel_llm.reweighting.row_weights import RowLogits, RowWeights
 from bilevel_llm.reweighting.scorer import Scorer, Standardized, describe
 from bilevel_llm.reweighting.source_weights import divergence, named_distribution
-from bilevel_llm.reweighting.trust import TargetRows, Trust
+from bilevel_llm.reweighting.trust import Trust
 from bilevel_llm.reweighting.validation_losses import TargetLoss, target_losses, target_table
 from bilevel_llm.reweighting.verdict import verdict
 
@@ -249,7 +249,7 @@ class LLMReweighting(LanguageModelProblem):
         return Group(*parts)
 
     def _trust(self, history: Sequence[Record]) -> Trust:
-        return Trust(history, self._target_rows)
+        return Trust(history, {name: len(table) for name, table in self._targets.items()})
 
     def _target_losses(self, history: Sequence[Record]) -> dict[str, TargetLoss]:
         return target_losses(history, dict(zip(self._targets, self._target_weights.tolist(), strict=True)))
@@ -282,11 +282,6 @@ class LLMReweighting(LanguageModelProblem):
     @cached_property
     def _train(self) -> dict[str, TokenTable]:
         return {source.name: self._tokenize(source.patterns, source.format) for source in self.sources}
-
-    @property
-    def _target_rows(self) -> TargetRows:
-        each = self._upper_sampler.batch_size / len(self._targets)
-        return TargetRows({name: len(table) for name, table in self._targets.items()}, dict.fromkeys(self._targets, each))
 
     @cached_property
     def _prior(self) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import TypeAlias
@@ -18,30 +17,18 @@ from bilevel.plugins import load_plugins
 from bilevel.record import Record, average, moving
 
 
-@dataclass(frozen=True)
-class TargetRows:
-    """What the upper loss is measured on.
-
-    rows: the number of rows in each validation set.
-    batch: how many of them one batch holds.
-    """
-
-    rows: Mapping[str, int]
-    batch: Mapping[str, float]
-
-
 class Trust:
     """Reads the history of a reweighting run.
 
-    target: the validation rows; None if they are not known.
+    validation_rows: the number of rows of each validation set; None if they are not known.
 
     Only the solver `rounds` leaves evidence that can be tested: signals that were measured with the weights held, on
     disjoint folds of the rows. Of the runs of other solvers, it can be said what speaks against them, but not what for.
     """
 
-    def __init__(self, history: Sequence[Record], target: TargetRows | None = None) -> None:
+    def __init__(self, history: Sequence[Record], validation_rows: Mapping[str, int] | None = None) -> None:
         self.history = history
-        self.target = target
+        self.validation_rows = validation_rows
         self.names = list(history[0].upper)
         self.moving = moving(history)
 

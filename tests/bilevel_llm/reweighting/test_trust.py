@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bilevel.record import Record
-from bilevel_llm.reweighting.trust import TargetRows, Trust
+from bilevel_llm.reweighting.trust import Trust
 from bilevel_llm.reweighting.verdict import verdict
 
 NAMES = ("good", "fair", "bad")
@@ -75,7 +75,7 @@ def loop(moves: float = 0.0, gap: float = 0.0) -> list[Record]:
 
 
 def findings(records: list[Record], rows: int = 2000) -> dict[str, Any]:
-    return {f.name: f for f in Trust(records, TargetRows({"target": rows}, {"target": 8.0})).findings}
+    return {f.name: f for f in Trust(records, {"target": rows}).findings}
 
 
 def flags(records: list[Record]) -> list[str]:

@@ -10,10 +10,9 @@ FEW_ROWS = 100  # a mean over fewer is off by more than a tenth of the spread be
 
 def rows(trust: Trust) -> Sequence[Finding]:
     """Counts the rows of the smallest validation set. Says nothing where they are not known."""
-    if trust.target is None or trust.has_one_source:
+    if trust.has_one_source or not trust.validation_rows:
         return []
-    name = min(trust.target.rows, key=lambda name: trust.target.rows[name] if trust.target else 0)
-    count = trust.target.rows[name]
+    name, count = min(trust.validation_rows.items(), key=lambda entry: entry[1])
     if count >= FEW_ROWS:
         return []
     words = (
