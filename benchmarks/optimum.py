@@ -4,7 +4,8 @@ For each case and each of ten data seeds: the best mix for K steps of training i
 `dialect_models.BruteForce`), and the solver runs for at most 480 steps. Printed are the regret, as a share of the gain of
 the best mix over equal weights, and the largest error of a weight.
 
-Usage: python benchmarks/optimum.py [tables | llama | settings | evidence] [--seeds 10] [--solver rounds] [--json FILE]
+Usage: python benchmarks/optimum.py [tables | llama | settings | evidence | blocks] [--seeds 10] [--solver rounds]
+       [--cases NAME ...] [--json FILE]
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dialect_models import Array, BruteForce, LlamaDialects
 from rich.console import Console
 from rich.table import Table
 
-from bilevel import Rounds, ScaleBiO, Solver, fit
+from bilevel import LISA, Active, All, Rounds, ScaleBiO, Solver, fit
 from bilevel.evidence import Evidence
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.dialects import Dialects
@@ -48,9 +49,11 @@ SOLVERS: Mapping[str, Solver[Any]] = {"rounds": Rounds(horizon=HORIZON), "scaleb
 console = Console(width=150)
 
 
-def learn(problem: Dialects, solver: Solver[Any], seed: int, steps: int = 480) -> tuple[Array, Any]:
+def learn(
+    problem: Dialects, solver: Solver[Any], seed: int, steps: int = 480, active: Active | None = None
+) -> tuple[Array, Any]:
     """The weights that a run comes to (in a single loop: the mean over its second half), and its history."""
-    history = fit(problem, solver, TorchBackend(), steps=steps, seed=seed).history
+    history = fit(problem, solver, TorchBackend(), steps=steps, seed=seed, active=active).history
     if history[-1].average:
         return np.array(list(history[-1].average.values())), history
     half = history[len(history) // 2 :]
@@ -205,6 +208,21 @@ def evidence(seeds: int, lr: float) -> list[dict[str, Any]]:
     return found
 
 
+def blocks(seeds: int, lr: float) -> list[dict[str, Any]]:
+    """How often a tiny Llama claims an order of four sources that are alike, with all blocks and with LISA."""
+    table = Table("active", "steps", "rounds", "runs that claim an order")
+    found = []
+    for name, active in (("all blocks", All()), ("LISA, 2 of 4 blocks", LISA(blocks=2, period=5))):
+        claims = 0
+        for seed in range(seeds):
+            null = LlamaDialects(mixes=[[1.0, 0.0]] * 4, target=[0.8, 0.2], noise=0, batch_size=12, rows=400, instance=seed)
+            claims += bool(_claimed(evidence_of(learn(null, Rounds(horizon=20, lr_z=lr), seed, 240, active)[1])))
+        table.add_row(name, "240", "12", f"{claims}/{seeds}")
+        found.append({"active": name, "claims": claims, "runs": seeds})
+        console.print(table)
+    return found
+
+
 def _claimed(evidence: Evidence) -> list[tuple[int, int]]:
     ranked = np.argsort(-evidence.answer).tolist()
     return [(i, j) for i, j in pairwise(ranked) if evidence.clear(i, j)]
@@ -213,7 +231,7 @@ def _claimed(evidence: Evidence) -> list[tuple[int, int]]:
 def main() -> None:
     """Measure, print, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tables", "llama", "settings", "evidence"], nargs="?", default="tables")
+    parser.add_argument("what", choices=["tables", "llama", "settings", "evidence", "blocks"], nargs="?", default="tables")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--solver", choices=list(SOLVERS), default="rounds")
     parser.add_argument("--cases", nargs="*", default=None)
@@ -225,6 +243,8 @@ def main() -> None:
         found = bars(args.cases or list(CASES), args.seeds, solver, llama=False, lr=0.02)
     elif args.what == "llama":
         found = bars(args.cases or list(CASES)[:4], args.seeds, solver, llama=True, lr=5e-3)
+    elif args.what == "blocks":
+        found = blocks(args.seeds, 5e-3)
     else:
         found = settings(args.seeds, 0.02) if args.what == "settings" else evidence(args.seeds, 0.02)
     if args.json:
