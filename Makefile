@@ -6,7 +6,7 @@ READY := .venv/ready
 TRAINERS := .venv/trainers
 DOCS := .venv/docs
 
-.PHONY: venv test lint docs test-package test-fast test-trainers test-slow test-browser test-gpu demo clean
+.PHONY: venv test lint docs test-package test-fast test-trainers test-slow test-browser test-gpu study demo clean
 
 venv: $(READY)
 
@@ -62,6 +62,12 @@ test-browser: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
+
+# Learned weights against brute force, and the error rates of what a run says of them: hours on two cores.
+study: $(READY)
+	mkdir -p runs
+	for what in tables evidence settings blocks llama; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optimum.py $$what --json runs/study-$$what.json || exit 1; done
 
 demo: $(READY)
 	$(BIN)/python examples/python_docs/prepare.py runs/demo-data
