@@ -62,9 +62,9 @@ def test_the_weights_of_the_steps_sum_to_one_and_grow() -> None:
     assert weights == sorted(weights)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.7])
-def test_the_answer_is_the_mix_of_the_target_where_a_single_loop_passes_it(share: float) -> None:
+def test_the_answer_is_the_mix_of_the_target_where_a_single_loop_passes_it() -> None:
     """The best mix for 40 steps is within 0.05 of the target's (`make study`); a fast x ends 0.2 or more from it."""
+    share = 0.7
     dialects = Dialects(target=[share, 1 - share], instance=1)
     answer = fit(dialects, QUICK, TorchBackend(), steps=240).history[-1].upper
     assert answer["mix-0"] == pytest.approx(share, abs=0.09)
@@ -82,13 +82,12 @@ def test_the_order_of_the_sources_does_not_matter() -> None:
     assert a["mix-0"] == pytest.approx(b["mix-1"], abs=0.03)  # other draws: the rows of a stratum depend on its number
 
 
-@pytest.mark.parametrize("trust", [0.5, 2.0])
-def test_the_answer_does_not_depend_on_the_trust_region(trust: float) -> None:
+def test_the_answer_does_not_depend_on_the_trust_region() -> None:
     from dataclasses import replace
 
     plain, other = (
-        fit(Dialects(instance=2), solver, TorchBackend(), steps=400).history[-1].upper
-        for solver in (QUICK, replace(QUICK, trust=trust))
+        fit(Dialects(instance=2), solver, TorchBackend(), steps=320).history[-1].upper
+        for solver in (QUICK, replace(QUICK, trust=2.0))
     )
     assert other["mix-0"] == pytest.approx(plain["mix-0"], abs=0.03)
 
