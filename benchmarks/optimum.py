@@ -78,7 +78,7 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
         for seed in range(seeds):
             problem = (LlamaDialects if llama else Dialects)(**{**CASES[name], "instance": seed})
             brute = BruteForce(problem, HORIZON, lr, rep=4 if llama else 8)
-            curve = brute.curve([0.2 + 0.1 * i for i in range(9)]) if llama else None
+            curve = brute.curve() if llama else None
             best = _minimum(curve, len(problem.names)) if curve is not None else brute.optimum()
             started = time.process_time()
             weights, history = learn(problem, replace(solver, lr_z=lr), seed)  # type: ignore[type-var]
@@ -120,9 +120,9 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
 
 
 def _minimum(curve: np.poly1d, k: int) -> Array:
-    """The mix of the first two of k sources at which the curve is smallest."""
-    a, b, _ = curve.coefficients
-    share = float(np.clip(-b / (2 * a), 0.0, 1.0)) if a > 0 else float(curve(1.0) < curve(0.0))
+    """The mix of the first two of k sources at which the curve is smallest, near where it was fitted."""
+    turns = [float(t.real) for t in curve.deriv().roots if abs(t.imag) < 1e-9 and curve.deriv(2)(t.real) > 0]
+    share = float(np.clip(turns[0], 0.0, 1.0)) if turns else float(curve(1.0) < curve(0.0))
     return np.array([share, 1 - share] + [0.0] * (k - 2))
 
 
