@@ -4,8 +4,7 @@
     z-00001-of-00008.safetensors ...
 
 A tensor is named "weights/<parameter or buffer>", "marked/<parameter>" (what a rewind brings back), "master/<parameter>" or
-"optimizer/<parameter>/<key>". A parameter that a
-module uses in two places is saved once, under the first of its names.
+"optimizer/<parameter>/<key>". A parameter that a module uses in two places is saved once, under the first of its names.
 """
 
 from __future__ import annotations

@@ -33,15 +33,11 @@ class Distribution(nn.Module):
 
     def forward(self) -> Tensor:
         """The weights p. Shape: (k,)."""
-        return self.weights_of(self.free())
+        return self.floor + (1 - len(self.names) * self.floor) * self.free()
 
     def free(self) -> Tensor:
         """What of the weights is above the floor, as a distribution: q. Shape: (k,)."""
         return torch.softmax(self.logits, 0)
-
-    def weights_of(self, free: Tensor) -> Tensor:
-        """p, for this q. Shapes: (..., k) -> (..., k)."""
-        return self.floor + (1 - len(self.names) * self.floor) * free
 
     def signal(self, gradient: Tensor) -> Tensor:
         """What pushes each weight up: minus the derivative of a loss in q, less its mean under q. Shape: (k,) -> (k,).

@@ -64,7 +64,7 @@ class WeightedRun:
 def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> WeightedRun:
     """Read a run directory of `llm-reweighting`.
 
-    weights: "average" (over the second half of the steps that moved them), "final" (after the last step), or a JSON file:
+    weights: "average" (what the run comes to; see `bilevel.record.average`), "final" (after the last step), or a JSON file:
         an object {source: weight}, or the weights.json of another run, of which the average is taken.
 
     Raises `InputError` if this is no run of that problem, if it has no weights yet, and for weights that do not fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -69,8 +69,9 @@ class Trust:
         def table(key: str) -> NDArray[np.float64]:
             return np.array([[record.parts[key][name] for name in self.names] for record in ends])
 
+        tried, signals, prior = table("tried"), table("signal"), table("prior")[-1]
         last = ends[-1].metrics
-        return Evidence(table("tried"), table("signal"), int(last["folds"]), table("prior")[-1], last["pull"])
+        return _evidence(tried.tobytes(), signals.tobytes(), int(last["folds"]), prior.tobytes(), last["pull"])
 
     @property
     def judged(self) -> Evidence | None:
@@ -149,6 +150,13 @@ class Trust:
         floor = self.rounds[-1][-1].metrics["floor"]
         value: NDArray[np.float64] = floor + (1 - len(self.names) * floor) * free
         return value
+
+
+@lru_cache(maxsize=8)
+def _evidence(tried: bytes, signals: bytes, folds: int, prior: bytes, strength: float) -> Evidence:
+    """The same object for the same rounds: intervals take many fits, and a run asks for them again and again."""
+    q = np.frombuffer(prior)
+    return Evidence(np.frombuffer(tried).reshape(-1, len(q)), np.frombuffer(signals).reshape(-1, len(q)), folds, q, strength)
 
 
 FindingsOf: TypeAlias = Callable[[Trust], Sequence[Finding]]
