@@ -34,10 +34,14 @@ HORIZON = 40
 PURE7 = [[float(i == j) for j in range(7)] for i in range(7)]
 CASES: Mapping[str, Mapping[str, Any]] = {
     "2 sources, .7/.3": {"target": [0.7, 0.3], "noise": 0},
+    "2 sources, .7/.3, twice the rows": {"target": [0.7, 0.3], "noise": 0, "rows": 2000, "batch_size": 48},
     "2 sources, .9/.1": {"target": [0.9, 0.1], "noise": 0},
     "3 with noise, .6/.4": {"target": [0.6, 0.4]},
     "3 with noise, .85/.15": {"target": [0.85, 0.15]},
     "8 with noise, .35/.25/.2/.1/.1/0/0": {"mixes": PURE7, "target": [0.35, 0.25, 0.2, 0.1, 0.1, 0.0, 0.0]},
+    "8 with noise, .35/.25/.2/.1/.1/0/0, more rows": {
+        "mixes": PURE7, "target": [0.35, 0.25, 0.2, 0.1, 0.1, 0.0, 0.0], "rows": 2000, "batch_size": 64
+    },
     "8 with mixed sources and noise": {
         "mixes": [
             [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.3, 0.7]
@@ -77,9 +81,15 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
         rows: list[dict[str, Any]] = []
         for seed in range(seeds):
             problem = (LlamaDialects if llama else Dialects)(**{**CASES[name], "instance": seed})
-            brute = BruteForce(problem, HORIZON, lr, rep=4 if llama else 8)
-            curve = brute.curve() if llama else None
-            best = _minimum(curve, len(problem.names)) if curve is not None else brute.optimum()
+            brute = BruteForce(problem, HORIZON, lr, rep=8)
+            curve = None
+            if not llama:
+                best = brute.optimum()
+            elif len(problem.mixes) == 2:
+                curve = brute.curve()
+                best = _minimum(curve, len(problem.names))
+            else:
+                best = replace(brute, rep=32, stream=1, known={}).by_law()
             started = time.process_time()
             weights, history = learn(problem, replace(solver, lr_z=lr), seed)  # type: ignore[type-var]
             seconds = time.process_time() - started
@@ -98,6 +108,7 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
                 low, high = evidence_of(history).intervals
                 row["covered"] = float(np.mean((low <= best + 0.005) & (best - 0.005 <= high)))
             rows.append(row)
+            console.print(f"{name}, {seed}: {({k: np.round(v, 3) for k, v in row.items()})}", highlight=False)
 
         def count(holds: Callable[[dict[str, Any]], bool], rows: list[dict[str, Any]] = rows) -> str:
             return f"{sum(map(holds, rows))}/{len(rows)}"
