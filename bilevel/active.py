@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from bilevel.blocks import EMBEDDING, HEAD, REST, Blocks
 from bilevel.data import Stream, generator
@@ -110,4 +111,4 @@ class LISA(Active):
         return frozenset(block for block, rule in policy.items() if rule == "train" and block in blocks.members)
 
 
-ActiveRule = All | LISA
+ActiveRule = Annotated[All | LISA, Field(discriminator="name")]

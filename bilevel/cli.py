@@ -6,17 +6,19 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
+from bilevel.command import prepared
 from bilevel.errors import BilevelError, InputError, RunError
 from bilevel.launch import launched, local_rank, rank
+from bilevel.terminal import Terminal
 
 if TYPE_CHECKING:
     from bilevel.plugins import Part
@@ -37,7 +39,7 @@ class Commands(TyperGroup):
         if own is not None or cmd_name not in _plugin_commands():
             return own
         holder = typer.Typer(add_completion=False)
-        holder.command(cmd_name)(_plugin_commands()[cmd_name].load())
+        holder.command(cmd_name)(prepared(_plugin_commands()[cmd_name].load()))
         return typer.main.get_command(holder)
 
 
@@ -48,10 +50,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-errors = Console(stderr=True, highlight=False)
+errors = Terminal(stderr=True)
 
 
-@app.command()
+def command(name: str | None = None, *, reads_models: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command; see `bilevel.command.prepared`."""
+    return lambda function: app.command(name)(prepared(function, reads_models=reads_models))
+
+
+@command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a Python file that defines `recipe`.")],
     changes: Annotated[
@@ -72,7 +79,7 @@ def run(
     config.fit(resume=resume, observer=plugins.hooks)
 
 
-@app.command()
+@command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="The recipe. Its model's config.json is read, its data are not.")],
     changes: Annotated[
@@ -102,14 +109,14 @@ def plan(
     hardware = Hardware(gpus, gpu_memory, cpu_memory, peak_tflops, mfu)
     config = load_config(recipe, load_plugins(), changes=changes or [])
     report = plan_run(config, hardware, labelled_share=labelled_share)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(report)
+    Terminal(width=None if sys.stdout.isatty() else 160).print(report)
     if json is not None:
         write_atomic(json, report.to_json())
     if not report.plan.fits:
         raise typer.Exit(1)
 
 
-@app.command("list")
+@command("list", reads_models=False)
 def list_parts() -> None:
     """List everything that is installed, by kind, and the plugins that are broken with the reason."""
     from bilevel.plugins import load_plugins
@@ -119,12 +126,12 @@ def list_parts() -> None:
     for kind, parts in plugins.parts.items():
         for part in sorted(parts.values(), key=lambda part: part.name):
             table.add_row(kind[:-1], part.name, part.plugin, part.target)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a pipe has no width to wrap at
+    Terminal(width=None if sys.stdout.isatty() else 200).print(table)  # a pipe has no width to wrap at
     for plugin, reason in plugins.broken.items():
-        errors.print(f"broken plugin {plugin!r}: {reason}", markup=False, style="red", soft_wrap=True)
+        errors.print(f"broken plugin {plugin!r}: {reason}", style="red", soft_wrap=True)
 
 
-@app.command()
+@command()
 def check(
     what: Annotated[
         str, typer.Argument(help="The name of a problem, solver or backend, or a recipe, whose problem is checked.")
@@ -143,7 +150,7 @@ def check(
         raise RunError(f"{what}: {error}") from error
 
 
-@app.command()
+@command(reads_models=False)
 def verify(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[CLAIM]...", help="The claims to measure; all by default.")
@@ -161,7 +168,7 @@ def verify(
     from bilevel.verify.run import verify, write
 
     report = verify(names or [], quick=quick, solver=solver)
-    Console(width=None if sys.stdout.isatty() else 240).print(report.table())
+    Terminal(width=None if sys.stdout.isatty() else 240).print(report.table())
     write(report, picture=picture, data=json)
     if not report.holds:
         raise RunError(
@@ -169,7 +176,7 @@ def verify(
         )
 
 
-@app.command()
+@command(reads_models=False)
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="The directories of runs and of comparisons to show.")
@@ -184,7 +191,7 @@ def report(
 
     check_output(output, png)
     for file in write(read(runs), output=output, pictures=png):
-        Console(soft_wrap=True).print(f"written to {file}", markup=False, highlight=False)
+        Terminal(soft_wrap=True).print(f"written to {file}")
 
 
 def _plugin_commands() -> dict[str, Part]:
@@ -208,19 +215,19 @@ def main() -> None:
         app()
     except InputError as error:
         if speaks:
-            errors.print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+            errors.print(f"error: {error}", style="red", soft_wrap=True)
         _leave(2)
     except BilevelError as error:
         from bilevel.loop import Interrupted
 
         interrupted = isinstance(error, Interrupted)
         if speaks:
-            errors.print(f"{error}", markup=False, style="yellow" if interrupted else "red", soft_wrap=True)
+            errors.print(f"{error}", style="yellow" if interrupted else "red", soft_wrap=True)
         _leave(INTERRUPTED if interrupted else 1)
     except Exception:
         if not launched():
             raise
-        errors.print(f"process {rank()} failed:\n{traceback.format_exc()}", markup=False, soft_wrap=True)
+        errors.print(f"process {rank()} failed:\n{traceback.format_exc()}", soft_wrap=True)
         _leave(1)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else int(end.code is not None))

@@ -21,9 +21,10 @@ from bilevel.problem import Problem
 from bilevel.recipe import Recipe
 from bilevel.run_settings import RunSettings
 from bilevel.solver import Solver
-from bilevel.suggest import did_you_mean
+from bilevel.suggest import did_you_mean, nearest
 
-ABSENT = ("missing", "missing_argument", "unexpected_keyword_argument", "extra_forbidden")
+ABSENT = ("missing", "missing_argument")
+EXTRA = ("unexpected_keyword_argument", "extra_forbidden")
 OBJECTS: Mapping[str, type] = {"problem": Problem, "solver": Solver, "backend": Backend}
 
 
@@ -92,8 +93,8 @@ def build_parts(
     built = {kind: _build_part(recipe, kind, base, plugins) for kind, base in objects.items()}
     active = build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
     run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
-    if run.output is None:
-        raise InputError(f"{recipe.where(['run'])}: run.output is missing")
+    if not run.output:
+        raise InputError(f"{recipe.where(['run', 'output'])}: run.output is {'missing' if run.output is None else 'empty'}")
     resolved = {
         **{kind: {**_identity(recipe.tree[kind]), **to_plain(part)} for kind, part in built.items()},
         "active": to_plain(active),
@@ -106,7 +107,8 @@ def _apply(recipe: Recipe, changes: Sequence[str], output: str | None) -> None:
     for change in changes:
         recipe.set(change)
     if output is not None:
-        recipe.set(f"run.output={output}")
+        recipe.put("run.output", output, f"--output {output}")
+    recipe.check_values()
 
 
 def _read_python(file: Path) -> Recipe:
@@ -116,7 +118,7 @@ def _read_python(file: Path) -> Recipe:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the recipe {file} fails: {type(error).__name__}: {error}") from error
     tree = getattr(module, "recipe", None)
     if not isinstance(tree, Mapping):
@@ -156,6 +158,8 @@ def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
         return given
     section = dict(given)
     name = section.pop("name")
+    if not isinstance(name, str):
+        raise InputError(f"{recipe.where([kind, 'name'])}: {kind}.name is {name!r}; `bilevel list` shows the choices")
     try:
         cls = plugins.find(f"{kind}s", name).load()
     except InputError as error:
@@ -168,15 +172,44 @@ def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
 def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:
     """Validate a section and build its class. Raises `InputError` naming file, line and key, with what to do."""
     if dataclasses.is_dataclass(kind):
-        names = [f.name for f in dataclasses.fields(kind) if f.init]
-        for key in values:
-            if key not in names:
-                dotted = ".".join(map(str, (*path, key)))
-                raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{did_you_mean(key, names)}")
+        _check_keys(values, kind, recipe, path)
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        built = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise InputError("\n".join(_explain(error, recipe, path))) from error
+    except (TypeError, OverflowError) as error:  # of a class's own checks, which pydantic lets through
+        raise InputError(f"{recipe.where(path)}: {'.'.join(map(str, path))}: {error}") from error
+    _check_used(values, built, recipe, path)
+    return built
+
+
+def _check_used(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]) -> None:
+    """Raise `InputError` for a key, at any depth, that what was built of it does not have: it would be ignored.
+
+    Likewise for a truth value that was taken for a number (YAML reads `yes` as true). This looks at the objects and not at
+    their types, so that no union, and no class that forgot to forbid other keys, can let one pass.
+    """
+    if isinstance(given, Mapping):
+        settings = dataclasses.is_dataclass(built)
+        if settings and given is not built:
+            _check_keys(given, type(built), recipe, path)
+        for key, value in given.items():
+            inner = getattr(built, key, None) if settings else built.get(key) if isinstance(built, Mapping) else None
+            _check_used(value, inner, recipe, (*path, key))
+    elif isinstance(given, list | tuple) and isinstance(built, list | tuple) and len(given) == len(built):
+        for index, (value, inner) in enumerate(zip(given, built, strict=True)):
+            _check_used(value, inner, recipe, (*path, index))
+    elif isinstance(given, bool) and isinstance(built, int | float) and not isinstance(built, bool):
+        where = ".".join(map(str, path))
+        raise InputError(f"{recipe.where(path)}: {where} is {str(given).lower()}, and a number is needed")
+
+
+def _check_keys(given: Mapping[str, Any], kind: Any, recipe: Recipe, path: tuple[str | int, ...]) -> None:
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    for key in given:
+        if key not in names:
+            dotted = ".".join(map(str, (*path, key)))
+            raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{did_you_mean(str(key), names)}")
 
 
 def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]) -> list[str]:
@@ -184,12 +217,12 @@ def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]
     lines: dict[str, str] = {}
     items = sorted(error.errors(), key=lambda item: not item["type"].startswith("union_tag"))  # the most telling one first
     for item in items:
-        where = [*path, *_keys(item["loc"], recipe, path, absent=item["type"] in ABSENT)]
+        where = [*path, *_keys(item["loc"], recipe, path, absent=item["type"] in (*ABSENT, *EXTRA))]
         dotted = ".".join(map(str, where))
         problem = item["msg"].removeprefix("Value error, ")
-        if item["type"] in ("missing", "missing_argument"):
-            text = f"{dotted} is missing"
-        elif item["type"] in ABSENT:
+        if item["type"] in ABSENT:
+            text = f"{dotted} is missing{_misspelled(str(item['loc'][-1]), item['input'])}"
+        elif item["type"] in EXTRA:
             text = f"unknown key {dotted}"
         elif item["type"] == "value_error":
             text = f"{dotted}: {problem}"
@@ -197,6 +230,12 @@ def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]
             text = f"{dotted} is {item['input']!r}: {problem}"
         lines.setdefault(dotted, f"{recipe.where(where)}: {text}")
     return list(lines.values())
+
+
+def _misspelled(missing: str, given: Any) -> str:
+    """A hint, if one of the given keys looks like the one that is missing."""
+    near = nearest(missing, map(str, given)) if isinstance(given, Mapping) else None
+    return f"; there is {near!r}" if near is not None else ""
 
 
 def _keys(loc: Sequence[str | int], recipe: Recipe, path: Sequence[str | int], *, absent: bool) -> list[str | int]:

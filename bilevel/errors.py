@@ -9,6 +9,10 @@ class InputError(BilevelError):
     """Something that the user gave cannot be used (exit code 2). Says what, where (file, line, key) and what to do."""
 
 
+class ProblemError(InputError):
+    """A problem or solver is written wrongly: its author has to correct it. Says which method, and what it has to do."""
+
+
 class RunError(BilevelError):
     """A run that had started cannot continue (exit code 1)."""
 

@@ -1,9 +1,11 @@
 """Settings of a variable's optimizer. Backends build the real optimizer from them."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from bilevel.ranges import Decay, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -14,9 +16,9 @@ class SGD:
         clipping.
     """
 
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip: float | None = None
+    momentum: Decay = 0.0
+    weight_decay: NonNegative = 0.0
+    clip: Positive | None = None
     name: Literal["sgd"] = "sgd"
 
 
@@ -27,10 +29,10 @@ class AdamW:
     clip: as for `SGD`.
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float | None = None
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip: Positive | None = None
     name: Literal["adamw"] = "adamw"
 
 

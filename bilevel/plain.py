@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-RECIPE_RULES: Mapping[str, Any] = {"extra": "forbid", "arbitrary_types_allowed": True}
-"""How pydantic builds a part from a recipe: unknown keys are errors; a field of any type may exist if it has a default."""
+RECIPE_RULES: Mapping[str, Any] = {"arbitrary_types_allowed": True}
+"""How pydantic builds a part from a recipe: a field of any type may exist if it has a default.
+
+That no key is ignored is seen to where parts are built, for all classes alike.
+"""
 
 
 def to_plain(value: Any) -> Any:

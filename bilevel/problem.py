@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bilevel.account import Finding, Labels, Table, Verdict
 from bilevel.blocks import Blocks, find_blocks
+from bilevel.boundary import guard
 from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.plain import RECIPE_RULES
@@ -44,7 +45,8 @@ def initialization_may_be_deferred() -> bool:
 class Forward(Protocol):
     """A variable as a loss sees it: a callable. Calling it runs the module's forward pass and returns new tensors.
 
-    Losses must not use the parameters behind it: on a sharded backend no process holds them all.
+    Losses cannot use the parameters behind it, as on a sharded backend no process holds them all: any attribute, item or
+    arithmetic is a `ProblemError`.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -104,6 +106,10 @@ class Problem(ABC, Generic[B]):
 
     labels: ClassVar[Labels] = Labels()
     """What the numbers of its runs are called, on the terminal and in reports."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard(cls)
 
     def prepare(self) -> None:
         """Read and check everything that can be wrong before a large module is built.

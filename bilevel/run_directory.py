@@ -17,6 +17,7 @@ import yaml
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
+from bilevel.recipe import dump
 from bilevel.record import Record, read_records
 
 MAY_CHANGE = {"run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
@@ -64,7 +65,7 @@ class RunDirectory:
         """Raise `InputError`, naming what differs, if this directory does not hold a run of the same recipe."""
         if not self.recipe_file.exists():
             raise InputError(f"there is no run to resume in {self.path} (no recipe.yaml there); run without --resume")
-        before, now = flatten(yaml.safe_load(self.recipe_file.read_text())), flatten(yaml.safe_load(_dump(recipe)))
+        before, now = flatten(yaml.safe_load(self.recipe_file.read_text())), flatten(yaml.safe_load(dump(recipe)))
         differing = sorted(
             key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _may_change(key)
         )
@@ -79,7 +80,7 @@ class RunDirectory:
     def create(self, recipe: Mapping[str, Any]) -> None:
         """Create the directory if it is missing, and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.recipe_file, _dump(recipe))
+        write_atomic(self.recipe_file, dump(recipe))
 
     def _nothing_done(self) -> bool:
         """Whether all that is there was left by a run that failed before its first step."""
@@ -130,7 +131,3 @@ class RunDirectory:
         """Write the problem's artifacts."""
         for name, content in files.items():
             write_atomic(self.path / name, content)
-
-
-def _dump(recipe: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from bilevel.account import FILE, Account, Labels
 from bilevel.errors import InputError
+from bilevel.recipe import Recipe
 from bilevel.record import Record, average, averaged, read_records, warmup_steps
 from bilevel.run_directory import RunDirectory
 
@@ -129,10 +129,4 @@ def resolved_recipe(path: Path) -> dict[str, Any]:
     file = RunDirectory(path).recipe_file
     if not file.is_file():
         raise InputError(f"{path} is not a run: there is no {file.name}; name the output directory of `bilevel run`")
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"{file}: not a recipe that `bilevel run` wrote, but {recipe!r}")
-    return recipe
+    return Recipe.read(file).tree

@@ -10,6 +10,7 @@ from bilevel.active import Active
 from bilevel.backend import Backend
 from bilevel.loop import Observer, Result, fit
 from bilevel.problem import Problem
+from bilevel.ranges import Count, Seed
 from bilevel.solver import Solver
 
 
@@ -21,20 +22,12 @@ class RunSettings:
     at_most: the number of steps after which a run with `steps: auto` ends in any case.
     """
 
-    steps: int | Literal["auto"]
+    steps: Count | Literal["auto"]
     output: str | None = None
-    seed: int = 0
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-    at_most: int = 600
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "at_most", "keep_checkpoints", "checkpoint_every"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
+    seed: Seed = 0
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
+    at_most: Count = 600
 
     @property
     def limit(self) -> int:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from bilevel.ranges import Count, Finite, NonNegative, Positive
 
 
 @dataclass(frozen=True)
 class Cosine:
     """Linear warm-up from 0 to `peak`, then half a cosine down to `floor` at `steps`, and `floor` from there on."""
 
-    peak: float
-    steps: int
+    peak: NonNegative
+    steps: Count
     warmup: int = 0
-    floor: float = 0.0
+    floor: NonNegative = 0.0
     name: Literal["cosine"] = "cosine"
 
     def __post_init__(self) -> None:
@@ -40,19 +42,18 @@ class Power:
     negative one. `scale` is the number of steps after which growth sets in. The value never passes `bound`.
     """
 
-    start: float
-    exponent: float
-    scale: float = 1.0
-    bound: float | None = None
+    start: NonNegative
+    exponent: Finite
+    scale: Positive = 1.0
+    bound: NonNegative | None = None
     name: Literal["power"] = "power"
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"scale must be positive, not {self.scale}")
 
     def __call__(self, t: int) -> float:
         """Value at step t."""
-        value: float = self.start * math.pow(1.0 + t / self.scale, self.exponent)
+        try:
+            value: float = self.start * math.pow(1.0 + t / self.scale, self.exponent)
+        except OverflowError:
+            value = math.inf
         if self.bound is None:
             return value
         return min(value, self.bound) if self.exponent > 0 else max(value, self.bound)
@@ -62,21 +63,17 @@ class Power:
 class Linear:
     """From `start` to `end` in a straight line over `steps`, and `end` from there on."""
 
-    start: float
-    end: float
-    steps: int
+    start: NonNegative
+    end: NonNegative
+    steps: Count
     name: Literal["linear"] = "linear"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
 
     def __call__(self, t: int) -> float:
         """Value at step t."""
         return self.start + (self.end - self.start) * min(1.0, t / self.steps)
 
 
-Schedule = float | Annotated[Cosine | Power | Linear, Field(discriminator="name")] | Callable[[int], float]
+Schedule = NonNegative | Annotated[Cosine | Power | Linear, Field(discriminator="name")] | Callable[[int], float]
 """A constant, one of the classes above, or any function of the step (from Python)."""
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from bilevel.blocks import Blocks
 from bilevel.cost import Cost
-from bilevel.errors import InputError
+from bilevel.errors import InputError, ProblemError
 from bilevel.tracing import replace_parameters
 
 
@@ -65,6 +65,8 @@ def traced_cost(
         def loss(y: nn.Module, rows: int) -> Tensor:
             try:
                 result = level.loss(x, y, level.draw(rows)[0])
+            except ProblemError:
+                raise
             except Exception as error:  # whatever a loss does with tensors that have no values
                 raise InputError(
                     f"{level.name} cannot be traced without the values of its variables: {error}; "

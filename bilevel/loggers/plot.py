@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bilevel.files import write_atomic
 from bilevel.hookspecs import hookimpl
+from bilevel.plaintext import IN_MATPLOTLIB, on_one_line
 from bilevel.record import warmup_steps
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ class PlotLogger:
 
 def draw(history: Sequence[Record], labels: Labels) -> bytes:
     """The picture of a history, as PNG."""
+    from matplotlib import rc_context
+
+    with rc_context(IN_MATPLOTLIB):
+        return _draw(history, labels)
+
+
+def _draw(history: Sequence[Record], labels: Labels) -> bytes:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -50,10 +58,19 @@ def draw(history: Sequence[Record], labels: Labels) -> bytes:
     if (upper := panels.get("upper")) is not None:
         colours = colormaps["tab10" if len(names) <= 10 else "tab20"](range(len(names)))
         steps = [record.step for record in history]
-        for name, colour in zip(names, colours, strict=True):
-            upper.plot(steps, [record.upper[name] for record in history], label=name, color=colour)
+        curves = [
+            upper.plot(steps, [record.upper[name] for record in history], color=colour)[0]
+            for name, colour in zip(names, colours, strict=True)
+        ]
         upper.set_ylabel("upper variable")
-        upper.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+        upper.legend(
+            curves,
+            [on_one_line(name) for name in names],  # given here, as a label that begins with an underscore would be left out
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
+            fontsize="small",
+        )
         if held:
             upper.set_title(f"upper variable held during the first {held} steps (grey)", fontsize="small", loc="left")
     for key, label in (("upper_loss", labels.upper_loss), ("lower_loss", labels.lower_loss)):

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from bilevel.hookspecs import hookimpl
 from bilevel.run_directory import RunDirectory
+from bilevel.terminal import Terminal
 
 if TYPE_CHECKING:
     from bilevel.account import Labels, Verdict
@@ -30,7 +31,7 @@ class ProgressLogger:
     """Shows the step, losses, penalty gap, upper variable (as bars), throughput and remaining time."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or Terminal()
         self._live: Live | None = None
         self._progress: Progress | None = None
 
@@ -39,7 +40,7 @@ class ProgressLogger:
         """Open the live panel."""
         if not self._console.is_terminal:
             resumed = f", resuming after step {run.start}" if run.start else ""
-            self._console.print(f"{run.steps} steps{resumed}", highlight=False)
+            self._console.print(f"{run.steps} steps{resumed}")
             return
         self._progress = Progress(
             TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
@@ -53,7 +54,7 @@ class ProgressLogger:
     def bilevel_step_end(self, run: Run, record: Record) -> None:
         """Show the step."""
         if self._live is None or self._progress is None:
-            self._console.print(line(record, run), highlight=False, soft_wrap=True)
+            self._console.print(line(record, run), soft_wrap=True)
             return
         self._progress.update(self._progress.task_ids[0], completed=record.step + 1)
         self._live.update(Group(self._progress, headline(record, run.problem.labels), bars(record.upper)))
@@ -71,7 +72,7 @@ class ProgressLogger:
         if verdict is not None:
             self._console.print(Text(f"→ {verdict.sentence(_command(verdict, run))}", style="bold"), soft_wrap=True)
         if run.output is not None and run.history:
-            self._console.print(f"written to {run.output}", highlight=False, soft_wrap=True)
+            self._console.print(f"written to {run.output}", soft_wrap=True)
 
 
 def _command(verdict: Verdict, run: Run) -> str:

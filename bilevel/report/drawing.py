@@ -16,6 +16,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from bilevel.plaintext import IN_MATPLOTLIB, on_one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -126,7 +128,7 @@ class Chart:
         labels = list(self.draw(axes))
         texts = [_write(axes, label) for label in labels]
         if title:
-            axes.set_title(title, loc="left", color=INK[0], fontsize=FONT + 2)
+            axes.set_title(on_one_line(title), loc="left", color=INK[0], fontsize=FONT + 2)
         layout.execute(figure)  # leaves room for the labels
         figure.set_layout_engine("none")
         _place(axes, labels, texts)
@@ -135,6 +137,7 @@ class Chart:
 
 def shorten(text: str, most: int = 18) -> str:
     """Shorten a name so that it fits beside a chart. The middle is dropped, since similar names differ at their ends."""
+    text = on_one_line(text)
     tail = most // 2 - 1
     return text if len(text) <= most else f"{text[: most - tail - 1]}…{text[-tail:]}"
 
@@ -194,7 +197,7 @@ def _style() -> Iterator[None]:
     with matplotlib.rc_context({
         "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
         "svg.hashsalt": "bilevel",  # the same runs give the same file
-        "text.parse_math": False,  # a source may be called $5_off$
+        **IN_MATPLOTLIB,  # a source may be called $5_off$
         "font.family": "sans-serif",
         "font.size": FONT,
         "axes.unicode_minus": True,

@@ -16,6 +16,7 @@ from bilevel.account import Table, Value, Verdict
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
+from bilevel.plaintext import escape
 from bilevel.report.charts import comparison_charts, group_charts
 from bilevel.report.comparison import FILE, Comparison, difference_rows, read_comparison, score_rows
 from bilevel.report.drawing import THEME, Chart, Inks
@@ -107,6 +108,7 @@ def html(report: Report, charts: Sequence[tuple[Group, Sequence[Chart]]] | None 
     environment = Environment(
         loader=PackageLoader("bilevel.report"),
         autoescape=True,
+        finalize=lambda value: escape(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from bilevel.errors import BilevelError
 from bilevel.files import write_atomic
 from bilevel.testing.session import NotApplicable, plugins
 from bilevel.verify.claims import Check, Reading
@@ -162,7 +161,10 @@ def measure(name: str, quick: bool, solver: str | None = None) -> ClaimResult:
 
 
 def judge(check: Check) -> tuple[Verdict, Sequence[Reading], str]:
-    """The verdict on one claim, the readings, and the reason where there are none."""
+    """The verdict on one claim, the readings, and the reason where there are none.
+
+    Whatever a solver raises is the reason why this claim fails; the others go on.
+    """
     try:
         with np.errstate(all="ignore"):  # an overflow gives inf or NaN, which no reading accepts
             readings = list(check.readings())
@@ -170,7 +172,7 @@ def judge(check: Check) -> tuple[Verdict, Sequence[Reading], str]:
         return "skipped", (), str(error)
     except ImportError as error:
         return "skipped", (), f"{error}; install the extra that brings it"
-    except (BilevelError, ValueError, RuntimeError) as error:
+    except (Exception, SystemExit) as error:
         return "FAILS", (), f"{type(error).__name__}: {error}"
     return ("holds" if all(reading.holds for reading in readings) else "FAILS"), readings, ""
 
@@ -197,7 +199,7 @@ def _numbers(reading: Reading) -> list[str]:
     accepted = reading.accepted
     return [
         "" if reading.predicted is None else f"{reading.predicted:.4g}",
-        "" if reading.measured is None else f"{reading.measured:.4g}{interval.replace('[', chr(92) + '[')}",
+        "" if reading.measured is None else f"{reading.measured:.4g}{interval}",
         "" if accepted is None else f"{accepted[0]:.4g} … {accepted[1]:.4g}",
         "" if reading.deviation is None else f"{reading.deviation:.1e}",
         "" if reading.allowed is None else f"≤ {reading.allowed:.0e}",

@@ -16,6 +16,7 @@ from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
 from bilevel.problem import initialization_may_be_deferred
+from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.registered_formats import FormatName
@@ -36,7 +37,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
     batch_size: the number of rows in one training batch; every source gets an equal part of it.
     template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
     attention: attention implementation of transformers ("eager", "sdpa", "flash_attention_2"); None lets it choose.
-    trust_remote_code: allow a model directory to bring code that is run. Off unless asked for.
+    trust_remote_code: whether the model's directory brings code that has to be run. That is refused unless the command line
+        allows it too (`--trust-remote-code`; see `bilevel.trust`), which sets this.
 
     Paths are relative to the working directory.
     """
@@ -52,6 +54,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
 
     def __post_init__(self) -> None:
         """Check the settings that need no file to be checked."""
+        asked = "problem.trust_remote_code" if self.trust_remote_code else None
+        self.trust_remote_code = remote_code_is_trusted(asked_by=asked)
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2, not {self.max_length}")
         if self.batch_size < 1:

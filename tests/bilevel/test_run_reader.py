@@ -48,7 +48,7 @@ def test_damage_is_named_with_file_and_line(make_run: Make) -> None:
         read_run(file.parent)
     (file.parent / "account.json").unlink()
     (file.parent / "recipe.yaml").write_text("a: [")
-    with pytest.raises(InputError, match=r"recipe.yaml: not valid YAML"):
+    with pytest.raises(InputError, match=r"recipe.yaml:1: not valid YAML"):
         read_run(file.parent)
 
 

@@ -22,13 +22,12 @@ def baseline(
     ] = False,
 ) -> None:
     """Weigh or select training data by a baseline, to compare learned weights with."""
-    from rich.console import Console
-
     from bilevel.plugins import load_plugins
+    from bilevel.terminal import Terminal
     from bilevel_llm.baselines.run import load, run, table
 
     plugins = load_plugins()
     chosen, task = load(method, recipe, plugins, changes=changes or [], output=output, resume=resume)
     outcome = run(method, chosen, task)
     if rank() == 0:
-        Console().print(table(method, outcome, task))
+        Terminal().print(table(method, outcome, task))

@@ -22,10 +22,9 @@ def compare(
     """
     import sys
 
-    from rich.console import Console
-
     from bilevel.plugins import load_plugins
+    from bilevel.terminal import Terminal
     from bilevel_llm.comparison.run import load, run
 
     comparing = load(recipe, load_plugins(), changes=changes or [], output=output, keep_models=keep_models)
-    run(comparing, Console(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at
+    run(comparing, Terminal(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at

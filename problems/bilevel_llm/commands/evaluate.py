@@ -13,11 +13,10 @@ def evaluate(
     template: Annotated[str, typer.Option(help="The chat template: auto, model or plain.")] = "auto",
     device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda, cuda:1, ...")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
 ) -> None:
     """Measure loss, perplexity and token accuracy of a model on the answers in data files."""
-    from rich.console import Console
-
+    from bilevel.terminal import Terminal
+    from bilevel.trust import remote_code_is_trusted
     from bilevel_llm.evaluation import scores as evaluation
 
     scores = evaluation.evaluate(
@@ -26,8 +25,8 @@ def evaluate(
         max_length=max_length,
         template=template,  # type: ignore[arg-type]  # checked there, with all its names
         device=device,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=remote_code_is_trusted(),
     )
-    Console().print(evaluation.table(scores))
+    Terminal().print(evaluation.table(scores))
     if json is not None:
         evaluation.write(scores, json)

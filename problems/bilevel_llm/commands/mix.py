@@ -29,9 +29,8 @@ def mix(
     ] = False,
 ) -> None:
     """Draw a data set by the learned weights, and write it."""
-    from rich.console import Console
-
     from bilevel.plugins import load_plugins
+    from bilevel.terminal import Terminal
     from bilevel_llm.mixing.draw import make_mix
     from bilevel_llm.mixing.mix import card_file
     from bilevel_llm.mixing.row_files import check_output
@@ -52,6 +51,6 @@ def mix(
         format=format,
     )
     drawn.write(output, {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
-    console = Console()
+    console = Terminal()
     console.print(drawn.table())
     console.print(f"{drawn.rows:,} rows in {output}, described in {card_file(output)}", soft_wrap=True)

@@ -150,7 +150,7 @@ def _learned(label: str, parts: Parts) -> Method:
             "the bilevel run of this recipe",
             total_seconds(result.history),
             total_size(result.history),
-            findings=flags(learned),
+            findings=flags(learned, directory / "weights.json"),
         )
 
     described = {"solver": resolved["solver"], "steps": parts.run.limit, "active": resolved["active"]}
@@ -228,7 +228,7 @@ def _of_run(directory: Path, parts: Parts, where: str) -> Found:
         cost["seconds"],
         cost["tokens"],
         selection,
-        flags(content),
+        flags(content, directory / "weights.json"),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from bilevel import Backend, InputError, Problem
 from bilevel.config import OBJECTS, build_parts, build_section, read_recipe
@@ -151,7 +152,7 @@ def run(comparing: Comparing, console: Console) -> None:
             if not cell.done:
                 left = sum(not other.done for other in {id(c): c for c in cells.values()}.values())
                 words = name if cell.method is None else f"{name}, seed {seed}"
-                console.print(f"[bold]{words}[/bold] ({left} cells to do)", highlight=False)
+                console.print(Text(f"{words} ({left} cells to do)", style="bold"))
                 cell.run()
             finished[name, seed] = cell
             _write(comparing, {key: finished[key] for key in cells if key in finished})

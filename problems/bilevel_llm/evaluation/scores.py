@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import nn
 
-from bilevel import InputError
+from bilevel import InputError, NonFiniteError
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.files import find_files
@@ -87,6 +87,9 @@ def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) 
         here = np.bincount(owners, token_losses(logits, targets).double().cpu().numpy(), len(rows))
         hits = np.bincount(owners, (logits.argmax(-1) == targets).cpu().numpy(), len(rows))
         losses[rows], correct[rows] = here, hits.astype(np.int64)
+    if not np.isfinite(losses).all():
+        bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+        raise NonFiniteError(f"the model's loss on row {bad} of {len(table)} is {losses[bad]}; its weights may hold NaN")
     return Scores(table.supervised, losses, correct)
 
 

@@ -30,11 +30,13 @@ class Exporter(ABC):
     package: the name of the trainer on PyPI; None for a form that does not depend on the version of a trainer.
     versions: the versions that are known to read what is written, as a specifier such as ">=0.17,<0.20".
     checked: the newest version that was tried.
+    interleaves: whether the trainer draws rows by the weights while it trains, until a source is used up.
     """
 
     package: ClassVar[str | None] = None
     versions: ClassVar[str] = ""
     checked: ClassVar[str] = "0"
+    interleaves: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, data: WeightedData, version: Version) -> dict[str, str]:

@@ -39,6 +39,7 @@ class Interleave(Exporter):
     """A module that calls `datasets.interleave_datasets`."""
 
     package = "datasets"
+    interleaves = True
     versions = ">=3,<5.3"
     checked = "5.2.0"
 

@@ -29,6 +29,7 @@ class LlamaFactory(Exporter):
     package = "llamafactory"
     versions = ">=0.9,<0.9.6"
     checked = "0.9.5"
+    interleaves = True
 
     def export(self, data: WeightedData, version: Version) -> dict[str, str]:
         """A directory: data.yaml, to be added to the training arguments, and dataset_info.json. See `Exporter.export`."""

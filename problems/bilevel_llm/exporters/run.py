@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from bilevel.files import write_atomic
 from bilevel_llm.exporters.exporter import Exporter
 from bilevel_llm.exporters.weighted_data import Stop, WeightedData
 from bilevel_llm.reweighting.saved_run import read_run
+
+log = logging.getLogger("bilevel.llm")
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
@@ -44,7 +47,10 @@ def export(
     data = WeightedData(
         read_run(directory, plugins, weights), where, mix, stop=stop, seed=seed, allow_changed_data=allow_changed_data
     )
-    return exporter.export(data, version)
+    files = exporter.export(data, version)
+    if exporter.interleaves and mix is None and (note := data.interleaving_note()):
+        log.warning("%s", note)
+    return files
 
 
 def find_exporter(name: str, plugins: Plugins) -> Exporter:

@@ -13,6 +13,7 @@ from bilevel.errors import InputError
 from bilevel_llm.data.files import file_type, find_files
 from bilevel_llm.data.layout import ChatLayout, Layout
 from bilevel_llm.data.reading import RawRow, common_layout, read_raw_rows
+from bilevel_llm.mixing.draw import MAX_REPEATS
 from bilevel_llm.mixing.mix import card_file
 from bilevel_llm.reweighting.saved_run import WeightedRun, read_json
 
@@ -102,6 +103,29 @@ class WeightedData:
                     f"{first.name!r} has rows of {first.layout}, but {source.name!r} of {source.layout}; {MAKE_A_MIX}"
                 )
         return first.layout
+
+    def interleaving_note(self) -> str | None:
+        """What a trainer that interleaves the sources by their weights would do to them, if it is not what a user expects.
+
+        Such a trainer stops when the first source is used up, however much is left of the others; or it repeats the small
+        ones until the last is used up. It is worth a word where a tenth of all rows is lost, or rows are used more often
+        than `bilevel mix` uses them by default.
+        """
+        rows = {source.name: sum(source.files.values()) for source in self.sources}
+        draws = {source.name: rows[source.name] / source.weight for source in self.sources}
+        first, total = min(draws, key=lambda name: draws[name]), sum(rows.values())
+        if self.stop == "first" and draws[first] < 0.9 * total:
+            return (
+                f"the interleaved data end after about {draws[first]:,.0f} of {total:,} rows, when {first!r} is used up "
+                f"({rows[first]:,} rows, weight {self.weights[first]:.3f}); `bilevel mix` draws as many as you like"
+            )
+        repeats = max(draws.values()) / draws[first]
+        if self.stop == "all" and repeats > MAX_REPEATS:
+            return (
+                f"the interleaved data repeat the rows of {first!r} about {repeats:,.0f} times, until the last source is "
+                "used up; `bilevel mix` bounds repeats (--max-repeats)"
+            )
+        return None
 
 
 MAKE_A_MIX = "`bilevel mix RUN --format messages --output FILE` makes one file of all; then give --mix FILE"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def _method(name: str) -> Mapping[str, Any]:
 
 
 def _put(recipe: Recipe, key: str, value: Any) -> None:
-    recipe.set(f"{key}={json.dumps(value, ensure_ascii=False)}")
+    recipe.put(key, copy.deepcopy(value), f"{recipe.where(key.split('.'))}")
 
 
 def _get(recipe: Recipe, key: str) -> Any:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from bilevel import InputError
 from bilevel.config import Config
 from bilevel.launch import rank
 from bilevel.loop import Observer
 from bilevel.run_directory import RunDirectory
+from bilevel.terminal import Terminal
 from bilevel_llm.evaluation.scores import evaluate, table, write
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.export import check_new, export_model
@@ -52,4 +51,4 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
             trust_remote_code=problem.trust_remote_code,
         )
         write(scores, output / "evaluation.json")
-        Console().print(table(scores))
+        Terminal().print(table(scores))

@@ -16,6 +16,7 @@ from bilevel.checkpoint import SavedVariable, saved_variables
 from bilevel.files import written_whole
 from bilevel.run_directory import RunDirectory
 from bilevel.run_reader import resolved_recipe
+from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoder
 from bilevel_llm.model.files import BUNDLED, find_model, quiet_transformers
 from bilevel_llm.model.language_model import LanguageModel
@@ -58,7 +59,8 @@ def export_model(
     if adapter and lora is None:
         raise InputError(f"{run} has not trained an adapter (problem.lora is not set); export it without --adapter")
 
-    remote_code = bool(settings.get("trust_remote_code"))
+    asked = f"problem.trust_remote_code in {RunDirectory(run).recipe_file}" if settings.get("trust_remote_code") else None
+    remote_code = remote_code_is_trusted(asked_by=asked)
     files = find_model(settings["model"])
     tokenizer = files.load_tokenizer(remote_code)
     tokenizer.chat_template = _chat_template(tokenizer, settings.get("template", "auto"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from bilevel.account import Finding
+from bilevel.config import build_section
 from bilevel.errors import InputError
+from bilevel.recipe import Recipe
 from bilevel.run_directory import RunDirectory
 from bilevel.run_reader import resolved_recipe
 from bilevel.suggest import did_you_mean
@@ -20,6 +22,11 @@ from bilevel.suggest import did_you_mean
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
     from bilevel_llm.reweighting.problem import LLMReweighting
+
+T = TypeVar("T")
+
+LARGEST = 1e100
+"""Of a weight in a file. Only ratios matter; the sum of larger numbers could overflow."""
 
 KINDS: Mapping[str, str] = {"average": "average", "final": "sources"}
 """What the weights of a run are called -> their key in weights.json."""
@@ -83,8 +90,14 @@ def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> Wei
         origin, values = f"{file} ({weights})", learned.get(KINDS[weights])
     else:
         raise InputError(f"{directory} has no weights yet: there is no {file.name}; the run has not done a step")
-    hashes = {name: facts["hash"] for name, facts in learned.get("data", {}).get("sources", {}).items()}
-    return WeightedRun(directory, problem, fit_weights(values, names, origin), origin, hashes)
+    hashes = _parsed(_Learned, learned, file).data.sources
+    return WeightedRun(
+        directory,
+        problem,
+        fit_weights(values, names, origin),
+        origin,
+        {name: source.hash for name, source in hashes.items()},
+    )
 
 
 def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, float]:
@@ -102,38 +115,71 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
         if name not in values:
             raise InputError(f"{origin}: the source {name!r} has no weight; give one for every source (0 leaves it out)")
         weight = values[name]
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-            raise InputError(f"{origin}: the weight of {name!r} is {weight!r}; it must be a number, and not negative")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= LARGEST:
+            raise InputError(
+                f"{origin}: the weight of {name!r} is {weight!r}; it must be a number, and not negative "
+                f"(nor above {LARGEST:g})"
+            )
     total = math.fsum(values[name] for name in names)
     if total <= 0:
         raise InputError(f"{origin}: all weights are 0")
     return {name: values[name] / total for name in names}
 
 
-def flags(learned: Mapping[str, Any]) -> list[Finding]:
-    """The findings in weights.json that speak against its weights."""
-    return [Finding(**finding) for finding in learned.get("findings", []) if finding["flagged"]]
+def flags(learned: Mapping[str, Any], file: Path) -> list[Finding]:
+    """The findings in a weights.json that speak against its weights. Raises `InputError` if it does not hold findings."""
+    return [finding for finding in _parsed(_Learned, learned, file).findings if finding.flagged]
+
+
+@dataclass(frozen=True)
+class _SourceFacts:
+    hash: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    sources: dict[str, _SourceFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What is read of a weights.json beside its weights."""
+
+    data: _Data = field(default_factory=_Data)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def _parsed(kind: type[T], content: Mapping[str, Any], file: Path) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{file}: {key}: {first['msg']}; this is not as `bilevel run` wrote it") from error
 
 
 def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:
     """The problem of a resolved recipe. The other sections are not needed, and what they name may not be installed."""
     from bilevel_llm.reweighting.problem import LLMReweighting
 
-    recipe, file = resolved_recipe(directory), RunDirectory(directory).recipe_file
-    if not isinstance(recipe.get("problem"), dict):
+    resolved_recipe(directory)  # says what is missing
+    file = RunDirectory(directory).recipe_file
+    recipe = Recipe.read(file)
+    recipe.check_values()
+    if not isinstance(recipe.tree.get("problem"), dict):
         raise InputError(f"{file}: not a recipe that `bilevel run` wrote: it has no section `problem`")
-    section = dict(recipe["problem"])
+    section = dict(recipe.tree["problem"])
     target = section.pop("class", "")  # of a problem that a Python recipe gave as an object
     name = section.pop("name", "") or next((n for n, p in plugins.parts["problems"].items() if p.target == target), target)
+    if not isinstance(name, str):
+        raise InputError(f"{recipe.where(('problem', 'name'))}: problem.name is {name!r}; it must be text")
     kind = plugins.find("problems", name).load()
     if not (isinstance(kind, type) and issubclass(kind, LLMReweighting)):
         raise InputError(f"{file}: a run of the problem {name!r}, which has no sources to mix; llm-reweighting has")
     try:
-        problem: LLMReweighting = TypeAdapter(kind).validate_python(section)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("problem", *first["loc"])))
-        raise InputError(f"{file}: {key}: {first['msg']}; the run was made by another version") from error
+        problem: LLMReweighting = build_section(kind, section, recipe, ("problem",))
+    except InputError as error:
+        raise InputError(f"{error}; a run of another version has to be made again") from error
     return problem
 
 
@@ -143,7 +189,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: a JSON object is needed, {{...}}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import runpy
 from collections import Counter
 from collections.abc import Callable
@@ -256,3 +257,29 @@ def test_the_command_prints_or_writes_and_overwrites_nothing(
     for to in ("llamafactory", "json"):
         with pytest.raises(InputError, match="exists, and nothing is overwritten"):
             export_weights(run, to, output=tmp_path / "lf")
+
+
+@pytest.mark.parametrize("to", ["interleave", "llamafactory"])
+@pytest.mark.parametrize(
+    ("stop", "weights", "says"),
+    [
+        ("first", {"web": 0.5, "books": 0.5, "chat": 0}, r"end after about 8 of 404 rows, when 'books' is used up"),
+        ("all", {"web": 0.5, "books": 0.5, "chat": 0}, r"repeat the rows of 'books' about 100 times"),
+        ("first", {"web": 400 / 404, "books": 4 / 404, "chat": 0}, None),
+    ],
+)
+def test_what_interleaving_makes_of_a_small_source_is_said(
+    make_run: MakeRun,
+    plugins: Plugins,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    to: str,
+    stop: Any,
+    weights: dict[str, float],
+    says: str | None,
+) -> None:
+    run = make_run({"web": talks("web", 400), "books": talks("books", 4), "chat": talks("chat", 10)})
+    given = tmp_path / "w.json"
+    given.write_text(json.dumps(weights))
+    export(run, to, plugins, weights=str(given), stop=stop)
+    assert re.search(says, caplog.text) if says else "interleaved" not in caplog.text

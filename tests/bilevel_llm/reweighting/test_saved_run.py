@@ -59,6 +59,9 @@ def test_weights_can_come_from_a_file_and_are_scaled(make_run: MakeRun, plugins:
         ({"web": 1, "books": True, "chat": 1}, "the weight of 'books' is True"),
         ({"web": float("nan"), "books": 1, "chat": 1}, "the weight of 'web' is nan"),
         ({"web": 0, "books": 0, "chat": 0}, "all weights are 0"),
+        ({"web": 1e308, "books": 1e308, "chat": 1}, "the weight of 'web' is 1e+308"),
+        ({"web": 10**400, "books": 1, "chat": 1}, "the weight of 'web' is 1000"),
+        ({"web": "1", "books": 1, "chat": 1}, "the weight of 'web' is '1'"),
         ([1, 2, 3], "a JSON object is needed"),
         ({"sources": {"web": 1}, "average": {"web": 1}}, "the source 'books' has no weight"),
     ],
@@ -98,7 +101,7 @@ def test_a_run_of_another_problem_has_no_sources(tmp_path: Path, plugins: Plugin
     with pytest.raises(InputError, match="a run of the problem 'quadratic', which has no sources to mix"):
         read_run(tmp_path, plugins)
     (tmp_path / "recipe.yaml").write_text("problem: {name: llm-reweighting, modell: x}")
-    with pytest.raises(InputError, match=r"recipe\.yaml: problem\.\w+: "):
+    with pytest.raises(InputError, match=r"recipe\.yaml:1: unknown key problem\.modell; did you mean 'model'\?"):
         read_run(tmp_path, plugins)
     (tmp_path / "recipe.yaml").write_text("- 1")
     with pytest.raises(InputError, match="not a recipe that `bilevel run` wrote"):
@@ -111,3 +114,35 @@ def test_data_that_changed_since_the_run_is_named(make_run: MakeRun, plugins: Pl
     write_jsonl(tmp_path / "books.jsonl", alpaca("books", 21))
     with pytest.raises(InputError, match=r"the data of 'books' changed since.*--allow-changed-data"):
         run.check_data()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("data", 3, "data: Input should be"),
+        ("data", {"sources": {"web": {}}}, r"data\.sources\.web\.hash: "),
+        ("findings", [{"name": 1}], r"findings\.0\.name: "),
+    ],
+)
+def test_a_weights_file_of_other_types_is_named_with_its_key(
+    make_run: MakeRun, plugins: Plugins, key: str, value: Any, says: str
+) -> None:
+    run = make_run()
+    file = run / "weights.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(InputError, match=rf"weights\.json: {says}"):
+        read_run(run, plugins)
+
+
+def test_trust_is_given_by_whoever_runs_and_not_by_the_recipe_of_a_run(make_run: MakeRun, plugins: Plugins) -> None:
+    from bilevel.trust import trusting_remote_code
+
+    run = make_run()
+    recipe = run / "recipe.yaml"
+    tree = yaml.safe_load(recipe.read_text())
+    tree["problem"]["trust_remote_code"] = True
+    recipe.write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=r"trust_remote_code asks to run code .*--trust-remote-code"):
+        read_run(run, plugins)
+    with trusting_remote_code():
+        assert read_run(run, plugins).problem.trust_remote_code

@@ -1,0 +1,159 @@
+"""The boundary between the package and a problem that somebody wrote: what its methods are given, and what they return."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from bilevel.errors import ProblemError
+
+
+class CallOnly:
+    """A variable as a loss sees it: it can be called, and whatever else is asked of it is a `ProblemError`.
+
+    A backend's variables and torch's modules have attributes, which a loss must not find: parameters may be shards, and an
+    attribute of ours may have the name of one of the module's.
+    """
+
+    __slots__ = ("_forward", "_name")
+
+    def __init__(self, forward: Callable[..., Any], name: str) -> None:
+        object.__setattr__(self, "_forward", forward)
+        object.__setattr__(self, "_name", name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward pass."""
+        return object.__getattribute__(self, "_forward")(*args, **kwargs)
+
+    def __getattribute__(self, attribute: str) -> Any:
+        if attribute == "__class__":  # for isinstance
+            return CallOnly
+        if attribute == "__torch_function__":  # by which torch's functions are refused
+            return object.__getattribute__(self, attribute)
+        if attribute.startswith("__") and attribute.endswith("__"):  # other protocols: it has none
+            raise AttributeError(attribute)
+        _refuse(self, f".{attribute}")
+
+    def __setattr__(self, attribute: str, value: Any) -> NoReturn:
+        _refuse(self, f".{attribute} = ...")
+
+    def __delattr__(self, attribute: str) -> NoReturn:
+        _refuse(self, f".{attribute}")
+
+    def __repr__(self) -> str:
+        return f"<the variable {object.__getattribute__(self, '_name')}, which can only be called>"
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        given = [*args, *(kwargs or {}).values()]
+        given += [entry for value in given if isinstance(value, list | tuple) for entry in value]
+        _refuse(next(value for value in given if isinstance(value, cls)), f" in torch's {func.__name__}")
+
+
+def _refuse(variable: CallOnly, use: str) -> NoReturn:
+    name = object.__getattribute__(variable, "_name")
+    raise ProblemError(
+        f"a loss uses {name}{use}, but a variable can only be called, as in {name}(...): its parameters may be shards. "
+        "Let the module's forward compute and return what the loss needs"
+    )
+
+
+def _refusing(operation: str) -> Callable[..., NoReturn]:
+    def refuse(self: CallOnly, *_: Any) -> NoReturn:
+        _refuse(self, f" in {operation}")
+
+    return refuse
+
+
+_OPERATIONS = (
+    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or radd rsub rmul rmatmul rtruediv rfloordiv "
+    "rmod rdivmod rpow rlshift rrshift rand rxor ror neg pos abs invert eq ne lt le gt ge bool len iter next reversed "
+    "contains getitem setitem delitem int float complex index round enter exit"
+)
+for _operation in _OPERATIONS.split():
+    setattr(CallOnly, f"__{_operation}__", _refusing(f"the operation {_operation!r}"))
+
+
+def guard(cls: type) -> None:
+    """Let the methods that a subclass of `Problem` defines see and return what they are meant to.
+
+    Losses and the summary see variables that can only be called. What losses, modules and batches are is checked as soon as
+    they are returned, so that a mistake is named where it was made. Raises `ProblemError`, when the methods are called.
+    """
+    for name, (sees, check) in _METHODS.items():
+        method = cls.__dict__.get(name)
+        if inspect.isfunction(method):
+            setattr(cls, name, _guarded(name, method, sees, check))
+
+
+def _guarded(
+    name: str, method: Callable[..., Any], sees: Sequence[str], check: Callable[[str, Any], None]
+) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = [_seen(value, name) for name, value in zip(sees, args, strict=False)]
+        named = {key: _seen(value, key) if key in sees else value for key, value in kwargs.items()}
+        returned = method(self, *seen, *args[len(seen) :], **named)
+        check(f"{type(self).__name__}.{name}", returned)
+        return returned
+
+    return guarded
+
+
+def _seen(variable: Any, name: str) -> Any:
+    return variable if type(variable) is CallOnly or not callable(variable) else CallOnly(variable, name)
+
+
+def _is_loss(name: str, returned: Any) -> None:
+    value, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim():
+        raise ProblemError(f"{name} returned {_described(value)}; return a scalar tensor of floating-point numbers")
+    if not isinstance(parts, Mapping) or not all(isinstance(part, Tensor) and not part.dim() for part in parts.values()):
+        raise ProblemError(
+            f"{name} returned {_described(parts)} with the loss; return a mapping from the names of parts to scalar tensors"
+        )
+
+
+def _is_module(name: str, returned: Any) -> None:
+    if not isinstance(returned, nn.Module):
+        raise ProblemError(
+            f"{name} returned {_described(returned)}; return a torch.nn.Module, whose forward gives a loss what it needs"
+        )
+
+
+def _is_batch(name: str, returned: Any) -> None:
+    if not isinstance(returned, list | tuple) or hasattr(returned, "_fields"):
+        raise ProblemError(f"{name} returned {_described(returned)}; return the list of this process's micro-batches")
+
+
+def _is_summary(name: str, returned: Any) -> None:
+    if not isinstance(returned, Mapping):
+        raise ProblemError(f"{name} returned {_described(returned)}; return a mapping from names to numbers")
+    for key, value in returned.items():
+        number = isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+        if not number:
+            raise ProblemError(f"{name} returned {_described(value)} as {key!r}; return one number for each name")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+    return "None" if value is None else f"a value of the type {type(value).__qualname__}"
+
+
+_METHODS: Mapping[str, tuple[Sequence[str], Callable[[str, Any], None]]] = {
+    "upper": ((), _is_module),
+    "lower": ((), _is_module),
+    "upper_loss": (("x", "y"), _is_loss),
+    "lower_loss": (("x", "y"), _is_loss),
+    "upper_batch": ((), _is_batch),
+    "lower_batch": ((), _is_batch),
+    "summary": (("x",), _is_summary),
+}
+"""Method -> the names of the variables that it is given first, and the check of what it returns."""

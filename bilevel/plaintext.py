@@ -1,0 +1,32 @@
+"""Text from users, such as names, shown as text: no medium takes any of it for markup or commands."""
+
+import unicodedata
+
+IN_MATPLOTLIB = {"text.parse_math": False}
+"""Settings under which matplotlib draws text as it is: dollar signs would otherwise begin a formula."""
+
+_KEPT = "\n\t"
+_DIRECTIONS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # they reorder what stands after them
+
+
+def unprintable(text: str) -> bool:
+    """Whether the text holds characters that a terminal or a file would take for more than text."""
+    return not text.isprintable() and any(_is_command(character) for character in text)
+
+
+def escape(text: str) -> str:
+    """The text with control characters written out, as in `\\x1b`; line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(ascii(character)[1:-1] if _is_command(character) else character for character in text)
+
+
+def on_one_line(text: str) -> str:
+    """As `escape`, with line breaks and tabs written out as well: for labels, which have one line."""
+    return "".join(ascii(character)[1:-1] if character in _KEPT else character for character in escape(text))
+
+
+def _is_command(character: str) -> bool:
+    if character in _KEPT:
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
