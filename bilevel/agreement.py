@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, TypeVar, cast
 
 from bilevel.backend import Backend
@@ -12,6 +13,8 @@ from bilevel.errors import InputError
 from bilevel.problem import Problem
 
 T = TypeVar("T")
+
+_MEETING = 1.0  # seconds between two meetings at most: far below the time that processes wait for each other
 
 
 def on_first(backend: Backend, act: Callable[[], T]) -> T:
@@ -31,6 +34,35 @@ def together(backend: Backend, act: Callable[[], T]) -> list[T]:
         if failure is not None:
             raise failure
     return [cast(T, value) for value, _ in outcomes]
+
+
+def together_at_length(backend: Backend, act: Callable[[], T]) -> list[T]:
+    """As `together`, for what may take one process longer than the others would wait for it: they meet until all are done.
+
+    act: called in a thread of its own, and does not use the backend.
+    """
+    done: list[tuple[T | None, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            done.append((act(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    if backend.shard.world_size == 1:
+        return together(backend, act)
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    pause, finished = 0.01, [False]
+    while not all(finished):
+        worker.join(pause)
+        pause = min(2 * pause, _MEETING)
+        met = backend.all_gather((bool(done), done[0][1] if done else None))
+        for _, failure in met:
+            if failure is not None:
+                raise failure
+        finished = [one for one, _ in met]
+    return together(backend, lambda: cast(T, done[0][0]))
 
 
 def require_same(backend: Backend, what: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bilevel.active import Active, All
-from bilevel.agreement import check_batches, on_first, require_same, together
+from bilevel.agreement import check_batches, on_first, require_same, together_at_length
 from bilevel.backend import Backend
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
@@ -106,8 +106,8 @@ def fit(
         if directory is not None:
             on_first(backend, lambda: directory.check_same(recipe) if resume else directory.check_free())
         require_same(backend, "recipe", recipe)
-        on_first(backend, problem.prepare)  # it may fill a cache, which the others then find
-        together(backend, lambda: None if first else problem.prepare())
+        together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find
+        together_at_length(backend, lambda: None if first else problem.prepare())
         require_same(backend, "data", problem.fingerprint())
         check_batches(problem, backend)
         keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints) if directory else None

@@ -19,12 +19,14 @@ from bilevel.problem import initialization_may_be_deferred
 from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
+from bilevel_llm.data.reading import OnBadRow
 from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.settings import ValidationSet, check_set_weights, unique_names
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
+from bilevel_llm.model.limits import check_limits
 
 
 @dataclass
@@ -36,6 +38,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
     max_length: the largest number of tokens in a row; longer rows are cut at the end.
     batch_size: the number of rows in one training batch; every source gets an equal part of it.
     template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
+    on_bad_row: what to do with a row of data that cannot be used: "error" stops; "skip" leaves it out, and says how many
+        there were, and which.
     attention: attention implementation of transformers ("eager", "sdpa", "flash_attention_2"); None lets it choose.
     trust_remote_code: whether the model's directory brings code that has to be run. That is refused unless the command line
         allows it too (`--trust-remote-code`; see `bilevel.trust`), which sets this.
@@ -49,6 +53,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     max_length: int = 1024
     batch_size: int = 16
     template: Template = "auto"
+    on_bad_row: OnBadRow = "error"
     attention: str | None = None
     trust_remote_code: bool = False
 
@@ -83,10 +88,15 @@ class LanguageModelProblem(Problem[TokenBatch]):
         return self._targets
 
     def prepare(self) -> None:
-        """Find the model, read and tokenize all data, log what was read, and check that no batch needs a row twice."""
-        for kind, tables in (("source", self.source_tables), ("validation set", self._targets)):
-            for name, table in tables.items():
-                report_table(f"{kind} {name!r}", table, self.max_length)
+        """Find the model, read and tokenize all data, log what was read, and check that model and batches can take it."""
+        read = {
+            f"{kind} {name!r}": table
+            for kind, tables in (("source", self.source_tables), ("validation set", self._targets))
+            for name, table in tables.items()
+        }
+        for name, table in read.items():
+            report_table(name, table, self.max_length)
+        check_limits(self._files.build_empty(planned_attention(self.attention), self.trust_remote_code), read)
         _check_rows(self.source_tables, self._lower_sampler)
         if self.validation:
             _check_rows(self._targets, self._upper_sampler)
@@ -167,6 +177,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
             template=self.template,
             max_length=self.max_length,
             cache=default_cache() / "tokens",
+            on_bad_row=self.on_bad_row,
         )
 
     @cached_property

@@ -10,6 +10,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="The model: a directory, .gguf file, cached hub id, or smollm2-135m.")],
     data: Annotated[list[str], typer.Option(metavar="FILE", help="A file of rows to evaluate on; repeatable.")],
     max_length: Annotated[int, typer.Option(help="Cut every row after this many tokens.")] = 1024,
+    format: Annotated[
+        str | None, typer.Option(help="The format of the rows, if it cannot be told from the first: messages, alpaca, ...")
+    ] = None,
     template: Annotated[str, typer.Option(help="The chat template: auto, model or plain.")] = "auto",
     device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda, cuda:1, ...")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file.")] = None,
@@ -23,6 +26,7 @@ def evaluate(
         model,
         data,
         max_length=max_length,
+        format=format,
         template=template,  # type: ignore[arg-type]  # checked there, with all its names
         device=device,
         trust_remote_code=remote_code_is_trusted(),

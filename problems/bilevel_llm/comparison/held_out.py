@@ -17,14 +17,16 @@ from bilevel import InputError
 from bilevel.files import write_atomic
 from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
+from bilevel_llm.data.files import find_files, pass_over
 from bilevel_llm.data.overlap import rows_in, without_rows
-from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.reading import each_row
 from bilevel_llm.data.settings import patterns_of
-from bilevel_llm.data.tokens import TokenTable, default_cache, tokenize
+from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
 from bilevel_llm.evaluation.scores import score
 from bilevel_llm.model.files import ModelFiles
 from bilevel_llm.model.language_model import LanguageModel
+from bilevel_llm.model.limits import check_limits
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 log = logging.getLogger("bilevel.llm")
@@ -107,8 +109,16 @@ def read_held_out(
     tokenizer = files.load_tokenizer(problem.trust_remote_code)
     template: Template = problem.template
     read = tokenize(
-        paths, tokenizer, format=test.format, template=template, max_length=max_length, cache=default_cache() / "tokens"
+        paths,
+        tokenizer,
+        format=test.format,
+        template=template,
+        max_length=max_length,
+        cache=default_cache() / "tokens",
+        on_bad_row=problem.on_bad_row,
     )
+    report_table(f"test set {test.name!r}", read, max_length)
+    check_limits(files.build_empty(trust_remote_code=problem.trust_remote_code), {f"test set {test.name!r}": read})
     elsewhere = {**_named("source", problem.source_tables), **_named("validation set", problem.validation_tables)}
     known = rows_in(read, elsewhere)
     table = read
@@ -127,7 +137,7 @@ def read_held_out(
         table = without_rows(read, read.fingerprints[known].tolist())
     questions: list[Question] = []
     if "exact_match" in test.metrics:
-        rows = {row.where: row for row in read_rows(paths, format=test.format)}
+        rows = {row.where: row for path in find_files(paths) for row in each_row(path, test.format, on_bad=pass_over)}
         questions = make_questions([rows[table.where(i)] for i in range(len(table))], tokenizer, template)
         check_room(questions, _config(files, problem.trust_remote_code), max_new_tokens)
     return HeldOut(test.name, test.metrics, table, int(known.sum()), questions)

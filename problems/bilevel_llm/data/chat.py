@@ -2,24 +2,27 @@
 
 A label says "the model must predict this token, from the ones before it". Labelled are the tokens of a response and the
 end-of-turn token after it; not labelled are the role header (generation prompt) before it, what a template writes after
-the end-of-turn token, and everything that somebody else says. A row's first token is never labelled: nothing stands
+the end-of-turn token, and everything that somebody else says. A token that covers the end of the header and the beginning
+of the response is labelled: the response would lose its first word. A row's first token is never labelled: nothing stands
 before it.
 """
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bilevel.errors import InputError
 from bilevel.suggest import did_you_mean
+from bilevel_llm.data.chat_template import EARLIER_UNLABELLED, FIXED_DATE, NO_END, ChatTemplate, Span, Written
 from bilevel_llm.data.rows import Row, Turn
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+__all__ = ["EARLIER_UNLABELLED", "FIXED_DATE", "NO_END", "PLAIN_TEMPLATE", "Encoded", "Encoder", "Template", "encode"]
 
 Template = Literal["auto", "model", "plain"]
 """The chat template to use. "auto" takes the model's own if its tokenizer has one, and the plain one otherwise."""
@@ -39,23 +42,24 @@ blank line separates turns. For one question and its answer:
     {assistant}{eos}
 """
 
-EARLIER_UNLABELLED = "an earlier response is not labelled: the chat template rewrites it once more turns follow"
-NO_END = "no end-of-turn token follows the response, so the model does not learn to stop"
-FIXED_DATE = "the chat template writes today's date; 26 Jul 2024 stands for it, so that tokens do not depend on the day"
+_CHARACTERS_PER_TOKEN = 64  # of text that is looked at first: 16 times what words need
+_SLACK = 128  # tokens before a cut in the text that the cut might have changed
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One row as the model sees it.
 
-    ids: token ids.
+    ids: token ids; of a row that is much longer than an encoder's max_length, the first ones, but more than that.
     labels: as long as ids; True where the token is a target, predicted from the position before it.
     notes: what a user should know about how the row was labelled (`EARLIER_UNLABELLED`, `NO_END`, `FIXED_DATE`).
+    cut: whether the row has further tokens.
     """
 
     ids: list[int]
     labels: list[bool]
     notes: tuple[str, ...] = ()
+    cut: bool = False
 
 
 def encode(row: Row, tokenizer: "PreTrainedTokenizerBase", *, template: Template = "auto") -> Encoded:
@@ -79,12 +83,16 @@ class Encoder:
     tokenizer: fast or slow. A slow one cannot say which characters a token covers, so prompts and responses are
         tokenized one by one.
     template: see `Template`.
+    max_length: how many tokens of a row matter; what is far beyond is not tokenized. None: all do.
 
     Raises `InputError` for an unknown template, or for "model" with a tokenizer that has none.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template = "auto") -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", template: Template = "auto", max_length: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._max_length = max_length
         self._backend: Tokenizer | None = None
         if tokenizer.is_fast:
             self._backend = _without_postprocessing(tokenizer.backend_tokenizer)
@@ -92,122 +100,97 @@ class Encoder:
         self._bos: int | None = None
         if tokenizer.bos_token_id is not None and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]:
             self._bos = tokenizer.bos_token_id
-        added = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-        self._control_tokens = tuple(token for token in added if token.strip())  # some vocabularies add runs of spaces
-        longest_first = sorted(self._control_tokens, key=len, reverse=True)
-        self._control_token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.chat_template: str | None = _chat_template(tokenizer, template)
+        source = _source(tokenizer, template)
+        self._template = None if source is None else ChatTemplate(tokenizer, source, _control_token(tokenizer))
+
+    @property
+    def chat_template(self) -> str | None:
         """The Jinja source of the model's chat template; None if the plain one is used."""
-        self._dated = self.chat_template is not None and "strftime_now" in self.chat_template
-        if self._dated:
-            self.chat_template = f"{_FIXED_STRFTIME}{self.chat_template}"
+        return None if self._template is None else self._template.source
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Tokenize rows: a few hundred at a time make good use of a fast tokenizer.
 
-        Raises `InputError` for a row that the model's chat template refuses, or writes so that it cannot be told where
-        the last response starts.
+        Raises `InputError` for a row that the chat template refuses, that holds what the template does not write, or that
+        it writes so that it cannot be told where the last response starts.
         """
-        written = [self._write(row) for row in rows]
+        return [encoded for _, encoded in self.encode_usable(rows, _raise)]
+
+    def encode_usable(self, rows: Sequence[Row], on_bad: Callable[[InputError], None]) -> list[tuple[Row, Encoded]]:
+        """Tokenize the rows that can be. on_bad: called with what is wrong with each of the others."""
+        written = []
+        for row in rows:
+            try:
+                written.append((row, self._cut(self._write(row))))
+            except InputError as error:
+                on_bad(error)
+        texts = [text for _, (text, _) in written]
         if self._backend is None:
-            return [self._encode_in_pieces(text) for text in written]
-        encodings = self._backend.encode_batch([text.text for text in written], add_special_tokens=False)
-        return [self._label(text, one.ids, one.offsets) for text, one in zip(written, encodings, strict=True)]
+            encoded = [self._encode_in_pieces(text) for text in texts]
+        else:
+            found = self._backend.encode_batch([text.text for text in texts], add_special_tokens=False)
+            encoded = [self._label(text, one) for text, one in zip(texts, found, strict=True)]
+        return [(row, replace(one, cut=True) if cut else one) for (row, (_, cut)), one in zip(written, encoded, strict=True)]
 
     # ------------------------------------------------------------------------------------------------- rows -> text
 
-    def _write(self, row: Row) -> "_Written":
+    def _write(self, row: Row) -> Written:
         if not row.is_chat:
             return self._write_raw(row.turns)
         last = max(index for index, turn in enumerate(row.turns) if turn.learned)
         turns = row.turns[: last + 1]
-        return self._write_plain(turns) if self.chat_template is None else self._write_with_model(turns, row.where)
+        return self._write_plain(turns, row.where) if self._template is None else self._template.write(turns, row.where)
 
-    def _write_raw(self, turns: Sequence[Turn]) -> "_Written":
+    def _write_raw(self, turns: Sequence[Turn]) -> Written:
         *prompt, target = (turn.text for turn in turns)
         start = sum(map(len, prompt))
-        text = "".join(prompt) + target
-        if not text.endswith(self._eos):
-            text += self._eos
+        if not target.endswith(self._eos):
+            target += self._eos
         notes = () if self._eos else (NO_END,)
-        return _Written(text, ((start, len(text)),), notes, add_bos=True, cut_at_target=True)
+        return Written("".join(prompt) + target, ((start, start + len(target)),), notes, add_bos=True, cut_at_target=True)
 
-    def _write_plain(self, turns: Sequence[Turn]) -> "_Written":
+    def _write_plain(self, turns: Sequence[Turn], where: str) -> Written:
         text, spans = "", []
         for turn in turns:
+            if turn.reasoning:
+                raise InputError(
+                    f"{where}: the plain template has no place for the reasoning of an answer; write it into the answer "
+                    "itself, or use a model whose chat template writes it"
+                )
             text += "\n\n" if text else ""
             header, _, tail = PLAIN_TEMPLATE[turn.role].partition("{text}")
             start = len(text) + len(header)
             text += header + turn.text + tail.format(eos=self._eos)
             if turn.learned:
                 spans.append((start, len(text)))
-        return _Written(text, tuple(spans), () if self._eos else (NO_END,), add_bos=True)
+        return Written(text, tuple(spans), () if self._eos else (NO_END,), add_bos=True)
 
-    def _write_with_model(self, turns: Sequence[Turn], where: str) -> "_Written":
-        full = self._render(turns, where)
-        notes = {FIXED_DATE} if self._dated else set()
-        spans = []
-        for index, turn in enumerate(turns[:-1]):
-            if turn.learned:
-                with suppress(InputError):  # some templates want a user's turn first
-                    if span := self._find_response(full, turns, index, where):
-                        spans.append(span)
-                        continue
-                notes.add(EARLIER_UNLABELLED)
-        last = self._find_response(full, turns, len(turns) - 1, where)
-        if last is None:
-            raise InputError(
-                f"{where}: the chat template does not write the conversation as its generation prompt plus a response, "
-                "so it is unclear which tokens to learn; set template: plain"
-            )
-        if not full[slice(*last)].endswith(self._control_tokens):
-            notes.add(NO_END)
-        return _Written(full, (*spans, last), tuple(sorted(notes)))
-
-    def _find_response(self, full: str, turns: Sequence[Turn], index: int, where: str) -> tuple[int, int] | None:
-        """Where in `full`, the text of all turns, the response turns[index] is, up to its end-of-turn token.
-
-        It is what follows the generation prompt. None if `full` does not have it there as it was when it came last.
-        """
-        prefix = self._render(turns[:index], where, generate=True)
-        whole = self._render(turns[: index + 1], where)
-        if not whole.startswith(prefix):
-            return None
-        start = len(prefix)
-        body = turns[index].text.strip()  # templates often strip it too
-        body_start = len(whole) - len(whole[start:].lstrip())
-        if body and whole.startswith(body, body_start):
-            end_of_turn = self._control_token.search(whole, body_start + len(body))
-        else:  # the template has rewritten it, say with an empty block of thoughts first
-            end_of_turn = max(self._control_token.finditer(whole, start), key=re.Match.end, default=None)
-        end = end_of_turn.end() if end_of_turn else max(start, len(whole.rstrip()))
-        return (start, end) if full.startswith(whole[:end]) else None
-
-    def _render(self, turns: Sequence[Turn], where: str, *, generate: bool = False) -> str:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, chat_template=self.chat_template, add_generation_prompt=generate, tokenize=False
-            )
-        except Exception as error:  # a template is a program: it may fail in any way
-            raise InputError(
-                f"{where}: the chat template refuses the conversation (roles: {', '.join(t.role for t in turns)}): "
-                f"{error}; change the row or set template: plain"
-            ) from error
-        return text
+    def _cut(self, written: Written) -> tuple[Written, bool]:
+        """The beginning of a text that has far more than max_length tokens, and whether that is not all of it."""
+        if self._max_length is None:
+            return written, False
+        tokens = self._max_length + _SLACK
+        size = _CHARACTERS_PER_TOKEN * tokens
+        while size < len(written.text) and len(self._piece(written.text[:size])) < tokens:
+            size *= 2
+        if size >= len(written.text):
+            return written, False
+        spans = tuple((start, min(end, size)) for start, end in written.spans if start < size)
+        return replace(written, text=written.text[:size], spans=spans), True
 
     # ----------------------------------------------------------------------------------------------- text -> tokens
 
-    def _label(self, written: "_Written", ids: list[int], offsets: Sequence[tuple[int, int]]) -> Encoded:
-        target = written.spans[0][0]
-        if written.cut_at_target and any(start < target < end for start, end in offsets):
-            return self._encode_in_pieces(written)
-        labelled = bytearray(len(written.text) + 1)  # by character; a token may stand, empty, behind the last one
+    def _label(self, written: Written, encoding: "Encoding") -> Encoded:
+        ids = encoding.ids
+        labels = [False] * len(ids)
         for start, end in written.spans:
-            labelled[start:end] = b"\1" * (end - start)
-        return self._finish(written, ids, [bool(labelled[start]) for start, _ in offsets])
+            first, last = _tokens_of(encoding, (start, end))
+            if written.cut_at_target and first < last and _place(encoding, first) < start:
+                return self._encode_in_pieces(written)
+            labels[first:last] = [True] * (last - first)
+        return self._finish(written, ids, labels)
 
-    def _encode_in_pieces(self, written: "_Written") -> Encoded:
+    def _encode_in_pieces(self, written: Written) -> Encoded:
         ids: list[int] = []
         labels: list[bool] = []
         done = 0
@@ -225,7 +208,7 @@ class Encoder:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _finish(self, written: "_Written", ids: list[int], labels: list[bool]) -> Encoded:
+    def _finish(self, written: Written, ids: list[int], labels: list[bool]) -> Encoded:
         if written.add_bos and self._bos is not None and ids[:1] != [self._bos]:
             ids, labels = [self._bos, *ids], [False, *labels]
         if labels:
@@ -233,24 +216,36 @@ class Encoder:
         return Encoded(ids, labels, written.notes)
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A row as text.
-
-    spans: what is to be learned, as (start, end) characters, in order.
-    add_bos: the text lacks the beginning-of-sequence token.
-    cut_at_target: no token may cover both sides of the (only) span's start: a raw prompt is tokenized on its own when
-        the model is used. A chat template sees to that itself, and a token that does is not labelled.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    notes: tuple[str, ...]
-    add_bos: bool = False
-    cut_at_target: bool = False
+def _tokens_of(encoding: "Encoding", span: Span) -> tuple[int, int]:
+    """The tokens that cover any character of a span: from, and up to but without."""
+    start, end = span
+    if start == end:
+        return 0, 0
+    first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+    if first is None or last is None:  # the tokenizer drops some characters
+        covering = [i for i, (left, right) in enumerate(encoding.offsets) if left < end and right > start]
+        return (covering[0], covering[-1] + 1) if covering else (0, 0)
+    last += 1
+    while last < len(encoding.ids) and _place(encoding, last) < end:  # further bytes of the last character
+        last += 1
+    return first, last
 
 
-def _chat_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> str | None:
+def _place(encoding: "Encoding", token: int) -> int:
+    """The first character that a token covers."""
+    characters = encoding.token_to_chars(token)
+    assert characters is not None  # nothing was added to the text
+    return characters[0]
+
+
+def _control_token(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """Matches every special or added token; some vocabularies add runs of spaces, which are none."""
+    tokens = {token for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if token.strip()}
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _source(tokenizer: "PreTrainedTokenizerBase", template: str) -> str | None:
     known = get_args(Template)
     if template not in known:
         raise InputError(f"unknown template {template!r}{did_you_mean(template, known)}")
@@ -274,25 +269,5 @@ def _without_postprocessing(backend: "Tokenizer") -> "Tokenizer":
     return backend
 
 
-# Put before a template that asks for the date, this hides the `strftime_now` that transformers provides. Jinja swallows
-# the line end (trim_blocks), and only that one: the template's own first character is safe.
-_FIXED_STRFTIME = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(
-        f".replace('{code}', '{value}')"
-        for code, value in {
-            "%d": "26",
-            "%m": "07",
-            "%b": "Jul",
-            "%B": "July",
-            "%Y": "2024",
-            "%y": "24",
-            "%A": "Friday",
-            "%a": "Fri",
-            "%H": "00",
-            "%M": "00",
-            "%S": "00",
-        }.items()
-    )
-    + " }}{% endmacro %}\n"
-)
+def _raise(error: Any) -> None:
+    raise error

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bilevel.errors import InputError
-from bilevel_llm.data.reading import read_file
+from bilevel_llm.data.files import pass_over
+from bilevel_llm.data.reading import each_row
 from bilevel_llm.data.rows import Row
 from bilevel_llm.data.tokens import TokenTable
 
@@ -45,9 +46,11 @@ class SourceRows:
     @cached_property
     def rows(self) -> list[Row]:
         """The whole rows as text, in the order of the table. The files are read on first access."""
-        files = [
-            {int(row.where.rpartition(":")[2]): row for row in read_file(path, self.format)} for path in self.table.files
-        ]
+        files: list[dict[int, Row]] = []
+        for index, path in enumerate(self.table.files):
+            needed = set(self.table.number[self.table.file == index].tolist())
+            numbered = ((int(row.where.rpartition(":")[2]), row) for row in each_row(path, self.format, on_bad=pass_over))
+            files.append({number: row for number, row in numbered if number in needed})
         try:
             return [files[file][number] for file, number in zip(self.table.file, self.table.number, strict=True)]
         except KeyError as error:

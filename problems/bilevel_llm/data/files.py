@@ -1,22 +1,38 @@
-"""Data files -> the objects that they hold, whatever the fields of these mean.
+"""Data files -> the objects that they hold, whatever the fields of these mean, one by one.
 
-Files are `.json` (an array of objects), `.jsonl`, both also with `.gz`, `.parquet`, and directories written by
-`datasets.Dataset.save_to_disk`.
+Files are `.jsonl` or `.ndjson` (an object a line), `.json` (an array of objects, or an object a line) and `.csv` (whose
+first line names the fields), all of them also compressed (`.gz`, `.zst`); `.parquet`, `.arrow`, and directories written by
+`datasets.Dataset.save_to_disk`. At most a few hundred rows are held at once, and a row of text has at most `MAX_ROW` bytes.
 """
 
+import csv
 import glob
 import gzip
-import json
+import io
 import os
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bilevel.errors import InputError
 from bilevel.suggest import nearest
-from bilevel_llm.data.wording import kind_of
+from bilevel_llm.data.json_text import MAX_ROW, array_elements, not_utf8, parse, too_long
+
+OnBad = Callable[[InputError], None]
+"""Called with what is wrong with a row; if it returns, the row is left out."""
+
+_ROWS = 256  # of a table, held at once
+
+
+def raise_it(error: InputError) -> None:
+    """The `OnBad` under which no row may be left out."""
+    raise error
+
+
+def pass_over(error: InputError) -> None:
+    """The `OnBad` for files whose bad rows have been counted, and told of, before."""
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -35,18 +51,22 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
+def read_objects(path: Path, on_bad: OnBad = raise_it) -> Iterator[tuple[int, Any]]:
     """The rows of one file or saved data set, unchanged, each with its number (see `Row.where`).
 
-    Raises `InputError`, naming file and line, for an unknown type of file, an empty file, bytes that are not UTF-8, and
-    malformed JSON.
+    on_bad: called with what is wrong with a line. What makes the rest of a file unreadable is raised in any case.
+
+    Raises `InputError`, naming file and line, for an unknown type of file, an empty file, bytes that are not UTF-8,
+    malformed JSON or CSV, and a row of more than `MAX_ROW` bytes.
     """
     type = file_type(path)
-    yield from _saved_dataset(path) if type == "directory" else _READERS[type](path)
+    if type in _TABLES:
+        return _rows_of_table(path, _TABLES[type])
+    return _READERS[type.removesuffix(".gz").removesuffix(".zst")](path, on_bad)
 
 
 def file_type(path: Path) -> str:
-    """How a file is to be read: ".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet" or "directory".
+    """How a file is to be read: its ending, such as ".jsonl.gz" or ".parquet", in small letters; or "directory".
 
     Raises `InputError` for any other ending, and for a directory that is not a saved data set.
     """
@@ -57,12 +77,12 @@ def file_type(path: Path) -> str:
             f"{path}: a directory, but not one written by datasets.save_to_disk; name its files, as in {path}/*.jsonl"
         )
     name = path.name.lower()
-    for ending in _READERS:
+    for ending in (*(text + compressed for text in _READERS for compressed in ("", ".gz", ".zst")), *_TABLES):
         if name.endswith(ending):
             return ending
     raise InputError(
-        f"{path}: unknown type of file {path.suffix!r}; known: {', '.join(_READERS)} "
-        "and directories written by datasets.save_to_disk"
+        f"{path}: unknown type of file {path.suffix!r}; known: {', '.join(_READERS)}, all of them also with .gz or .zst, "
+        ".parquet, .arrow, and directories written by datasets.save_to_disk"
     )
 
 
@@ -86,121 +106,196 @@ def _is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def _text(path: Path) -> str:
+# ------------------------------------------------------------------------------------------------------- files of text
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, uncompressed as they are read. Raises `InputError` for one that cannot be read to its end."""
+    compressed = path.suffix.lower().removeprefix(".")
     try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
+        with path.open("rb") as raw, _uncompressed(raw, compressed) as file:
+            if file.peek(3).startswith(b"\xef\xbb\xbf"):  # editors on Windows put a byte-order mark first
+                file.read(3)
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
     except OSError as error:
+        if error.errno is None:  # of pyarrow's
+            raise InputError(f"{path}: not a whole {compressed} file ({error}); compress or download it again") from error
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")  # editors on Windows put a byte-order mark first
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8") from error
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty; remove it from the list of files or fill it")
-    return text
 
 
-def _json_lines(path: Path) -> Iterable[tuple[int, Any]]:
+def _uncompressed(raw: IO[bytes], compressed: str) -> io.BufferedReader:
+    match compressed:
+        case "gz":
+            return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+        case "zst":
+            import pyarrow
+
+            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
+        case _:
+            return raw  # type: ignore[return-value]  # open() gives one
+
+
+def _lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, str]]:
+    """All lines with their numbers. One that is no text, or too long, is empty if `on_bad` returns."""
     # not splitlines(): JSON strings may contain U+2028 and other characters which that takes for line ends
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
+    with _opened(path) as file:
+        number, empty = 0, True
+        while line := file.readline(MAX_ROW + 1):
+            number += 1
+            empty = empty and not line.strip()
+            text = ""
             try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _malformed(path, number, error, "every line of this file must be one JSON object") from error
+                if len(line) > MAX_ROW:
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(MAX_ROW)
+                    raise too_long(f"{path}:{number}", "line")
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                on_bad(not_utf8(f"{path}:{number}", error))
+            except InputError as error:
+                on_bad(error)
+            yield number, text
+        if empty:
+            raise _empty(path)
 
 
-def _json_array(path: Path) -> Iterable[tuple[int, Any]]:
-    text = _text(path)
-    try:
-        records = list(_array_elements(text, path))
-    except json.JSONDecodeError as error:
-        raise _malformed(path, error.lineno, error, "the file must be one JSON array of objects") from error
-    lines, line, seen = [], 1, 0
-    for start, _ in records:
-        line += text.count("\n", seen, start)
-        seen = start
-        lines.append(line)
-    numbers = lines if len(set(lines)) == len(lines) else range(1, len(lines) + 1)
-    return zip(numbers, (record for _, record in records), strict=True)
+def _json_lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
+    for number, line in _lines(path, on_bad):
+        if not line.strip():
+            continue
+        try:
+            value = parse(line, f"{path}:{number}", "every line of this file must be one JSON object")
+        except InputError as error:
+            on_bad(error)
+        else:
+            yield number, value
 
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+def _json(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
+    """An array; or an object a line, which some write into files of this name."""
+    with _opened(path) as file:
+        while (first := file.read(1)).isspace():
+            pass
+    if not first:
+        raise _empty(path)
+    if first == b"{":
+        yield from _json_lines(path, on_bad)
+        return
+    by_line = _have_lines_of_their_own(path)
+    with _opened(path) as file:
+        for number, (line, value) in enumerate(array_elements(file, path), start=1):
+            yield line if by_line else number, value
 
 
-def _array_elements(text: str, path: Path) -> Iterable[tuple[int, Any]]:
-    """The position and the value of each element of a JSON array; `json.loads` would not keep the positions."""
-
-    def after_space(position: int) -> int:
-        match = _SPACE.match(text, position)
-        assert match is not None  # it matches the empty string
-        return match.end()
-
-    decoder = json.JSONDecoder()
-    at = after_space(0)
-    if text[at] != "[":
-        value, _ = decoder.raw_decode(text, at)
-        raise InputError(
-            f"{path}: the file holds {kind_of(value)}, not an array of rows; "
-            "put the rows into [...], or call the file .jsonl if it has one object a line"
-        )
-    at = after_space(at + 1)
-    if not text.startswith("]", at):
-        while True:
-            value, end = decoder.raw_decode(text, at)
-            yield at, value
-            at = after_space(end)
-            if not text.startswith(",", at):
-                break
-            at = after_space(at + 1)
-    if not text.startswith("]", at):
-        raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-    if after_space(at + 1) < len(text):
-        raise json.JSONDecodeError("Extra data", text, after_space(at + 1))
+def _have_lines_of_their_own(path: Path) -> bool:
+    """Whether every element of an array starts on another line, so that the line says which it is."""
+    last = 0
+    with _opened(path) as file:
+        for line, _ in array_elements(file, path):
+            if line == last:
+                return False
+            last = line
+    return True
 
 
-def _parquet(path: Path) -> Iterable[tuple[int, Any]]:
+def _csv(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
+    """Rows of strings, each numbered by the line on which it starts."""
+    csv.field_size_limit(MAX_ROW)  # of the whole process: the module knows no other way
+    reader = csv.reader((text or "\n" for _, text in _lines(path, on_bad)), strict=True)
+    names: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        where = f"{path}:{line}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{where}: malformed CSV: {error}; write the file again, with quotes around every cell"
+            ) from error
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if not names:
+            names = cells
+            if len(set(names)) < len(names) or not all(names):
+                raise InputError(
+                    f"{where}: the first line must name every column, each differently: it has {', '.join(names)}"
+                )
+        elif len(cells) != len(names):
+            on_bad(InputError(f"{where}: the row has {len(cells)} cells, and the first line names {len(names)} columns"))
+        else:
+            yield line, dict(zip(names, cells, strict=True))
+
+
+def _empty(path: Path) -> InputError:
+    return InputError(f"{path}: the file is empty; remove it from the list of files or fill it")
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _rows_of_table(path: Path, batches: Callable[[Path], Iterator[Any]]) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowException
+
+    number = 0
+    try:
+        for batch in batches(path):
+            for start in range(0, batch.num_rows, _ROWS):
+                for row in batch.slice(start, _ROWS).to_pylist():
+                    number += 1
+                    yield number, row
+    except (ArrowException, OSError, ValueError, KeyError) as error:
+        after = f" after row {number}" if number else ""
+        kind = "saved data set" if path.is_dir() else f"{path.suffix.lower().removeprefix('.')} file"
+        raise InputError(f"{path}: not a readable {kind}{after}: {_first_line(error)}") from error
+
+
+def _parquet(path: Path) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
-    try:
-        with ParquetFile(path) as file:
-            return enumerate(file.read().to_pylist(), start=1)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+    with ParquetFile(path) as file:
+        yield from file.iter_batches(_ROWS)
 
 
-def _saved_dataset(path: Path) -> Iterable[tuple[int, Any]]:
+def _arrow(path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":  # the file format; `datasets` writes the stream format under the same ending
+            whole = pyarrow.ipc.open_file(file)
+            yield from map(whole.get_batch, range(whole.num_record_batches))
+        else:
+            file.seek(0)
+            yield from pyarrow.ipc.open_stream(file)
+
+
+def _saved_dataset(path: Path) -> Iterator[Any]:
     from datasets import DatasetDict, load_from_disk
 
-    try:
-        dataset = load_from_disk(str(path))
-        if isinstance(dataset, DatasetDict):
-            if len(dataset) != 1:
-                splits = list(dataset)
-                raise InputError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}/{splits[0]}")
-            (dataset,) = dataset.values()
-        return enumerate(dataset.with_format(None).to_list(), start=1)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a readable saved data set: {_first_line(error)}") from error
+    dataset = load_from_disk(str(path))
+    if isinstance(dataset, DatasetDict):
+        if len(dataset) != 1:
+            splits = list(dataset)
+            raise InputError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}/{splits[0]}")
+        (dataset,) = dataset.values()
+    yield from dataset.with_format("arrow").iter(_ROWS)
 
 
-_READERS: Mapping[str, Callable[[Path], Iterable[tuple[int, Any]]]] = {
-    ".json": _json_array,
+_READERS: Mapping[str, Callable[[Path, OnBad], Iterator[tuple[int, Any]]]] = {
     ".jsonl": _json_lines,
-    ".json.gz": _json_array,
-    ".jsonl.gz": _json_lines,
-    ".parquet": _parquet,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
 }
-
-
-def _malformed(path: Path, line: int, error: json.JSONDecodeError, expected: str) -> InputError:
-    return InputError(f"{path}:{line}: malformed JSON at column {error.colno}: {error.msg}; {expected}")
+_TABLES: Mapping[str, Callable[[Path], Iterator[Any]]] = {
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    "directory": _saved_dataset,
+}
 
 
 def _first_line(error: Exception) -> str:

@@ -44,12 +44,15 @@ class Format(ABC):
     name: the name of the format in recipes, under which it is registered.
     required: the fields that a row must have, as alternatives, each a tuple of names. A row may have other fields as well.
     evidence: how much it says about the format that a row has these fields.
+    refused: fields that would change what a row means, and which the format does not read -> what they hold. A row in which
+        one of them is filled is refused: to leave it out would teach something else than the row says.
     version: a number to raise whenever the same row is read differently from before, so that cached tokens are made again.
     """
 
     name: ClassVar[str]
     required: ClassVar[tuple[tuple[str, ...], ...]]
     evidence: ClassVar[Evidence] = Evidence.SEVERAL_NAMES
+    refused: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[int] = 1
 
     def fits(self, fields: Mapping[str, Any]) -> bool:

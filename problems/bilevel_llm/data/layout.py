@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 ROLES: Mapping[str, str] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",

@@ -1,17 +1,24 @@
-"""Data files -> rows of turns: files are read by `files`, and what the fields of a row mean is up to its `Format`."""
+"""Data files -> rows of turns: files are read by `files`, and what the fields of a row mean is up to its `Format`.
+
+Rows are read one by one: no file is ever held in memory.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bilevel.errors import InputError
-from bilevel_llm.data.files import find_files, read_objects
+from bilevel_llm.data.files import OnBad, find_files, pass_over, raise_it, read_objects
 from bilevel_llm.data.format import Format
 from bilevel_llm.data.layout import Layout
+from bilevel_llm.data.meaning import refuse
 from bilevel_llm.data.registered_formats import Formats, registered_formats
-from bilevel_llm.data.rows import Row
+from bilevel_llm.data.rows import Row, Turn
 from bilevel_llm.data.wording import kind_of
+
+OnBadRow = Literal["error", "skip"]
+"""What to do with a row that cannot be used: stop; or leave it out, and count and list what was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,60 +48,83 @@ class RawRow:
     def row(self) -> Row:
         """Its turns. Raises `InputError` as `read_rows` does."""
         where = self.where
+        refuse(self.fields, self.format.refused, where)
         turns = self.format.read(self.fields, where)
         learned = False
         for turn in turns:
             if turn.learned:
                 learned = True
         if not learned:
-            raise self._nothing_learned([turn.role for turn in turns])
+            raise self._nothing_learned(turns)
         return Row(turns, where)
 
-    def _nothing_learned(self, roles: Sequence[str]) -> InputError:
-        said = ", ".join(roles) or "none at all"
+    def _nothing_learned(self, turns: Sequence[Turn]) -> InputError:
+        said = ", ".join(f"{turn.role}, not to be learned" if turn.masked else turn.role for turn in turns) or "none at all"
         return InputError(f"{self.where}: no assistant turn to learn from (turns: {said}); remove the row or complete it")
 
 
 def read_rows(patterns: Sequence[str], *, format: str | None = None, formats: Formats | None = None) -> list[Row]:
-    """Read all rows of the files that `patterns` name, in the order of `find_files`.
+    """Read all rows of the files that `patterns` name, in the order of `find_files`, into a list; see `each_row`."""
+    return [row for path in find_files(patterns) for row in each_row(path, format, formats)]
+
+
+def each_row(
+    path: Path, format: str | None = None, formats: Formats | None = None, on_bad: OnBad = raise_it
+) -> Iterator[Row]:
+    """The rows of one file or saved data set, one by one.
 
     format: name of a format; None detects it from each file's first row.
     formats: those that are known; None takes all that plugins have registered.
+    on_bad: called with what is wrong with a row, or a line, that cannot be used; if it returns, the row is left out.
 
     Raises `InputError` for whatever cannot be read, naming file, line and field: no such file, no match, an unknown
     type of file, an empty file, bytes that are not UTF-8, malformed JSON, a row that is not an object, lacks a field of
-    its format or has one of the wrong type, an unknown role or format, a first row in no format or in several, a
-    conversation without an assistant turn.
+    its format, has one of the wrong type, or one that would change its meaning and is not read, an unknown role or format, a
+    first row in no format or in several, a conversation without an assistant turn.
     """
-    return [row for path in find_files(patterns) for row in read_file(path, format, formats)]
+    for raw in read_raw_rows(path, format, formats, on_bad):
+        try:
+            row = raw.row()
+        except InputError as error:
+            on_bad(error)
+        else:
+            yield row
 
 
-def read_file(path: Path, format: str | None = None, formats: Formats | None = None) -> list[Row]:
-    """The rows of one file or saved data set. See `read_rows`."""
-    return [raw.row() for raw in read_raw_rows(path, format, formats)]
-
-
-def read_raw_rows(path: Path, format: str | None = None, formats: Formats | None = None) -> Iterator[RawRow]:
-    """The rows of one file or saved data set, unchanged. Raises `InputError` as `read_rows`, but for what turns hold."""
+def read_raw_rows(
+    path: Path, format: str | None = None, formats: Formats | None = None, on_bad: OnBad = raise_it
+) -> Iterator[RawRow]:
+    """The rows of one file or saved data set, unchanged. Raises `InputError` as `each_row`, but for what turns hold."""
     known = formats or registered_formats()
     chosen = known.find(format) if format is not None else None
     empty = True
-    for number, fields in read_objects(path):
-        if not isinstance(fields, dict):
-            raise InputError(f"{path}:{number}: the row is {kind_of(fields)}; every row must be an object, {{...}}")
-        if chosen is None:
-            chosen = known.detect(fields, f"{path}:{number}")
-        if not chosen.fits(fields):
-            raise known.misfit(chosen, fields, f"{path}:{number}")
-        yield RawRow(fields, chosen, path, number)
+
+    def leave_out(error: InputError) -> None:
+        nonlocal empty
         empty = False
+        on_bad(error)
+
+    for number, fields in read_objects(path, leave_out):
+        empty = False
+        where = f"{path}:{number}"
+        try:
+            if not isinstance(fields, dict):
+                raise InputError(f"{where}: the row is {kind_of(fields)}; every row must be an object, {{...}}")
+            if chosen is None:
+                chosen = known.detect(fields, where)
+            if not chosen.fits(fields):
+                raise known.misfit(chosen, fields, where)
+        except InputError as error:
+            on_bad(error)
+        else:
+            yield RawRow(fields, chosen, path, number)
     if empty:
         raise InputError(f"{path}: the file holds no rows; remove it from the list of files or fill it")
 
 
-def first_rows(patterns: Sequence[str], format: str | None, formats: Formats | None = None) -> list[RawRow]:
+def first_rows(patterns: Sequence[str], format: str | None, on_bad: OnBad = raise_it) -> list[RawRow]:
     """The first row of each file of a source."""
-    return [next(read_raw_rows(path, format, formats)) for path in find_files(patterns)]
+    return [row for path in find_files(patterns) for row in _first(read_raw_rows(path, format, None, on_bad))]
 
 
 def common_layout(rows: Iterable[RawRow]) -> Layout:
@@ -109,3 +139,12 @@ def common_layout(rows: Iterable[RawRow]) -> Layout:
         raise InputError(f"the sources do not share one row format: {first}, but {second}; use --format messages")
     (layout,) = seen
     return layout
+
+
+def reading_again(policy: OnBadRow) -> OnBad:
+    """What to do with bad rows of files that have been read before: those that are left out have been counted and listed."""
+    return raise_it if policy == "error" else pass_over
+
+
+def _first(rows: Iterator[RawRow]) -> list[RawRow]:
+    return [row for row in (next(rows, None),) if row is not None]

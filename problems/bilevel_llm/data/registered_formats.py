@@ -11,6 +11,7 @@ from bilevel.errors import InputError
 from bilevel.plugins import Plugins, load_plugins
 from bilevel.suggest import did_you_mean
 from bilevel_llm.data.format import Format
+from bilevel_llm.data.rows import PROVENANCE
 from bilevel_llm.data.wording import names_of_fields
 
 
@@ -35,12 +36,15 @@ class Formats:
         return self._by_name[name]
 
     def detect(self, fields: Mapping[str, Any], where: str) -> Format:
-        """The format that most speaks for (see `Evidence`).
+        """The format that a mixed row says it is in; otherwise the one that most speaks for (see `Evidence`).
 
         where: the row's file and line, for messages.
 
         Raises `InputError` if nothing speaks for any, and if as much speaks for several.
         """
+        origin = fields.get(PROVENANCE)
+        if isinstance(origin, dict) and (said := self._by_name.get(str(origin.get("format")))) and said.fits(fields):
+            return said
         evidence = {name: format.detect(fields) for name, format in self._by_name.items()}
         most = max(evidence.values(), default=0)
         if most <= 0:

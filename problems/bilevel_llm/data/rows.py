@@ -12,6 +12,9 @@ RAW_ROLES = frozenset({"prompt", "completion", "text"})
 
 _LEARNED_ROLES = frozenset({"assistant", "completion", "text"})
 
+PROVENANCE = "_bilevel"
+"""The field of a mixed row that says where it is from and how it is read: {source, file, row, repeat, format}."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -20,11 +23,14 @@ class Turn:
     role: "system", "user" or "assistant" in a conversation; "prompt" and "completion", or "text", in a row that goes to
         the model as it is, without a chat template.
     masked: True for a text that is not to be learned although its role is: an earlier answer that is known to be bad.
+    reasoning: what the assistant thinks before it answers, where the row has it in a field of its own. It is learned with
+        the answer; where it is written is up to the chat template.
     """
 
     role: str
     text: str
     masked: bool = False
+    reasoning: str = ""
 
     @property
     def learned(self) -> bool:
@@ -55,5 +61,6 @@ def fingerprint(row: Row) -> int:
 
     Normalized: Unicode NFKC, case folded, every run of white space one space, none at the ends.
     """
-    texts = (" ".join(unicodedata.normalize("NFKC", turn.text).casefold().split()) for turn in row.turns)
+    parts = (part for turn in row.turns for part in ([turn.reasoning, turn.text] if turn.reasoning else [turn.text]))
+    texts = (" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in parts)
     return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little")

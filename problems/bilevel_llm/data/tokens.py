@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.errors import InputError
-from bilevel.files import write_atomic
+from bilevel.files import written_whole
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
-from bilevel_llm.data.files import file_type, find_files
-from bilevel_llm.data.reading import read_file
+from bilevel_llm.data.files import OnBad, file_type, find_files
+from bilevel_llm.data.progress import Progress, reading
+from bilevel_llm.data.reading import OnBadRow, each_row
 from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.data.rows import Row, fingerprint
 
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bilevel.llm")
 
-_CACHE_VERSION = 1  # to be raised whenever the same input gives other arrays than before
+_CACHE_VERSION = 2  # to be raised whenever the same input gives other arrays than before
 _BATCH = 512  # rows tokenized at once: enough to keep a fast tokenizer's threads busy
+_BATCH_CHARACTERS = 4 << 20  # at which a batch ends early
+_LISTED = 1000  # rows that are left out of which the reason is kept
+_SHOWN = 10  # of these that are logged
 
 _Arrays = dict[str, Any]  # fields of TokenTable that are arrays, and those that are not
 _Counts = dict[str, Any]
@@ -46,6 +52,8 @@ class TokenTable:
     rows_read: rows in the files.
     truncated: rows of this table that were cut at max_length.
     dropped: rows left out because they had no target within max_length tokens; rows_read = len(table) + dropped.
+    bad: rows, and lines, left out because they could not be used (`on_bad_row: skip`); rows_read does not count them.
+    reasons: what was wrong with the first thousand of these.
     notes: what `Encoded.notes` said -> of how many rows of this table.
     content_hash: `content_hash` of the files.
     """
@@ -62,6 +70,8 @@ class TokenTable:
     dropped: int
     notes: Mapping[str, int]
     content_hash: str
+    bad: int = 0
+    reasons: Sequence[str] = field(default=(), repr=False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,8 +110,9 @@ def tokenize(
     template: Template = "auto",
     max_length: int,
     cache: Path | None = None,
+    on_bad_row: OnBadRow = "error",
 ) -> TokenTable:
-    """Read, tokenize and label all rows of the files that `patterns` name.
+    """Read, tokenize and label all rows of the files that `patterns` name. Memory holds the tokens, and a few hundred rows.
 
     format: name of the row format; None detects it from the first row of each file.
     template: chat template; "auto" is the model's own, where it has one (see `chat`).
@@ -109,16 +120,18 @@ def tokenize(
     cache: directory that keeps the result for the next time (see `default_cache`); None keeps nothing. What is found
         there is used only if made from the same file contents, in the same order, with the same tokenizer and settings.
 
-    Raises `InputError` for what cannot be read (`read_rows`) or encoded (`Encoder`), if no row is left, and if
-    the cache directory cannot be written.
+    on_bad_row: "skip" leaves out rows that cannot be read or encoded (see `TokenTable.bad`).
+
+    Raises `InputError` for what cannot be read (`each_row`) or encoded (`Encoder`), if no row is left, and if the cache
+    directory cannot be written.
     """
     if max_length < 2:
         raise InputError(f"max_length is {max_length}; it must be at least 2: one token to see and one to predict")
     files = find_files(patterns)
     content = _content_hash(files)
-    encoder = Encoder(tokenizer, template)
+    encoder = Encoder(tokenizer, template, max_length)
     if cache is None:
-        arrays, counts = _build(files, format, encoder, max_length)
+        arrays, counts = _build(files, format, encoder, max_length, on_bad_row)
     else:
         made_from = {
             "version": _CACHE_VERSION,
@@ -127,12 +140,13 @@ def tokenize(
             "chat_template": encoder.chat_template or dict(PLAIN_TEMPLATE),
             "tokenizer": _identity(tokenizer),
             "max_length": max_length,
+            "on_bad_row": on_bad_row,
         }
         path = cache / f"{_sha256(made_from)}.safetensors"
         cached = _load(path)
         if cached is None:
             _make_directory(cache)  # if that fails, let it be before the long work
-            cached = _build(files, format, encoder, max_length)
+            cached = _build(files, format, encoder, max_length, on_bad_row)
             _save(path, *cached)
         arrays, counts = cached
     return TokenTable(**arrays, **counts, files=tuple(files), content_hash=content)
@@ -150,57 +164,93 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilevel"
 
 
-def _build(files: Sequence[Path], format: str | None, encoder: Encoder, max_length: int) -> tuple[_Arrays, _Counts]:
+def _build(
+    files: Sequence[Path], format: str | None, encoder: Encoder, max_length: int, on_bad_row: OnBadRow
+) -> tuple[_Arrays, _Counts]:
     """The fields of a `TokenTable` that depend on the files' contents alone, not on where the files are."""
-    ids: list[NDArray[np.int32]] = []
-    labels: list[NDArray[np.bool_]] = []
-    places: list[tuple[int, int]] = []
-    fingerprints: list[int] = []
+    ids, labels = array("i"), bytearray()
+    starts, file_of, number, fingerprints = array("q", [0]), array("i"), array("q"), array("Q")
     notes: Counter[str] = Counter()
-    rows_read = truncated = 0
+    rows_read = truncated = bad = 0
     first_dropped = ""
-    for file, row, encoded in _encoded_rows(files, format, encoder):
-        rows_read += 1
-        if not any(encoded.labels[:max_length]):
-            first_dropped = first_dropped or _why_dropped(row, encoded)
-            continue
-        truncated += len(encoded.ids) > max_length
-        ids.append(np.array(encoded.ids[:max_length], np.int32))
-        labels.append(np.array(encoded.labels[:max_length], np.bool_))
-        places.append((file, int(row.where.rpartition(":")[2])))
-        fingerprints.append(fingerprint(row))
-        notes.update(encoded.notes)
+    reasons: list[str] = []
+
+    def leave_out_row(error: InputError) -> None:
+        nonlocal bad
+        if on_bad_row == "error":
+            raise error
+        bad += 1
+        if len(reasons) < _LISTED:
+            reasons.append(str(error))
+
+    with reading(files) as progress:
+        for file, row, encoded in _encoded_rows(files, format, encoder, leave_out_row, progress):
+            rows_read += 1
+            if not any(encoded.labels[:max_length]):
+                first_dropped = first_dropped or _why_dropped(row, encoded)
+                continue
+            truncated += encoded.cut or len(encoded.ids) > max_length
+            ids.extend(encoded.ids[:max_length])
+            labels.extend(encoded.labels[:max_length])
+            starts.append(len(ids))
+            file_of.append(file)
+            number.append(int(row.where.rpartition(":")[2]))
+            fingerprints.append(fingerprint(row))
+            notes.update(encoded.notes)
     if not ids:
+        if not rows_read:
+            raise InputError(f"none of {bad} rows can be used; the first: {reasons[0]}")
         raise InputError(
             f"no row has a token to learn within max_length={max_length}: {first_dropped} ({rows_read} rows read); "
             "raise max_length"
         )
-    file_of, number = zip(*places, strict=True)
     arrays = {
-        "ids": np.concatenate(ids),
-        "labels": np.concatenate(labels),
-        "starts": np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        "fingerprints": np.array(fingerprints, np.uint64),
-        "file": np.array(file_of, np.int32),
-        "number": np.array(number, np.int64),
+        "ids": np.frombuffer(ids, np.int32),
+        "labels": np.frombuffer(labels, np.bool_),
+        "starts": np.frombuffer(starts, np.int64),
+        "fingerprints": np.frombuffer(fingerprints, np.uint64),
+        "file": np.frombuffer(file_of, np.int32),
+        "number": np.frombuffer(number, np.int64),
     }
-    counts = {"rows_read": rows_read, "truncated": truncated, "dropped": rows_read - len(ids), "notes": dict(notes)}
+    counts = {
+        "rows_read": rows_read,
+        "truncated": truncated,
+        "dropped": rows_read - len(number),
+        "notes": dict(notes),
+        "bad": bad,
+        "reasons": reasons,
+    }
     return arrays, counts
 
 
-def _encoded_rows(files: Sequence[Path], format: str | None, encoder: Encoder) -> Iterator[tuple[int, Row, Encoded]]:
+def _encoded_rows(
+    files: Sequence[Path], format: str | None, encoder: Encoder, on_bad: OnBad, progress: Progress
+) -> Iterator[tuple[int, Row, Encoded]]:
     for index, path in enumerate(files):
-        rows = read_file(path, format)
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            for row, encoded in zip(batch, encoder.encode(batch), strict=True):
+        rows = each_row(path, format, on_bad=on_bad)
+        while batch := list(_batch(rows)):
+            for row, encoded in encoder.encode_usable(batch, on_bad):
                 yield index, row, encoded
+            progress.advance(len(batch))
+        progress.finish(path)
+
+
+def _batch(rows: Iterator[Row]) -> Iterator[Row]:
+    """Some hundred rows, or fewer that are long."""
+    characters = 0
+    for row in islice(rows, _BATCH):
+        yield row
+        characters += sum(len(turn.text) for turn in row.turns)
+        if characters > _BATCH_CHARACTERS:
+            return
 
 
 def _why_dropped(row: Row, encoded: Encoded) -> str:
-    if not any(encoded.labels):
-        return f"{row.where} has none at all"
-    return f"{row.where} has its first at token {encoded.labels.index(True) + 1} of {len(encoded.ids)}"
+    if any(encoded.labels):
+        return f"{row.where} has its first at token {encoded.labels.index(True) + 1} of {len(encoded.ids)}"
+    if encoded.cut:
+        return f"{row.where} has none among its first {len(encoded.ids)}"
+    return f"{row.where} has none at all"
 
 
 # ----------------------------------------------------------------------------------------------------------- the cache
@@ -242,9 +292,9 @@ def _sha256(value: Any) -> str:
 
 def _digest(arrays: _Arrays, counts: str) -> str:
     digest = hashlib.sha256(counts.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 
@@ -263,12 +313,12 @@ def _load(path: Path) -> tuple[_Arrays, _Counts] | None:
 
 
 def _save(path: Path, arrays: _Arrays, counts: _Counts) -> None:
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     facts = json.dumps(counts)
-    data = save(arrays, {"digest": _digest(arrays, facts), "counts": facts})
     try:
-        write_atomic(path, data)
+        with written_whole(path) as part:
+            save_file(arrays, part, {"digest": _digest(arrays, facts), "counts": facts})
     except OSError as error:
         raise _unwritable(path.parent, error) from error
 
@@ -296,3 +346,9 @@ def report_table(what: str, table: TokenTable, max_length: int) -> None:
     log.info("%s", words)
     for note, rows in table.notes.items():
         log.info("%s: in %d rows, %s", what, rows, note)
+    if table.bad:
+        log.warning("%s: %d rows are left out because they cannot be used (on_bad_row: skip):", what, table.bad)
+        for reason in table.reasons[:_SHOWN]:
+            log.warning("  %s", reason)
+        if table.bad > _SHOWN:
+            log.warning("  and %d more", table.bad - _SHOWN)

@@ -20,7 +20,7 @@ def kind_of(value: Any) -> str:
         case dict():
             return "an object"
         case _:
-            return f"a {type(value).__name__}"
+            return getattr(value, "kind", None) or f"a {type(value).__name__}"
 
 
 def names_of_fields(fields: Mapping[str, Any]) -> str:

@@ -21,9 +21,12 @@ from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.files import find_files
 from bilevel_llm.data.padding import PaddedRows
-from bilevel_llm.data.tokens import TokenTable, default_cache, tokenize
+from bilevel_llm.data.reading import OnBadRow
+from bilevel_llm.data.settings import ValidationSet
+from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.limits import check_limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +98,12 @@ def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) 
 
 def evaluate(
     model: str,
-    data: Sequence[str],
+    data: Sequence[str | ValidationSet],
     *,
     max_length: int = 1024,
     format: str | None = None,
     template: Template = "auto",
+    on_bad_row: OnBadRow = "error",
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> dict[str, Scores]:
@@ -107,7 +111,8 @@ def evaluate(
 
     model: as in a recipe: a directory, a GGUF file, a hub id in the local cache, or "smollm2-135m". It is run in the
         precision of its files, without dropout.
-    data: files, directories and globs, as for `tokenize`; also format, template and max_length.
+    data: files, directories and globs, as for `tokenize`, or sets of them with formats of their own; also format (of the
+        former), template, max_length and on_bad_row.
     device: "auto" takes CUDA where there is one.
 
     Raises `InputError` for a model or data that cannot be read, before the model is loaded.
@@ -115,17 +120,23 @@ def evaluate(
     where = _device(device)
     files = find_model(model)
     tokenizer = files.load_tokenizer(trust_remote_code)
+    sets = [ValidationSet(one, format=format) if isinstance(one, str) else one for one in data]
     tables = {
         str(path): tokenize(
             [str(path)],
             tokenizer,
-            format=format,
+            format=one.format,
             template=template,
             max_length=max_length,
             cache=default_cache() / "tokens",
+            on_bad_row=on_bad_row,
         )
-        for path in find_files(data)
+        for one in sets
+        for path in find_files(one.patterns)
     }
+    for path, read in tables.items():
+        report_table(path, read, max_length)
+    check_limits(files.build_empty(trust_remote_code=trust_remote_code), tables)
     module = LanguageModel(files.load_model(trust_remote_code=trust_remote_code)).to(where)
     return {path: score(module, table) for path, table in tables.items()}
 

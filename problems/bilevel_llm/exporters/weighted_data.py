@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bilevel.errors import InputError
 from bilevel_llm.data.files import file_type, find_files
@@ -150,6 +150,7 @@ def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -
         for row in read_raw_rows(file, format):
             first = first or row
             layout = common_layout((first, row))
+            _check_layout_says_all(row, layout)
             columns.update(dict.fromkeys(column for column in layout.columns if column in row.fields))
             if isinstance(layout, ChatLayout):
                 roles.update(_roles(row, layout))
@@ -158,8 +159,26 @@ def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -
     return WeightedSource(name, weight, rows, first.layout, frozenset(roles), tuple(columns))
 
 
+def _check_layout_says_all(row: RawRow, layout: Layout) -> None:
+    """Raises `InputError` for a row of which a trainer that is told its layout would learn something else."""
+    turns = row.row().turns
+    prompted = isinstance(layout, ChatLayout) and len(layout.fields) > 1  # trainers do not learn the answers of a prompt
+    if any(turn.reasoning or (turn.masked and not prompted) for turn in turns):
+        raise InputError(
+            f"{row.where}: the row has answers with reasoning, or some that are not to be learned, which trainers cannot be "
+            "told; there is no faithful export"
+        )
+    told: dict[str, Any] = {name: row.fields[name] for name in layout.columns if name in row.fields}
+    if isinstance(layout, ChatLayout):
+        entries = [turn for field in layout.fields for turn in told[field]]
+        if not all(isinstance(turn, dict) and isinstance(turn.get(layout.text), str) for turn in entries):
+            raise InputError(f"{row.where}: not every turn has {layout.role!r} and {layout.text!r}, a string; {MAKE_A_MIX}")
+    if layout.columns and row.format.read(told, row.where) != turns:
+        raise InputError(
+            f"{row.where}: the row says more than its {' and '.join(told)}, and trainers would be told of these alone; "
+            f"{MAKE_A_MIX}"
+        )
+
+
 def _roles(row: RawRow, layout: ChatLayout) -> set[str]:
-    turns = [turn for field in layout.fields for turn in row.fields[field]]
-    if any(layout.role not in turn or layout.text not in turn for turn in turns):
-        raise InputError(f"{row.where}: not every turn has {layout.role!r} and {layout.text!r}; {MAKE_A_MIX}")
-    return {turn[layout.role] for turn in turns}
+    return {turn[layout.role] for field in layout.fields for turn in row.fields[field]}

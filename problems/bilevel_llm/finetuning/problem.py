@@ -24,8 +24,9 @@ from bilevel import Finding, Forward, InputError, Labels, Loss, Shard, Stratifie
 from bilevel.data import Stream
 from bilevel.record import Record, total_size
 from bilevel_llm.data.batches import TokenBatch, per_token
+from bilevel_llm.data.files import find_files
 from bilevel_llm.data.overlap import without_rows
-from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.reading import each_row, reading_again
 from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.rows import fingerprint
 from bilevel_llm.data.settings import patterns_of
@@ -188,7 +189,8 @@ class FineTuning(LanguageModelProblem):
                 *((v.patterns, v.format) for v in self.validation),
                 *(([path], None) for path in self.held_out),
             )
-            for row in read_rows(patterns, format=format)
+            for path in find_files(patterns)
+            for row in each_row(path, format, on_bad=reading_again(self.on_bad_row))
         }
         kept = without_rows(table, elsewhere)
         dropped = len(table) - len(kept)

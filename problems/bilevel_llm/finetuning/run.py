@@ -41,13 +41,13 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
         return
     export_model(output, model)
     problem = config.problem
-    paths = [path for v in problem.validation for path in v.patterns]
-    if paths:
+    if problem.validation:
         scores = evaluate(
             str(model),
-            paths,
+            problem.validation,
             max_length=problem.max_length,
             template=problem.template,
+            on_bad_row=problem.on_bad_row,
             trust_remote_code=problem.trust_remote_code,
         )
         write(scores, output / "evaluation.json")

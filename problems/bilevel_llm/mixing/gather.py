@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.errors import RunError
+from bilevel_llm.data.files import pass_over
 from bilevel_llm.data.reading import RawRow, read_raw_rows
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.mixing.spool import Spool
@@ -38,7 +39,7 @@ def gather(
 
 
 def _gather_from(file: Path, format: str | None, slots: dict[int, int], written: Written, spool: Spool) -> None:
-    for row in read_raw_rows(file, format):
+    for row in read_raw_rows(file, format, on_bad=pass_over):  # those that are needed are not bad
         slot = slots.pop(row.number, None)
         if slot is not None:
             spool.put(slot, written(row))

@@ -25,14 +25,12 @@ from bilevel_llm.data.format import Format
 from bilevel_llm.data.layout import Layout
 from bilevel_llm.data.reading import RawRow
 from bilevel_llm.data.registered_formats import registered_formats
+from bilevel_llm.data.rows import PROVENANCE
 from bilevel_llm.mixing.gather import gather
 from bilevel_llm.mixing.pool import Pool
 from bilevel_llm.mixing.quotas import Counts, Weights
 from bilevel_llm.mixing.row_files import check_output, write_rows
 from bilevel_llm.mixing.spool import Spool
-
-PROVENANCE = "_bilevel"
-"""The field of a mixed row that says where it is from: {source, file, row, repeat}. Readers ignore it."""
 
 _ORDER = 1002  # of the rows in the mix; see `pool._DRAW`
 
@@ -204,7 +202,8 @@ class Mix:
     def _provenance(self, source: int, row: int, copy: int) -> dict[str, Any]:
         table = self.pools[source].table
         file, number = str(table.files[table.file[row]]), int(table.number[row])
-        return {"source": self.pools[source].name, "file": file, "row": number, "repeat": copy}
+        said = {"source": self.pools[source].name, "file": file, "row": number, "repeat": copy}
+        return {**said, "format": self.layout.format}
 
 
 def card_file(path: Path) -> Path:

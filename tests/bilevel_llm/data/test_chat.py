@@ -49,6 +49,12 @@ PHI = """{% for message in messages %}<|{{ message.role }}|>
 {% endfor %}{% if add_generation_prompt %}<|assistant|>
 {% else %}{{ eos_token }}{% endif %}"""
 
+# A template that needs a question before it writes a generation prompt
+WANTS_A_USER = CHATML.replace(
+    "{% if add_generation_prompt %}",
+    "{% if add_generation_prompt %}{% set asked = (messages | selectattr('role', 'eq', 'user') | first).role | upper %}",
+)
+
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPECIAL += ["<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]
 
@@ -196,11 +202,18 @@ def test_a_generation_prompt_the_conversation_does_not_contain_is_an_error():
         encode(QUESTION, tokenizer)
 
 
-def test_a_conversation_that_the_assistant_opens_is_learned_from_its_second_response():
-    tokenizer = words(CHATML)
-    encoded = encode(Row((Turn("assistant", "Hello"), *QUESTION.turns), "a:4"), tokenizer)
-    assert labelled(encoded, tokenizer) == ["Hello", "Ġthere", "Ġ!", "<|im_end|>"]
-    assert encoded.notes == (chat.EARLIER_UNLABELLED,)
+@pytest.mark.parametrize("told", [(), (Turn("system", "Short ."),)])
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, WANTS_A_USER, "plain"])
+def test_a_conversation_that_the_assistant_opens_is_learned_from_its_first_response(template, told):
+    tokenizer = words(template)
+    end = {CHATML: "<|im_end|>", LLAMA3: "<|eot_id|>", WANTS_A_USER: "<|im_end|>", "plain": "</s>"}[template]
+    for row, responses in (
+        (Row((*told, Turn("assistant", "Hello")), "a:4"), ["Hello", end]),
+        (Row((*told, Turn("assistant", "Hello"), *QUESTION.turns), "a:4"), ["Hello", end, "Hello", "Ġthere", "Ġ!", end]),
+    ):
+        encoded = encode(row, tokenizer, template="plain" if template == "plain" else "model")
+        assert labelled(encoded, tokenizer) == responses
+        assert encoded.notes == ()
 
 
 def test_turns_after_the_last_response_are_left_out():
@@ -229,12 +242,14 @@ def test_a_template_without_an_end_of_turn_token_is_noted():
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_a_token_across_the_start_of_the_response_is_not_labelled(trim):
+def test_a_token_across_the_start_of_the_response_is_labelled_lest_it_lose_its_first_word(trim):
     template = CHATML.replace("assistant\n", "assistant ").replace("message.role }}\n", "message.role }} ")
     tokenizer = words(template)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
     row = Row((Turn("user", "Again"), Turn("assistant", "Say hello")), "a:8")
-    assert labelled(encode(row, tokenizer), tokenizer) == ["Ġhello", "<|im_end|>"]
+    assert labelled(encode(row, tokenizer), tokenizer) == ["ĠSay", "Ġhello", "<|im_end|>"]
+    one = Row((Turn("user", "Again"), Turn("assistant", "Say")), "a:8")
+    assert labelled(encode(one, tokenizer), tokenizer) == ["ĠSay", "<|im_end|>"]
 
 
 def test_a_character_of_many_tokens_is_labelled_whole():
@@ -408,3 +423,153 @@ def test_the_tokens_are_those_of_the_tokenizers_own_chat_template():
     tokenizer = words(LLAMA3, adds_bos=True)
     messages = [{"role": turn.role, "content": turn.text} for turn in TALK.turns]
     assert encode(TALK, tokenizer).ids == tokenizer.apply_chat_template(messages, return_dict=False)
+
+
+# ------------------------------------------------------------------------------------------- all of an answer is learned
+
+# Qwen3: reasoning comes in a field, or before </think>, and is written for the last answer alone
+REASONING = """{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.role == 'assistant' %}{% set content = message.content %}{% set reasoning = message.reasoning_content or '' %}\
+{% if not reasoning and '</think>' in content %}{% set reasoning = content.split('</think>')[0].split('<think>')[-1].strip() %}\
+{% set content = content.split('</think>')[-1].lstrip() %}{% endif %}\
+{% if loop.last %}<think>
+{{ reasoning }}
+</think>
+
+{% endif %}{{ content }}{% else %}{{ message.content }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+# DeepSeek-R1: what an answer says before </think> is thrown away
+FORGETS = CHATML.replace("message.content }}", "message.content.split('</think>')[-1] }}")
+
+THOUGHTS = Turn("assistant", "Hello you", reasoning="Say hello")
+
+
+def test_reasoning_in_a_field_of_its_own_is_learned_where_the_template_writes_it():
+    tokenizer = words(REASONING)
+    encoded = encode(Row((QUESTION.turns[0], THOUGHTS), "a:1"), tokenizer)
+    assert tokenizer.decode([i for i, label in zip(encoded.ids, encoded.labels, strict=True) if label]) == (
+        "<think>\nSay hello\n</think>\n\nHello you<|im_end|>"
+    )
+    asked_again = encode(Row((QUESTION.turns[0], THOUGHTS, *QUESTION.turns), "a:1"), tokenizer)
+    assert labelled(asked_again, tokenizer)[-4:] == ["Hello", "Ġthere", "Ġ!", "<|im_end|>"]
+    assert asked_again.notes == (chat.EARLIER_UNLABELLED,)
+
+
+@pytest.mark.parametrize(
+    ("template", "turn"),
+    [
+        (CHATML, THOUGHTS),
+        (None, THOUGHTS),
+        (FORGETS, Turn("assistant", "<think> Say hello </think> Hello you")),
+        (CHATML.replace("message.content }}", "message.content[:9] }}"), Turn("assistant", "Hello you Hello")),
+        (CHATML.replace("message.content }}", "message.content | upper }}"), Turn("assistant", "Hello")),
+    ],
+)
+def test_an_answer_of_which_the_template_loses_a_part_is_refused(template, turn):
+    with pytest.raises(InputError, match=r"^a:1: the (chat|plain) template (does not write|has no place|leaves out)"):
+        encode(Row((QUESTION.turns[0], turn), "a:1"), words(template))
+
+
+def test_a_template_that_leaves_out_the_system_prompt_is_refused():
+    template = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
+    with pytest.raises(InputError, match=r"^a:3: the chat template leaves out words of a turn of the role 'system'"):
+        encode(TOLD, words(template))
+
+
+@pytest.mark.parametrize("content", ["<think> Say hello </think> Hello you", "Hello you"])
+def test_what_a_template_writes_anew_without_losing_a_word_is_learned(content):
+    tokenizer = words(REASONING)
+    answer = labelled(encode(Row((QUESTION.turns[0], Turn("assistant", content)), "a:1"), tokenizer), tokenizer)
+    assert answer[0] == "<think>"
+    assert answer[-3:] == ["Hello", "Ġyou", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, GEMMA])
+def test_the_header_of_a_template_that_ignores_generation_prompts_is_not_learned(template):
+    ignoring = template[: template.index("{% if add_generation_prompt %}")]
+    expected = encode(TALK, words(template))
+    encoded = encode(TALK, words(ignoring))
+    assert (encoded.ids, encoded.labels, encoded.notes) == (expected.ids, expected.labels, ())
+
+
+@pytest.mark.parametrize("header", ["", "<think>\n\n</think>\n\n"])
+def test_an_added_token_in_an_answer_does_not_end_it(header):
+    template = CHATML.replace("message.content }}<|im_end|>", "'" + header.replace("\n", "\\n") + "' ~ message.content }}")
+    tokenizer = words(template.replace("<|im_start|>", ""))
+    row = Row((Turn("user", "Say hello"), Turn("assistant", "Hello</think> there !")), "a:6")
+    encoded = encode(row, tokenizer)
+    assert labelled(encoded, tokenizer)[-4:] == ["Hello", "</think>", "Ġthere", "Ġ!"]
+    assert encoded.notes == (chat.NO_END,)
+
+
+def test_an_answer_that_holds_the_templates_own_words_ends_where_it_ends():
+    tokenizer = words(CHATML)
+    for text in ("assistant\nHello", "Hello<|im_end|>\n<|im_start|>user\nAgain", "<|im_end|>", " Hello ", "Hello\n"):
+        encoded = encode(Row((*QUESTION.turns, QUESTION.turns[0], Turn("assistant", text)), "a:6"), tokenizer)
+        ids = [i for i, label in zip(encoded.ids, encoded.labels, strict=True) if label]
+        assert tokenizer.decode(ids) == f"Hello there !<|im_end|>{text}<|im_end|>"
+
+
+# ---------------------------------------------------------------------------------------- templates that mark the answers
+
+MARKED = """{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}
+{% else %}{{ message.content }}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+WITHOUT_END = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+NO_PROMPT = MARKED[: MARKED.index("{% if add_generation_prompt %}")]
+SPACED = MARKED.replace("assistant\n", "assistant ").replace("message.role }}\n", "message.role }} ")
+
+
+@pytest.mark.parametrize("template", [MARKED, WITHOUT_END, NO_PROMPT, SPACED])
+def test_the_labels_of_a_template_that_marks_answers_are_transformers_own_mask(template):
+    tokenizer = words(template)
+    opened = Row((Turn("assistant", "Hello"), *TALK.turns), "a:4")
+    for row in (QUESTION, TALK, TOLD, opened):
+        encoded = encode(row, tokenizer)
+        messages = [{"role": turn.role, "content": turn.text} for turn in row.turns]
+        expected = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert encoded.ids == expected["input_ids"]
+        assert encoded.labels == list(map(bool, expected["assistant_masks"]))
+        assert encoded.notes == ((chat.NO_END,) if template == WITHOUT_END else ())
+
+
+def test_a_masked_answer_is_not_learned_although_the_template_marks_it():
+    tokenizer = words(MARKED)
+    turns = (TALK.turns[0], Turn("assistant", "Hello there !", masked=True), *TALK.turns[2:])
+    assert labelled(encode(Row(turns, "a:2"), tokenizer), tokenizer) == ["Hello", "Ġyou", "<|im_end|>"]
+
+
+def test_marks_that_are_not_one_for_each_answer_are_refused():
+    template = MARKED.replace(
+        "{{ message.content }}<|im_end|>{% endgen", "{% endgeneration %}{% generation %}{{ message.content }}{% endgen"
+    )
+    with pytest.raises(InputError, match=r"^a:1: the chat template marks 2 parts as generated, and there are 1 answers"):
+        encode(QUESTION, words(template))
+
+
+# ------------------------------------------------------------------------------------------------------------- long rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row((Turn("text", "Paris . " * 50_000),), "a:1"),
+        Row((Turn("user", "Again"), Turn("assistant", "Hello " * 50_000)), "a:1"),
+    ],
+)
+def test_of_a_very_long_row_only_the_beginning_is_tokenized(row):
+    tokenizer = words(CHATML)
+    whole, part = encode(row, tokenizer), Encoder(tokenizer, max_length=16).encode([row])[0]
+    assert len(part.ids) < 0.2 * len(whole.ids)
+    assert (part.ids[:16], part.labels[:16], part.cut, whole.cut) == (whole.ids[:16], whole.labels[:16], True, False)
+
+
+def test_a_response_far_behind_max_length_is_not_found_and_does_not_stop_others():
+    far = Row((Turn("user", "Again " * 50_000), Turn("assistant", "Hello")), "a:1")
+    encoded = Encoder(words(CHATML), max_length=16).encode([far, QUESTION])
+    assert not any(encoded[0].labels)
+    assert encoded[1] == encode(QUESTION, words(CHATML))

@@ -159,7 +159,9 @@ def test_the_identity_of_a_format_changes_with_its_version_and_that_of_detection
 
 def test_a_row_from_which_nothing_is_learned_is_refused(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"lines": []}])
-    with pytest.raises(InputError, match=r"a\.jsonl:1: no assistant turn to learn from \(turns: user, assistant\)"):
+    with pytest.raises(
+        InputError, match=r"a\.jsonl:1: no assistant turn to learn from \(turns: user, assistant, not to be learned\)"
+    ):
         read_rows([str(file)], formats=Formats([Silent()]))
 
 

@@ -1,11 +1,13 @@
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from bilevel.errors import InputError
-from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data import files, json_text
+from bilevel_llm.data.reading import each_row, read_rows
 from bilevel_llm.data.rows import Row, Turn, fingerprint
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -184,7 +186,7 @@ def test_a_directory_of_files_is_not_a_saved_data_set(tmp_path):
 
 
 FILE_ERRORS = [
-    ("a.csv", "x", ["a.csv: unknown type of file '.csv'", ".jsonl"]),
+    ("a.tsv", "x", ["a.tsv: unknown type of file '.tsv'", ".jsonl"]),
     ("a.jsonl", " \n", ["a.jsonl: the file is empty"]),
     ("a.json", "[ ]", ["a.json: the file holds no rows"]),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', ["a.jsonl:2: byte 0xff is not UTF-8"]),
@@ -194,7 +196,7 @@ FILE_ERRORS = [
     ("a.json", '[{"text": "a"}', ["a.json:1: malformed JSON at column 15"]),
     ("a.json", '[{"text": "a"},]', ["a.json:1: malformed JSON at column 16"]),
     ("a.json", '[{"text": "a"}]\nx', ["a.json:2: malformed JSON at column 1: Extra data"]),
-    ("a.json", '{"text": "a"}\n{"text": "b"}', ["a.json: the file holds an object, not an array", ".jsonl"]),
+    ("a.json", '"text"', ["a.json: the file holds a string, not an array", ".jsonl"]),
     ("a.jsonl.gz", b"no gzip", ["a.jsonl.gz: not a whole gzip file"]),
     ("a.json.gz", gzip.compress(b'[{"text": "a"}]', mtime=0)[:-9], ["a.json.gz: not a whole gzip file"]),
     ("a.parquet", b"PAR0", ["a.parquet: not a readable parquet file"]),
@@ -226,7 +228,11 @@ ROW_ERRORS = [
     ({"messages": "Hi"}, None, ["field 'messages' is a string, but must be a list of turns"]),
     ({"messages": ["Hi"]}, None, ["messages[0] is a string, but must be an object"]),
     ({"messages": [{"role": "user"}]}, None, ["messages[0] must have 'role' and 'content'", "it has role"]),
-    ({"messages": [USER, {"role": "assistant", "content": [1]}]}, None, ["field 'messages[1].content' is a list"]),
+    (
+        {"messages": [USER, {"role": "assistant", "content": [1]}]},
+        None,
+        ["field 'messages[1].content[0]' is a number, but must be a string or a part"],
+    ),
     ({"items": [{"from": "humam", "value": "a"}]}, None, ["unknown role 'humam' in items[0].from", "mean 'human'"]),
     ({"messages": [USER]}, None, ["a.jsonl:1: no assistant turn to learn from (turns: user)"]),
     ({"messages": []}, None, ["no assistant turn to learn from (turns: none at all)"]),
@@ -265,3 +271,148 @@ def test_fingerprints_tell_apart_other_words_and_other_turns(texts):
     assert fingerprint(Row(tuple(Turn("user", t) for t in texts), "")) != fingerprint(
         Row((Turn("user", "ab"), Turn("assistant", "c")), "")
     )
+
+
+# ----------------------------------------------------------------------------------------------------- kinds of files
+
+ROWS = [{"text": "a\nb"}, {"text": 'é, "quoted"'}, {"text": "c"}]
+
+
+def make_file(path: Path) -> str:
+    import pyarrow
+
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    table = pyarrow.Table.from_pylist(ROWS)
+    name = path.name
+    if name.endswith(".parquet"):
+        from pyarrow import parquet
+
+        parquet.write_table(table, path)
+    elif name.endswith(".arrow"):
+        new = pyarrow.ipc.new_file if name.startswith("file") else pyarrow.ipc.new_stream
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    else:
+        name = name.lower()
+        if ".csv" in name:
+            lines = "text,id\r\n" + "".join('"' + row["text"].replace('"', '""') + '",1\r\n' for row in ROWS)
+        data = lines.encode()
+        if name.endswith(".gz"):
+            data = gzip.compress(data)
+        if name.endswith(".zst"):
+            data = pyarrow.compress(data, "zstd", asbytes=True)
+        path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jsonl", "a.ndjson", "a.json", "a.csv", "a.jsonl.gz", "a.json.gz", "a.JSONL.ZST", "a.json.zst", "a.csv.zst",
+        "file.arrow", "stream.arrow", "a.parquet",
+    ],
+)  # fmt: skip
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+    rows = read_rows([make_file(tmp_path / name)])
+    assert [row.turns[0].text for row in rows] == [row["text"] for row in ROWS]
+    numbers = [int(row.where.rpartition(":")[2]) for row in rows]
+    assert numbers == ([2, 4, 5] if ".csv" in name else [1, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "a.csv.gz", "stream.arrow", "file.arrow", "a.parquet"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_a_file_that_was_cut_off_is_an_error_that_says_so(tmp_path, name, part):
+    whole = Path(make_file(tmp_path / name)).read_bytes()
+    assert f"{name}: not a " in refused(whole[: int(part * len(whole))], tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('a,b\n"x,1\n', "a.csv:2: malformed CSV"),
+        ("text,text\nx,y\n", "a.csv:1: the first line must name every column, each differently"),
+        ("text,\nx,y\n", "a.csv:1: the first line must name every column"),
+        ('text,b\n"x\ny",1\nz\n', "a.csv:4: the row has 1 cells, and the first line names 2 columns"),
+        ("question,b\n1,2\n", "a.csv:2: the row is in no known format: it has question, b"),
+        ("", "a.csv: the file is empty"),
+        ("text\n", "a.csv: the file holds no rows"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_says_where_and_why(tmp_path, content, says):
+    assert says in refused(content, tmp_path, "a.csv")
+
+
+# ---------------------------------------------------------------------------------------------------------- large files
+
+
+def test_rows_are_read_one_by_one(tmp_path, monkeypatch):
+    """No more than a few chunks of a file are ever read ahead of the row that is asked for."""
+    for name, glue in (("a.jsonl", "\n"), ("a.json", ",\n")):
+        body = glue.join(json.dumps({"text": "x" * 100}) for _ in range(9000))
+        (tmp_path / name).write_text(f"[{body}]" if name == "a.json" else body)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        for file in (tmp_path / name, tmp_path / f"{name}.gz"):
+            tracemalloc.start()
+            count = sum(1 for _ in each_row(file))
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert count == 9000
+            assert peak < 500_000, (file.name, peak)  # the file has 1,000,000 bytes, and its rows more
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_a_row_that_does_not_end_is_refused_before_it_is_held(tmp_path, monkeypatch, name):
+    for module in (files, json_text):
+        monkeypatch.setattr(module, "MAX_ROW", 1 << 20)
+    long = "x" * (3 << 20)
+    content = {
+        "a.jsonl": f'{{"text": "a"}}\n{{"text": "{long}"}}\n{{"text": "b"}}\n',
+        "a.json": f'[{{"text": "a"}},\n{{"text": "{long}"}}]',
+        "a.csv": f"text\na\n{long}\n",
+    }[name]
+    number = 3 if name == "a.csv" else 2
+    assert f"{name}:{number}: the {'row' if name == 'a.json' else 'line'} is longer than 1 MiB" in refused(
+        content, tmp_path, name
+    )
+    if name == "a.jsonl":
+        left: list[InputError] = []
+        assert [row.turns[0].text for row in each_row(tmp_path / name, on_bad=left.append)] == ["a", "b"]
+        assert len(left) == 1
+
+
+HOSTILE = {
+    "deep list": "[" * 10_000 + "]" * 10_000,
+    "deep objects": '{"a":' * 10_000 + "1" + "}" * 10_000,
+    "huge number": "9" * 5_000,
+    "huge float": "1e999999",
+    "brackets in strings": "[" * 5_000 + '"]\\"]"' + "]" * 5_000,
+}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_value_that_python_cannot_hold_does_no_harm_in_a_field_that_is_not_read(tmp_path, name, value):
+    def file(field: str) -> str:
+        row = f'{{"meta": {value}, "text": {value if field == "text" else json.dumps("a")}, "id": 1}}'
+        return f'[{row},\n{{"text": "b"}}]' if name == "a.json" else f'{row}\n{{"text": "b"}}'
+
+    (tmp_path / name).write_text(file("meta"))
+    assert [row.turns[0].text for row in read_rows([str(tmp_path / name)])] == ["a", "b"]
+    message = refused(file("text"), tmp_path, name)
+    assert f"{name}:1: field 'text' is a" in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("content", ["[" * 10_000, '{"a":' * 10_000, "[" * 10_000 + "]" * 10_000, '{"a": [' + "[" * 4_999])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_deep_nesting_that_is_no_row_is_refused(tmp_path, name, content):
+    assert f"{name}:1: " in refused(content, tmp_path, name)
+
+
+def test_bad_rows_are_passed_over_if_the_caller_says_so(tmp_path):
+    lines = [b'{"text": "a"}', b"{", b'{"text": 1}', b"\xff", b"[1]", b'{"text": "b"}', b'{"prompt": "a"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    left: list[InputError] = []
+    rows = list(each_row(tmp_path / "a.jsonl", on_bad=left.append))
+    assert [row.where.rpartition(":")[2] for row in rows] == ["1", "6"]
+    assert [str(error).partition(": ")[0].rpartition(":")[2] for error in left] == ["2", "3", "4", "5", "7"]

@@ -13,7 +13,7 @@ from bilevel.errors import InputError
 from bilevel_llm.data import tokens as module
 from bilevel_llm.data.chat import NO_END
 from bilevel_llm.data.formats.alpaca import Alpaca
-from bilevel_llm.data.tokens import TokenTable, content_hash, default_cache, tokenize
+from bilevel_llm.data.tokens import TokenTable, content_hash, default_cache, report_table, tokenize
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
@@ -62,7 +62,7 @@ def no_reading(monkeypatch):
     """Fails a test that tokenizes data anew."""
 
     def forbid():
-        monkeypatch.setattr(module, "read_file", lambda *_: pytest.fail("the data was read again"))
+        monkeypatch.setattr(module, "each_row", lambda *_: pytest.fail("the data was read again"))
 
     return forbid
 
@@ -257,3 +257,33 @@ def test_the_content_hash_of_a_saved_data_set_covers_its_files(tmp_path):
         Dataset.from_list([{"instruction": "a", "output": answer}]).save_to_disk(str(tmp_path / name))
     assert content_hash([str(tmp_path / "one")]) != content_hash([str(tmp_path / "two")])
     assert words_of(tokenize([str(tmp_path / "one")], word_tokenizer(), max_length=9), 0)[-2:] == ["B", "</S>"]
+
+
+# ------------------------------------------------------------------------------------------------------------ bad rows
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_counted_and_listed_if_so_asked(tmp_path, caplog):
+    path = Path(data(tmp_path / "1.jsonl", ("a", "b"), ("a", "c")))
+    path.write_text(path.read_text() + '{"instruction": 1, "output": "b"}\n{\n')
+    with pytest.raises(InputError, match=r"1\.jsonl:3: field 'instruction' is a number"):
+        tokenize([str(path)], word_tokenizer(), max_length=9, cache=tmp_path / "cache")
+    read = {"max_length": 9, "cache": tmp_path / "cache", "on_bad_row": "skip"}
+    for _ in range(2):  # anew, and from the cache
+        table = tokenize([str(path)], word_tokenizer(), **read)
+        assert (len(table), table.rows_read, table.bad, len(table.reasons)) == (2, 2, 2, 2)
+    with caplog.at_level("WARNING", "bilevel.llm"):
+        report_table("source 'web'", table, 9)
+    assert "source 'web': 2 rows are left out because they cannot be used" in caplog.text
+    assert "1.jsonl:3: field 'instruction' is a number" in caplog.text
+    assert "1.jsonl:4: malformed JSON" in caplog.text
+    path.write_text("{\n{\n")
+    with pytest.raises(InputError, match=r"none of 2 rows can be used; the first: .*1\.jsonl:1: malformed JSON"):
+        tokenize([str(path)], word_tokenizer(), **read)
+
+
+def test_a_row_that_the_template_refuses_does_not_take_others_of_its_batch_with_it(tmp_path):
+    refusing = "{% if 'b' in messages[-1].content %}{{ raise_exception('no b') }}{% endif %}" + TEMPLATE
+    path = data(tmp_path / "1.jsonl", ("a", "c"), ("a", "b"), ("a", "d"))
+    table = tokenize([path], word_tokenizer(template=refusing), max_length=9, on_bad_row="skip")
+    assert [table.where(row).rpartition(":")[2] for row in range(len(table))] == ["1", "3"]
+    assert "no b" in table.reasons[0]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from bilevel import InputError
+from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.data.tokens import tokenize
 from bilevel_llm.evaluation.scores import evaluate, score
 from bilevel_llm.finetuning.problem import FineTuning
@@ -91,3 +92,15 @@ def test_what_cannot_be_used_is_said_before_the_model_is_loaded(
     monkeypatch.setattr("bilevel_llm.model.files.ModelFiles.load_model", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(InputError, match=message):
         evaluate(str(model_directory("llama")), **{"data": [data["target"]], "max_length": 64, **settings})
+
+
+def test_every_set_is_read_in_its_own_format(model_directory: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [{**row, "text": "ab"} for row in sentences(1, 3)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    model = str(model_directory("llama"))
+    (as_text,) = evaluate(model, [ValidationSet(file, format="text")], max_length=64).values()
+    assert as_text.targets.tolist() == [2, 2, 2]  # b, and the end of the sequence
+    (named,) = evaluate(model, [file], format="text", max_length=64).values()
+    assert named.targets.tolist() == [2, 2, 2]
+    (detected,) = evaluate(model, [file], max_length=64).values()
+    assert detected.targets.tolist() != [2, 2, 2]

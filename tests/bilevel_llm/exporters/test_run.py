@@ -283,3 +283,43 @@ def test_what_interleaving_makes_of_a_small_source_is_said(
     given.write_text(json.dumps(weights))
     export(run, to, plugins, weights=str(given), stop=stop)
     assert re.search(says, caplog.text) if says else "interleaved" not in caplog.text
+
+
+def answered(**fields: Any) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a", **fields},
+            *talks("x", 1)[0]["messages"],
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "trainer", "says"),
+    [
+        (
+            answered(weight=0),
+            "trl",
+            "some that are not to be learned, which trainers cannot be told; there is no faithful export",
+        ),
+        (
+            answered(content=[{"type": "text", "text": "a"}]),
+            "trl",
+            "not every turn has 'role' and 'content', a string; `bilevel mix",
+        ),
+        ({**talks("web", 1)[0], "system": "s"}, "trl", "the row says more than its messages, and trainers would be told"),
+        (
+            {**alpaca("web", 1)[0], "system": "s"},
+            "llamafactory",
+            "the row says more than its instruction and input and output",
+        ),
+        ({**alpaca("web", 1)[0], "history": [["q", "a"]]}, "llamafactory", "the row says more than its instruction"),
+    ],
+)
+def test_a_row_that_a_trainer_would_learn_otherwise_is_not_exported(
+    make_run: MakeRun, plugins: Plugins, row: dict[str, Any], trainer: str, says: str
+) -> None:
+    rows = {"web": [row], "books": [alpaca("b", 1)[0] if "output" in row else talks("books", 1)[0]]}
+    with pytest.raises(InputError, match=says):
+        export(make_run(rows, {"web": 0.5, "books": 0.5}, {"web": 0.5, "books": 0.5}, max_length=99), trainer, plugins)

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from bilevel.errors import InputError
 from bilevel_llm.data.chat import encode
 from bilevel_llm.data.reading import read_rows
+from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.mixing.mix import Mix, card_file
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -370,3 +372,20 @@ def test_a_file_that_somebody_else_writes_meanwhile_is_kept(tmp_path: Path) -> N
     with pytest.raises(InputError, match="exists, and nothing is overwritten"):
         write_rows(tmp_path / "mix.jsonl", rows)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_mix_is_read_in_the_format_that_its_source_was_read_in(make_problem: Make, tmp_path: Path) -> None:
+    """Rows that look like alpaca's, and of which the recipe says that the rendered text is to be learned."""
+    rows = [{**row, "text": f"{i} rendered"} for i, row in enumerate(alpaca("web", 8))]
+    problem = make_problem({"web": rows, "books": [{"text": "1 rendered"}]})
+    problem.sources = [replace(source, format="text") for source in problem.sources]
+    for name in ("mix.jsonl", "mix.parquet"):
+        make_mix(problem, {"web": 1, "books": 0}, rows=5).write(tmp_path / name)
+        assert {turn.role for row in read_rows([str(tmp_path / name)]) for turn in row.turns} == {"text"}
+    tuning = FineTuning(problem.model, str(tmp_path / "mix.jsonl"), max_length=40)
+    lengths = tuning.source_tables["training data"].lengths
+    assert set(lengths) == {len("0 rendered") + 1}
+    assert {turn.role for row in read_rows([str(tmp_path / "mix.jsonl")], format="alpaca") for turn in row.turns} == {
+        "user",
+        "assistant",
+    }

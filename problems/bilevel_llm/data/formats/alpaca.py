@@ -1,26 +1,36 @@
-"""`alpaca`: `instruction`, `output` and, optionally, `input`, which is put below the instruction."""
+"""`alpaca`: `instruction`, `output` and, optionally, `input`, `system` and `history`.
+
+`input` is put below the instruction, `system` before everything; `history` is a list of earlier questions and answers, which
+are learned too, as LLaMA-Factory has it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from bilevel_llm.data.fields import string
+from bilevel.errors import InputError
+from bilevel_llm.data.fields import optional_string, string, with_system
 from bilevel_llm.data.format import Format
 from bilevel_llm.data.layout import InstructionLayout
+from bilevel_llm.data.meaning import IN_QUESTIONS
 from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.data.wording import kind_of
 
 
 class Alpaca(Format):
-    """One question and its answer, which is learned."""
+    """A question and its answer, which is learned."""
 
     name = "alpaca"
     required = (("instruction", "output"),)
+    refused = IN_QUESTIONS
+    version = 2
 
     def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         """See `Format.read`."""
         instruction = string(fields, "instruction", where)
-        extra = string(fields, "input", where) if fields.get("input") is not None else ""
+        extra = optional_string(fields, "input", where)
         output = string(fields, "output", where)
-        return Turn("user", f"{instruction}\n\n{extra}" if extra else instruction), Turn("assistant", output)
+        question = Turn("user", f"{instruction}\n\n{extra}" if extra else instruction)
+        return with_system(fields, (*_history(fields, where), question, Turn("assistant", output)), where)
 
     def layout(self, fields: Mapping[str, Any]) -> InstructionLayout:
         """See `Format.layout`."""
@@ -31,4 +41,20 @@ class Alpaca(Format):
         if [turn.role for turn in row.turns] != ["user", "assistant"]:
             raise self.refusal(row, "it is not one question of the user's and one answer")
         question, answer = row.turns
+        if answer.reasoning:
+            raise self.refusal(row, "its answer has reasoning, which the format cannot hold")
         return {"instruction": question.text, "input": "", "output": answer.text}
+
+
+def _history(fields: Mapping[str, Any], where: str) -> list[Turn]:
+    history = fields.get("history") or []
+    if not isinstance(history, list):
+        raise InputError(f"{where}: field 'history' is {kind_of(history)}, but must be a list of [question, answer]")
+    turns: list[Turn] = []
+    for index, pair in enumerate(history):
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise InputError(f"{where}: history[{index}] must be a list of two strings, a question and its answer")
+        said = dict(zip(("[0]", "[1]"), pair, strict=True))
+        path = f"history[{index}]"
+        turns += [Turn("user", string(said, "[0]", where, path)), Turn("assistant", string(said, "[1]", where, path))]
+    return turns

@@ -3,22 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bilevel_llm.data.fields import chat_layout, conversation, written_turns
+from bilevel_llm.data.fields import chat_layout, conversation, with_system, written_turns
 from bilevel_llm.data.format import Evidence, Format
 from bilevel_llm.data.layout import ChatLayout
+from bilevel_llm.data.meaning import IN_CHATS
 from bilevel_llm.data.rows import Row, Turn
 
 
 class Messages(Format):
-    """A conversation, of which everything that the assistant says is learned."""
+    """A conversation, of which everything that the assistant says is learned, but for turns that say otherwise."""
 
     name = "messages"
     required = (("messages",),)
     evidence = Evidence.TURNS
+    refused = IN_CHATS
+    version = 2
 
     def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         """See `Format.read`."""
-        return conversation(fields, "messages", where)
+        return with_system(fields, conversation(fields, "messages", where), where)
 
     def layout(self, fields: Mapping[str, Any]) -> ChatLayout:
         """See `Format.layout`."""
@@ -26,4 +29,4 @@ class Messages(Format):
 
     def write(self, row: Row) -> dict[str, Any]:
         """See `Format.write`."""
-        return {"messages": written_turns(self, row, "role", "content")}
+        return {"messages": written_turns(self, row, "role", "content", in_full=True)}

@@ -3,22 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bilevel_llm.data.fields import chat_layout, conversation, string
+from bilevel_llm.data.fields import chat_layout, conversation, string, with_system
 from bilevel_llm.data.format import Format
 from bilevel_llm.data.layout import CompletionLayout, Layout
+from bilevel_llm.data.meaning import IN_CHATS, IN_COMPLETIONS, refuse
 from bilevel_llm.data.rows import Row, Turn
 
 
 class PromptCompletion(Format):
-    """Of two strings, the completion is learned; of two lists of messages, everything that the assistant says in both."""
+    """The completion is learned: a string, or what the assistant says in a list of messages."""
 
     name = "prompt_completion"
     required = (("prompt", "completion"),)
+    refused = IN_CHATS
+    version = 2
 
     def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         """See `Format.read`."""
         if isinstance(fields["prompt"], list):
-            return conversation(fields, "prompt", where) + conversation(fields, "completion", where)
+            prompt = conversation(fields, "prompt", where, learned=False)
+            return with_system(fields, prompt, where) + conversation(fields, "completion", where)
+        refuse(fields, IN_COMPLETIONS, where)
         return Turn("prompt", string(fields, "prompt", where)), Turn("completion", string(fields, "completion", where))
 
     def layout(self, fields: Mapping[str, Any]) -> Layout:

@@ -1,24 +1,27 @@
-"""`sharegpt`: `conversations` or `items`, a list of {from, value}."""
+"""`sharegpt`: `conversations` or `items`, a list of {from, value}, and optionally `system`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from bilevel_llm.data.fields import chat_layout, conversation, written_turns
+from bilevel_llm.data.fields import chat_layout, conversation, with_system, written_turns
 from bilevel_llm.data.format import Evidence, Format
 from bilevel_llm.data.layout import ChatLayout
+from bilevel_llm.data.meaning import IN_CHATS
 from bilevel_llm.data.rows import Row, Turn
 
 
 class ShareGPT(Format):
-    """A conversation, of which everything that the assistant says is learned."""
+    """A conversation, of which everything that the assistant says is learned, but for turns that say otherwise."""
 
     name = "sharegpt"
     required = (("conversations",), ("items",))
     evidence = Evidence.TURNS
+    refused = IN_CHATS
+    version = 2
 
     def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         """See `Format.read`."""
-        return conversation(fields, _field(fields), where)
+        return with_system(fields, conversation(fields, _field(fields), where), where)
 
     def layout(self, fields: Mapping[str, Any]) -> ChatLayout:
         """See `Format.layout`."""

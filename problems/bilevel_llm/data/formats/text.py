@@ -6,6 +6,7 @@ from typing import Any
 from bilevel_llm.data.fields import string
 from bilevel_llm.data.format import Evidence, Format
 from bilevel_llm.data.layout import TextLayout
+from bilevel_llm.data.meaning import IN_TEXTS
 from bilevel_llm.data.rows import Row, Turn
 
 
@@ -15,6 +16,8 @@ class Text(Format):
     name = "text"
     required = (("text",),)
     evidence = Evidence.ONE_NAME
+    refused = IN_TEXTS
+    version = 2
 
     def read(self, fields: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         """See `Format.read`."""
