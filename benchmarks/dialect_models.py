@@ -66,7 +66,7 @@ class BruteForce:
 
     Rows are drawn anew, from the dialects that `problem` has its own from, so that the truth is that of the kind, not of the
     rows. A batch has as many rows of a source as its weight says, rounded up or down at random (systematic sampling), as
-    `bilevel mix` draws them. Repetitions are shared by all mixes, with their random numbers. Models train side by side (vmap).
+    `bilevel mix` draws them. All mixes share repetitions and random numbers. Models train side by side (vmap).
 
     rep: the repetitions over which a loss is averaged.
     stream: draws with another stream are independent of these.
@@ -130,8 +130,7 @@ class BruteForce:
             return np.concatenate([self.train(weights[half], repetition[half], together) for half in halves])
         module = self.problem.lower()
         stacked = {
-            name: p.detach().expand(len(weights), *p.shape).clone().requires_grad_()
-            for name, p in module.named_parameters()
+            name: p.detach().expand(len(weights), *p.shape).clone().requires_grad_() for name, p in module.named_parameters()
         }
         optimizer = torch.optim.AdamW(stacked.values(), lr=self.lr, weight_decay=0.0)
 
@@ -140,7 +139,7 @@ class BruteForce:
 
         for t in range(self.steps):
             optimizer.zero_grad()
-            vmap(loss)(stacked, self._drawn(weights, repetition, t)).sum().backward()
+            vmap(loss)(stacked, self._drawn(weights, repetition, t)).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
             scored = [vmap(loss, in_dims=(0, None))(stacked, rows) for rows in self.target]

@@ -108,7 +108,7 @@ def bars(names: Sequence[str], seeds: int, solver: Solver[Any], *, llama: bool, 
                 low, high = evidence_of(history).intervals
                 row["covered"] = float(np.mean((low <= best + 0.005) & (best - 0.005 <= high)))
             rows.append(row)
-            console.print(f"{name}, {seed}: {({k: np.round(v, 3) for k, v in row.items()})}", highlight=False)
+            console.print(f"{name}, {seed}: { ({k: np.round(v, 3) for k, v in row.items()}) }", highlight=False)
 
         def count(holds: Callable[[dict[str, Any]], bool], rows: list[dict[str, Any]] = rows) -> str:
             return f"{sum(map(holds, rows))}/{len(rows)}"

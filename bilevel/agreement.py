@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextvars import copy_context
 from threading import Thread
 from typing import Any, TypeVar, cast
 
 from bilevel.backend import Backend
 from bilevel.errors import InputError
+from bilevel.plain import to_plain
 from bilevel.problem import Problem
 
 T = TypeVar("T")
@@ -51,7 +53,7 @@ def together_at_length(backend: Backend, act: Callable[[], T]) -> list[T]:
 
     if backend.shard.world_size == 1:
         return together(backend, act)
-    worker = Thread(target=work, daemon=True)
+    worker = Thread(target=copy_context().run, args=(work,), daemon=True)  # it does what its caller may
     worker.start()
     pause, finished = 0.01, [False]
     while not all(finished):
@@ -67,7 +69,7 @@ def together_at_length(backend: Backend, act: Callable[[], T]) -> list[T]:
 
 def require_same(backend: Backend, what: str, value: Any) -> None:
     """Raise `InputError` if the processes do not agree, which would train nonsense or wait forever."""
-    digests = backend.all_gather(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest())
+    digests = backend.all_gather(hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest())
     other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if other:
         raise InputError(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +21,14 @@ from bilevel.backend import Backend
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.plain import name_of, to_plain
-from bilevel.problem import Problem
+from bilevel.problem import Forward, Loss, Problem
 from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
 from bilevel.signals import stop_signals
 from bilevel.solver import Solver, State
+
+_ENVIRONMENT = {"python": sys.version_info[:2], **{name: version(name) for name in ("bilevel", "torch")}}
 
 
 @dataclass(frozen=True)
@@ -106,18 +111,34 @@ def fit(
         if directory is not None:
             on_first(backend, lambda: directory.check_same(recipe) if resume else directory.check_free())
         require_same(backend, "recipe", recipe)
+        require_same(backend, "environment", _ENVIRONMENT)
         together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find
         together_at_length(backend, lambda: None if first else problem.prepare())
         require_same(backend, "data", problem.fingerprint())
         check_batches(problem, backend)
         keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints) if directory else None
         state = solver.init(problem, backend)
+        problem.examine(partial(_measure, backend, state))
         if keeper is not None:
             keeper.open(state)
         _loop(run, state, keeper, observer if first else None, until_usable)
         return Result(backend.weights(state.x), run.history)
     finally:
         backend.close()
+
+
+def _measure(
+    backend: Backend, state: State, what: Callable[[Forward, Any], Mapping[str, Tensor]], batch: Any
+) -> Mapping[str, float]:
+    """The numbers that `what` finds about the lower variable: their means over processes."""
+    y = next(iter(state.replicas.values()))
+
+    def loss(batch: Any) -> Loss:
+        numbers = what(y, batch)
+        return torch.stack(list(numbers.values())).sum(), numbers
+
+    parts = backend.evaluate(loss, [batch]).parts
+    return {name: value / backend.shard.world_size for name, value in parts.items()}
 
 
 def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | None, until_usable: bool) -> None:

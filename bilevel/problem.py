@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 B = TypeVar("B")
 T = TypeVar("T")
+M = TypeVar("M")
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
@@ -56,6 +57,13 @@ class Forward(Protocol):
 Loss = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 """A scalar, or a scalar with its named parts (for reports). Both are sums over micro-batches: the loss of a global
 batch is the sum of the losses of its micro-batches, so each micro-batch must carry its share of the weight."""
+
+
+class Measure(Protocol):
+    """What `Problem.examine` is given, to see the lower variable where it is."""
+
+    def __call__(self, what: Callable[[Forward, M], Mapping[str, Tensor]], batch: M) -> Mapping[str, float]:
+        """The numbers that `what` returns for the lower variable and the batch; see `Problem.examine`."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,15 @@ class Problem(ABC, Generic[B]):
     @abstractmethod
     def lower_batch(self, index: int, shard: Shard) -> Sequence[B]:
         """The micro-batches that this process takes of lower batch number `index`; otherwise as `upper_batch`."""
+
+    def examine(self, measure: Measure) -> None:
+        """Check what can only be seen of the lower variable where it is. Every process calls it once, before the first step.
+
+        Raise `InputError` for a module that the losses cannot work with. Does nothing by default.
+
+        measure: takes a function of (y, batch), which calls y and returns named numbers, and a batch; returns the numbers,
+            which are the same in every process. They must be finite; as tensors they have no dimensions.
+        """
 
     def blocks(self, module: nn.Module) -> Blocks:
         """How the lower module's parameters group into blocks, of which a subset may train at a time."""

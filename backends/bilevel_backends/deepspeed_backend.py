@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
+from bilevel_backends.deepspeed_config import read_config
 from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import join_processes, own_device
@@ -25,33 +24,6 @@ from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 from bilevel_backends.sharding.zero3 import partition
 from bilevel_backends.variable import ModuleVariable
-
-REFUSED = {
-    "optimizer": "the solver says how variables step (solver.optimizer_z)",
-    "scheduler": "the solver has its own schedules (solver.lr_z)",
-    "gradient_clipping": "clipping is part of the optimizer (solver.optimizer_z.clip)",
-    "fp16": "losses are differences of losses here, which float16 does not survive; use backend.dtype=bfloat16",
-    "bf16": "set backend.dtype=bfloat16: masters are kept for the active blocks only",
-    "amp": "set backend.dtype=bfloat16",
-    "train_batch_size": "the problem decides its batches (problem.batch_size)",
-    "train_micro_batch_size_per_gpu": "set backend.micro_batch_size",
-    "gradient_accumulation_steps": "it follows from the batch and backend.micro_batch_size",
-    "gradient_predivide_factor": "gradients are sums over the global batch, not means over processes",
-    "prescale_gradients": "gradients are sums over the global batch, not means over processes",
-    "compression_training": "it changes the weights behind the solver's back",
-    "activation_checkpointing": "set backend.activation_checkpointing",
-}
-"""Keys of a DeepSpeed configuration that would change the result, and what to set instead."""
-REFUSED_ZERO = {
-    "stage": "set backend.zero_stage",
-    "offload_optimizer": "set backend.offload_optimizer",
-    "offload_param": "set backend.offload_parameters",
-    "zero_quantized_weights": "y and z would be rounded in every pass",
-    "zero_quantized_nontrainable_weights": "frozen blocks would not stay what they are",
-    "zero_quantized_gradients": "gradients would be rounded",
-    "zero_hpz_partition_size": "secondary copies of the weights would not follow our updates",
-}
-
 
 DEEPSPEED_DEFAULTS = {"stage3_max_live_parameters": 1_000_000_000, "stage3_prefetch_bucket_size": 50_000_000}
 """DeepSpeed's own values for the settings that memory depends on, where the configuration does not give them."""
@@ -68,8 +40,8 @@ class DeepSpeedBackend(ModuleBackend):
     activation_checkpointing: recompute each repeated block in the backward pass.
     offload_optimizer: keep masters, moments and gradients of the active blocks in CPU memory, and update there.
     offload_parameters: keep the sharded parameters in CPU memory (stage 3 only).
-    config: a DeepSpeed configuration (a JSON file, or the same as a mapping), merged into ours. Keys that would change
-        the result are refused; all others (bucket sizes, communication, logging) may be set.
+    config: a DeepSpeed configuration (a JSON file, or the same as a mapping), merged into ours, for stage 3. Sizes, the
+        order of communication, and logging may be set; "auto" is left to this backend; other keys are refused by name.
     timeout: seconds that a process waits for the others before it gives up.
     deterministic: as for the torch backend.
 
@@ -92,8 +64,8 @@ class DeepSpeedBackend(ModuleBackend):
             raise ValueError(f"offload_parameters needs zero_stage 3, where parameters are sharded, not {self.zero_stage}")
         if self.timeout <= 0:
             raise ValueError(f"timeout must be positive, not {self.timeout}")
-        for key, reason in _refused(self._given()):
-            raise ValueError(f"config: {key} cannot be set here: {reason}")
+        if read_config(self.config) and self.zero_stage != 3:
+            raise ValueError(f"config: a DeepSpeed configuration is used in zero_stage 3 alone, not in {self.zero_stage}")
 
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
         """Also: split more, and use the CPU's memory."""
@@ -126,7 +98,9 @@ class DeepSpeedBackend(ModuleBackend):
 
     def placement(self, world_size: int) -> Placement:
         """What the ZeRO stage shards, and what is offloaded. Starts nothing."""
-        zero = {**DEEPSPEED_DEFAULTS, **self._given().get("zero_optimization", {})} if self.zero_stage == 3 else {}
+        zero = (
+            {**DEEPSPEED_DEFAULTS, **read_config(self.config).get("zero_optimization", {})} if self.zero_stage == 3 else {}
+        )
         return Placement(
             "deepspeed",
             world_size,
@@ -165,21 +139,9 @@ class DeepSpeedBackend(ModuleBackend):
         """The CPU, if `offload_optimizer` is set."""
         return torch.device("cpu") if self.offload_optimizer else None
 
-    def _given(self) -> dict[str, Any]:
-        if isinstance(self.config, Mapping):
-            return dict(self.config)
-        file = Path(self.config)
-        try:
-            given = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"config: the DeepSpeed configuration {file} cannot be read: {error}") from error
-        if not isinstance(given, dict):
-            raise ValueError(f"config: the DeepSpeed configuration {file} must be a JSON object")
-        return given
-
     def _config(self) -> dict[str, Any]:
         """The configuration that DeepSpeed is given."""
-        given = self._given()
+        given = read_config(self.config)
         zero: dict[str, Any] = {"stage": 3, **given.pop("zero_optimization", {})}
         if self.offload_parameters:
             zero["offload_param"] = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
@@ -189,11 +151,3 @@ class DeepSpeedBackend(ModuleBackend):
             **given,
             "zero_optimization": zero,
         }
-
-
-def _refused(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The keys of the configuration that would change the result, each with the reason."""
-    zero = config.get("zero_optimization", {})
-    return [(key, REFUSED[key]) for key in config if key in REFUSED] + [
-        (f"zero_optimization.{key}", REFUSED_ZERO[key]) for key in zero if key in REFUSED_ZERO
-    ]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd as _Dropout
 from torch.utils.checkpoint import checkpoint
 
 from bilevel.backend import Backend, Evaluation, Variable, Vector
@@ -36,6 +39,7 @@ T = TypeVar("T")
 class ModuleBackend(Backend):
     """A backend whose variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
 
+    dtype: Literal["float32", "bfloat16", "float64"] | None
     micro_batch_size: int | None
     activation_checkpointing: bool
     deterministic: bool
@@ -115,6 +119,7 @@ class ModuleBackend(Backend):
             torch.manual_seed(int(generator(self._seed, Stream.INIT).integers(2**63)))
             with deferred_initialization() if sharded else nullcontext():
                 module = build()
+        _require_function(name, module)
         grouping = blocks(module) if blocks is not None else _one_block(module)
         if not sharded:
             variable = ModuleVariable(name, self.replicate_module(module), optimizer, grouping, self._processes)
@@ -268,6 +273,11 @@ class ModuleBackend(Backend):
     def _place_sharded(
         self, name: str, module: nn.Module, optimizer: SGD | AdamW, blocks: Blocks, like: ModuleVariable | None = None
     ) -> ModuleVariable:
+        if self.dtype is None and any(parameter.dtype == torch.float16 for parameter in module.parameters()):
+            raise InputError(
+                f"variable {name!r} is in float16, which differences of losses do not survive; set backend.dtype to "
+                "bfloat16 or float32"
+            )
         for path in blocks.repeated if self.activation_checkpointing else ():
             block = module.get_submodule(path)
             block.forward = partial(_recompute, type(block).forward, block)
@@ -296,16 +306,21 @@ class ModuleBackend(Backend):
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
         values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
         summed, *summed_parts = values.tolist()
-        if summed != summed or abs(summed) == float("inf"):
+        if not math.isfinite(summed):
             for variable in self._variables:
                 variable.drop_gradients()
-            raise NonFiniteError(f"the loss is {summed}")
+            odd = [f"{key} ({part})" for key, part in zip(parts, summed_parts, strict=True) if not math.isfinite(part)]
+            raise NonFiniteError(f"the loss is {summed}" + (f", in {', '.join(odd)}" if odd else ""))
         return Evaluation(summed, dict(zip(parts, summed_parts, strict=True)))
 
     def _write_back(self, v: ModuleVariable) -> None:
-        """Copy masters into parameters. In low precision all replicas round with the same noise at the same step."""
+        """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.
+
+        Shards are rounded independently of each other; a parameter that every process has whole is rounded alike in all.
+        """
+        shard = 0 if v.sharding.whole else self._processes.rank
         noise = torch.Generator(self._device)
-        noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, self._processes.rank).integers(2**63)))
+        noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
         with torch.no_grad():
             for name, master in v.masters.items():
                 if v.has_master(name):
@@ -326,6 +341,25 @@ def own(variable: Variable) -> ModuleVariable:
     if not isinstance(variable, ModuleVariable):
         raise TypeError(f"variable {variable.name!r} was placed by another backend")
     return variable
+
+
+def _require_function(name: str, module: nn.Module) -> None:
+    """Raise `InputError` if the module's output would not be a function of weights and batch.
+
+    Replicas would then differ by more than their weights, and every pass would change what the next one computes.
+    """
+    for path, part in module.named_modules():
+        if not part.training:
+            continue
+        dropout = part.p if isinstance(part, _Dropout) else getattr(part, "dropout", 0.0)
+        draws = isinstance(part, _Dropout | nn.RNNBase | nn.MultiheadAttention) and dropout > 0
+        counts = isinstance(part, _BatchNorm) and part.track_running_stats
+        if draws or counts:
+            what = "drops activations at random" if draws else "keeps running statistics"
+            raise InputError(
+                f"variable {name!r}: {path or 'the module'} ({type(part).__name__}) {what}, and a loss must be a function "
+                "of weights and batch alone; call .eval() on the module before returning it"
+            )
 
 
 def _one_block(module: nn.Module) -> Blocks:

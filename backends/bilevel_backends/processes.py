@@ -83,7 +83,8 @@ def join_processes(device: torch.device, timeout: float, init: Callable[..., Any
     if not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
-        init("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        # what is offloaded to the CPU is reduced and gathered there, which NCCL cannot do
+        init("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     return Processes(dist.get_rank(), dist.get_world_size())
 
 

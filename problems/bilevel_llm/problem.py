@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
-from bilevel.problem import initialization_may_be_deferred
+from bilevel.problem import Measure, initialization_may_be_deferred
 from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
@@ -27,6 +27,7 @@ from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
 from bilevel_llm.model.limits import check_limits
+from bilevel_llm.model.suitability import LENGTH, Probe, probe, require_independent
 
 
 @dataclass
@@ -83,6 +84,11 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """The largest number of rows in one validation batch. Reads no data."""
 
     @property
+    def _tables(self) -> list[TokenTable]:
+        """All tables: those of the sources, then those of the validation sets."""
+        return [*self.source_tables.values(), *self._targets.values()]
+
+    @property
     def validation_tables(self) -> Mapping[str, TokenTable]:
         """Validation set -> its rows as tokens."""
         return self._targets
@@ -102,19 +108,34 @@ class LanguageModelProblem(Problem[TokenBatch]):
             _check_rows(self._targets, self._upper_sampler)
 
     def fingerprint(self) -> str:
-        """The hash of the data files, of the rows that are used, and of the model's files."""
+        """The hash of the model's files, of the data files, and of the rows that are used, as the model is given them.
+
+        The last changes with whatever changes tokens or labels: the tokenizer, its chat template, or the library.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(self._files.fingerprint.encode())
-        for table in (*self.source_tables.values(), *self._targets.values()):
-            digest.update(table.content_hash.encode())
-            digest.update(table.fingerprints.tobytes())
+        for table in self._tables:
+            digest.update(f"{table.content_hash}:{table.training_hash};".encode())
         return digest.hexdigest()
 
     def lower(self) -> nn.Module:
         """The language model; its weights are left in their files where the backend will read them one by one."""
         settings = (self.attention, self.trust_remote_code)
+        read: ReadWeight | None = None
         if initialization_may_be_deferred():
-            return self._as_trained(*self._files.load_skeleton(*settings))
-        return self._as_trained(self._files.load_model(*settings), None)
+            model, read = self._files.load_skeleton(*settings)
+        else:
+            model = self._files.load_model(*settings)
+        return self._as_trained(model, read)
+
+    def examine(self, measure: Measure) -> None:
+        """The model must be causal, and must treat the rows of a batch one by one."""
+        # the configuration of code that came with the model may hide what changes in long rows
+        longest = max(int(table.lengths.max()) for table in self._tables) if self.trust_remote_code else 0
+        require_independent(measure(probe, Probe.of(self._tokenizer, max(LENGTH, longest))))
 
     def validation_loss(self, y: Forward, batch: TokenBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A micro-batch's part of the weighted mean over validation sets, and of the mean of each."""

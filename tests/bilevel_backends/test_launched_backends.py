@@ -10,6 +10,7 @@ import torch
 from bilevel import SGD, InputError
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
+from bilevel_backends.processes import join_processes
 from bilevel_backends.torch_backend import TorchBackend
 
 
@@ -57,11 +58,57 @@ def test_a_backend_that_splits_parameters_gives_no_whole_module(backend: FSDPBac
         ({"train_batch_size": 8}, r"config: train_batch_size .*problem\.batch_size"),
         ({"zero_optimization": {"stage": 1}}, r"config: zero_optimization\.stage .*backend\.zero_stage"),
         ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_quantized_weights .*rounded"),
+        ({"data_efficiency": {"enabled": True}}, "config: data_efficiency cannot be set here: it is not known"),
+        ({"zero_optimization": {"zenflow": {}}}, r"config: zero_optimization\.zenflow cannot be set here: it is not known"),
+        ({"zero_optimization": []}, "config: zero_optimization must be a mapping"),
+        (
+            {"zero_optimization": {"overlap_comm": "yes"}},
+            r"zero_optimization\.overlap_comm must be true or false, not 'yes'",
+        ),
+        ({"zero_optimization": {"sub_group_size": -1}}, r"zero_optimization\.sub_group_size must be a whole number"),
+        ({"zero_optimization": {"reduce_bucket_size": float("nan")}}, r"reduce_bucket_size must be a whole number"),
     ],
 )
 def test_a_deepspeed_configuration_that_changes_the_result_is_refused(config: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DeepSpeedBackend(config=config)
+
+
+def test_what_a_deepspeed_configuration_leaves_open_is_decided_here() -> None:
+    """The configuration that transformers documents for stage 3."""
+    config = {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "bf16": {"enabled": False},
+        "optimizer": {"type": "auto", "params": {"lr": "auto"}},
+        "zero_optimization": {
+            "stage": "auto", "overlap_comm": True, "contiguous_gradients": True, "sub_group_size": 1e9,
+            "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": 1e9,
+        },
+        "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "train_batch_size": "auto", "steps_per_print": 5,
+    }  # fmt: skip
+    told = DeepSpeedBackend(config=config)._config()
+    assert "auto" not in json.dumps(told)
+    assert told["zero_optimization"] == {
+        "stage": 3, "overlap_comm": True, "contiguous_gradients": True, "sub_group_size": 1e9,
+        "stage3_max_live_parameters": 1e9,
+    }  # fmt: skip
+    assert told["gradient_clipping"] == 0.0
+    assert told["steps_per_print"] == 5
+    assert "fp16" not in told
+    assert DeepSpeedBackend(config=config).placement(2).fetched_parameters == 50_000_000
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")])
+def test_what_is_offloaded_to_the_cpu_has_a_group_that_can_reduce_it(
+    device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for name, value in {"is_initialized": False, "get_rank": 0, "get_world_size": 1}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    join_processes(torch.device(device), 60.0, lambda backend, timeout: asked.append(backend))
+    assert asked == [expected]
 
 
 def test_a_deepspeed_configuration_may_be_a_file(tmp_path: Path) -> None:
@@ -82,6 +129,7 @@ def test_a_deepspeed_configuration_may_be_a_file(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"offload_parameters": True, "zero_stage": 2}, "offload_parameters needs zero_stage 3"),
+        ({"config": {"steps_per_print": 5}, "zero_stage": 2}, "used in zero_stage 3 alone, not in 2"),
         ({"timeout": 0}, "timeout must be positive"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
     ],

@@ -381,6 +381,43 @@ def test_a_loss_that_is_not_finite_stops_before_any_step(backend: TorchBackend, 
     assert not variable.gradients
 
 
+def test_the_part_of_a_loss_that_is_not_finite_is_named(backend: TorchBackend) -> None:
+    variable = place(backend)
+    parts = {"clean": torch.tensor(1.0), "web": torch.tensor(float("inf"))}
+    with pytest.raises(NonFiniteError, match=r"the loss is inf, in web \(inf\)"):
+        backend.evaluate(lambda b: (loss(variable, b) + parts["web"], parts), rows())
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.Dropout(0.1), r"inside\.0 \(Dropout\) drops activations at random"),
+        (nn.LSTM(8, 8, num_layers=2, dropout=0.1), r"inside\.0 \(LSTM\) drops activations at random"),
+        (nn.MultiheadAttention(8, 1, dropout=0.1), r"inside\.0 \(MultiheadAttention\) drops activations at random"),
+        (nn.BatchNorm1d(8), r"inside\.0 \(BatchNorm1d\) keeps running statistics"),
+    ],
+)
+def test_a_module_that_is_no_function_of_weights_and_batch_is_refused(
+    backend: TorchBackend, part: nn.Module, words: str
+) -> None:
+    def build() -> nn.Module:
+        module = Net()
+        module.inside = nn.Sequential(part)
+        return module
+
+    for sharded in (True, False):
+        with pytest.raises(InputError, match=rf"variable 'y': {words}"):
+            backend.place("y", build, SGD(), sharded=sharded)
+    backend.place("y", lambda: build().eval(), SGD(), sharded=True)
+
+
+def test_weights_in_float16_are_refused_unless_they_are_converted() -> None:
+    with pytest.raises(InputError, match=r"variable 'y' is in float16, .* set backend\.dtype to bfloat16 or float32"):
+        TorchBackend(device="cpu").place("y", lambda: Net().half(), SGD(), sharded=True)
+    converted = TorchBackend(device="cpu", dtype="float32").place("y", lambda: Net().half(), SGD(), sharded=True)
+    assert {parameter.dtype for parameter in converted.module.parameters()} == {torch.float32}
+
+
 def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(backend: TorchBackend) -> None:
     variable = place(backend)
     backend.activate(variable, some(0, 2))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig
 
 from bilevel.plain import to_plain
 from bilevel.plugins import Plugins, load_plugins
@@ -23,6 +23,7 @@ from tests.bilevel_llm.tiny import (
     AVERAGE,
     FAMILIES,
     FINAL,
+    NEOX_SIZES,
     WORDS,
     alpaca,
     make_tokenizer,
@@ -41,7 +42,8 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         if family not in made:
             made[family] = tmp_path_factory.mktemp("models") / family
             torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(made[family])
+            settings = BertConfig(**NEOX_SIZES) if family == "bert" else FAMILIES[family]()  # the former is not causal
+            AutoModelForCausalLM.from_config(settings).save_pretrained(made[family])
             make_tokenizer().save_pretrained(made[family])
         return made[family]
 

@@ -1,6 +1,8 @@
 """What reweighting and fine-tuning have in common: data that is recognized again, names of sets, and a model whose weights may
 stay in their files."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,30 @@ def test_fine_tuning_is_not_resumed_from_another_model_in_the_same_place(
     train(tuning(model=str(place)), tmp_path / "run", steps=1)
     place.unlink()
     place.symlink_to(model_directory("qwen2"))
+    with pytest.raises(InputError, match="made with different data or a different model"):
+        train(tuning(model=str(place)), tmp_path / "run", steps=2, resume=True)
+
+
+@pytest.mark.parametrize("change", ["template", "template file", "vocabulary"])
+def test_a_run_is_not_resumed_when_the_same_text_becomes_other_tokens(
+    change: str, tuning: Callable[..., FineTuning], model_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(model_directory("llama"), place)
+    train(tuning(model=str(place)), tmp_path / "run", steps=1)
+    if change == "template":
+        settings = json.loads((place / "tokenizer_config.json").read_text())
+        settings["chat_template"] = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
+        (place / "chat_template.jinja").unlink(missing_ok=True)
+        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    elif change == "template file":
+        template = place / "chat_template.jinja"
+        template.write_text("{{ bos_token }}" + template.read_text())
+    else:
+        tokenizer = json.loads((place / "tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        (place / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="made with different data or a different model"):
         train(tuning(model=str(place)), tmp_path / "run", steps=2, resume=True)
 

@@ -43,6 +43,7 @@ from bilevel.blocks import find_blocks
 from bilevel.data import Stream, generator
 from bilevel.launch import world_size
 from bilevel.optimizer import AdamW
+from bilevel.problem import Measure
 from bilevel_llm.baselines.base import Baseline, Outcome, Selection, Spent, Task
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import How, RowGradients, row_batches
@@ -327,6 +328,9 @@ class _WarmUp(Problem[TokenBatch]):
 
     def lower(self) -> nn.Module:
         return self.less.model(self.data, self.seed)
+
+    def examine(self, measure: Measure) -> None:
+        self.data.examine(measure)
 
     def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
         return self.data.validation_loss(y, batch)

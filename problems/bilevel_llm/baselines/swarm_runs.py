@@ -20,6 +20,7 @@ from bilevel import SGD, Active, Backend, Forward, Loss, Metrics, Problem, Shard
 from bilevel.blocks import Blocks
 from bilevel.data import Stream
 from bilevel.optimizer import AdamW
+from bilevel.problem import Measure
 from bilevel.schedule import Schedule, at
 from bilevel_llm.baselines.mixed_batches import DrawnByWeight, InOrder
 from bilevel_llm.data.batches import TokenBatch, micro_batches
@@ -70,6 +71,10 @@ class SwarmRuns(Problem[TokenBatch]):
     def lower(self) -> nn.Module:
         """The model from which every run starts."""
         return self.data.lower()
+
+    def examine(self, measure: Measure) -> None:
+        """The model must be what the data's problem needs."""
+        self.data.examine(measure)
 
     def blocks(self, module: nn.Module) -> Blocks:
         """The blocks of the model."""

@@ -27,6 +27,7 @@ from bilevel_llm.evaluation.scores import score
 from bilevel_llm.model.files import ModelFiles
 from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.limits import check_limits
+from bilevel_llm.model.suitability import examine
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 log = logging.getLogger("bilevel.llm")
@@ -155,6 +156,7 @@ def score_model(
         model.float()
     module = LanguageModel(model)
     tokenizer = files.load_tokenizer(trust_remote_code)
+    examine(module, tokenizer)
     scores, written = {}, {}
     for held_out in sets:
         sums: dict[str, NDArray[np.float64]] = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bilevel.errors import InputError
 from bilevel.files import written_whole
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
+from bilevel_llm.data.file_hash import file_hash
 from bilevel_llm.data.files import OnBad, file_type, find_files
 from bilevel_llm.data.progress import Progress, reading
 from bilevel_llm.data.reading import OnBadRow, each_row
@@ -77,6 +78,15 @@ class TokenTable:
     def identity(self) -> dict[str, Any]:
         """What says which data these are: the number of rows, and the hash of the files' contents."""
         return {"rows": len(self), "hash": self.content_hash}
+
+    @property
+    def training_hash(self) -> str:
+        """A hash of everything that training sees of these rows: tokens, labels, where rows begin, and their order."""
+        digest = hashlib.sha256()
+        for part in (self.ids, self.labels, self.starts, self.fingerprints):
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -257,23 +267,15 @@ def _why_dropped(row: Row, encoded: Encoded) -> str:
 
 
 def _content_hash(files: Sequence[Path]) -> str:
-    parts = []
+    parts, hashes = [], default_cache() / "hashes"
     for path in files:
         kind = file_type(path)
         if kind == "directory":
             members = sorted(member for member in path.rglob("*") if member.is_file())
-            parts += [(member.relative_to(path).as_posix(), _file_hash(member)) for member in members]
+            parts += [(member.relative_to(path).as_posix(), file_hash(member, hashes)) for member in members]
         else:
-            parts.append((kind, _file_hash(path)))
+            parts.append((kind, file_hash(path, hashes)))
     return _sha256(parts)
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _identity(tokenizer: "PreTrainedTokenizerBase") -> str:

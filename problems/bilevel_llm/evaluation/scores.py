@@ -27,6 +27,7 @@ from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tok
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.language_model import LanguageModel, token_losses
 from bilevel_llm.model.limits import check_limits
+from bilevel_llm.model.suitability import examine
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,7 @@ def evaluate(
         report_table(path, read, max_length)
     check_limits(files.build_empty(trust_remote_code=trust_remote_code), tables)
     module = LanguageModel(files.load_model(trust_remote_code=trust_remote_code)).to(where)
+    examine(module, tokenizer)
     return {path: score(module, table) for path, table in tables.items()}
 
 

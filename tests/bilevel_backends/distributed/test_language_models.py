@@ -18,7 +18,8 @@ Work = Callable[..., Path]
 @pytest.fixture(scope="session")
 def settings(model_directory: Callable[[str], Path], data: dict[str, str]) -> dict[str, dict[str, object]]:  # noqa: F811
     return {
-        family: {"model": str(model_directory(family)), "data": data} for family in ("llama-tied", "qwen2", "gemma2", "gpt2")
+        family: {"model": str(model_directory(family)), "data": data}
+        for family in ("llama-tied", "qwen2", "gemma2", "gpt2", "bert")
     }
 
 
@@ -27,10 +28,7 @@ def settings(model_directory: Callable[[str], Path], data: dict[str, str]) -> di
 def test_two_processes_learn_what_one_does(
     family: str, kind: str, settings: dict[str, dict[str, object]], work: Work, tmp_path: Path
 ) -> None:
-    def prepare(where: Path) -> None:
-        (where / "settings.json").write_text(json.dumps(settings))
-
-    found = work("language_models", prepare) / f"{family}-{kind}"
+    found = work("language_models", lambda where: write(where, settings)) / f"{family}-{kind}"
     reweight(TorchBackend(dtype="float32", device="cpu"), settings[family], tmp_path / "run")
     agree(found, tmp_path / "run")
     last = [json.loads((where / "metrics.jsonl").read_text().splitlines()[-1]) for where in (tmp_path / "run", found)]
@@ -38,16 +36,27 @@ def test_two_processes_learn_what_one_does(
 
 
 @pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp"])
+def test_a_model_that_sees_its_targets_is_refused_by_every_process(
+    kind: str, settings: dict[str, dict[str, object]], work: Work
+) -> None:
+    where = work("language_models", lambda where: write(where, settings))
+    said = [(where / f"bert-{kind}-{rank}.txt").read_text() for rank in (0, 1)]
+    assert all("the model is not causal" in words for words in said)
+    assert not (where / f"bert-{kind}").exists()
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp"])
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_two_processes_tune_as_one_does_without_loading_the_model_whole(
     tuning: str, kind: str, settings: dict[str, dict[str, object]], work: Work, tmp_path: Path
 ) -> None:
-    def prepare(where: Path) -> None:
-        (where / "settings.json").write_text(json.dumps(settings["llama-tied"]))
-
-    found = work("fine_tuning", prepare) / f"{tuning}-{kind}"
+    found = work("fine_tuning", lambda where: write(where, settings["llama-tied"])) / f"{tuning}-{kind}"
     tune(TorchBackend(dtype="float32", device="cpu"), settings["llama-tied"], TUNINGS[tuning], tmp_path / "run")
     agree(found, tmp_path / "run")
+
+
+def write(where: Path, settings: object) -> None:
+    (where / "settings.json").write_text(json.dumps(settings))
 
 
 def agree(found: Path, expected: Path) -> None:
