@@ -6,7 +6,7 @@ READY := .venv/ready
 TRAINERS := .venv/trainers
 DOCS := .venv/docs
 
-.PHONY: venv test lint docs test-package test-fast test-trainers test-slow test-browser test-gpu study demo clean
+.PHONY: venv test lint docs test-package test-fast test-trainers test-slow test-browser test-gpu soak study demo clean
 
 venv: $(READY)
 
@@ -59,6 +59,10 @@ test-slow: $(READY)
 # Needs a browser on PATH; Debian's package is chromium.
 test-browser: $(READY)
 	$(BIN)/pytest -m browser
+
+# Every fault of tests/faults, of which test-fast tries some: kills, full disks, flipped bits.
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from bilevel.errors import InputError
+from bilevel.documents import read_json, validated
+from bilevel.errors import DamagedError
 
 FILE = "account.json"
 SCHEMA = 1
@@ -121,18 +122,9 @@ class Account:
 
     @classmethod
     def read(cls, file: Path) -> Account:
-        """Raises `InputError` naming the file and the key that is wrong."""
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{file}: not JSON: {error}") from error
-        schema = content.pop("schema", None) if isinstance(content, dict) else None
+        """Raises `DamagedError` naming the file and the key that is wrong."""
+        content = read_json(file, dict[str, Any])
+        schema = content.pop("schema", None)
         if schema != SCHEMA:
-            raise InputError(f"{file}: its schema is {schema!r}, and this version of bilevel reads schema {SCHEMA}")
-        try:
-            return TypeAdapter(cls).validate_python(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise DamagedError(f"{file}: its schema is {schema!r}, and this version of bilevel reads schema {SCHEMA}")
+        return validated(file, content, cls)

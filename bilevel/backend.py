@@ -313,10 +313,11 @@ class Backend(ABC):
         """About how many bytes `save` will write."""
 
     @abstractmethod
-    def save(self, directory: Path, variables: Sequence[Variable]) -> None:
+    def save(self, directory: Path, variables: Sequence[Variable]) -> Sequence[str]:
         """Write weights, optimizer state and counters of the variables into an empty directory, which all processes reach.
 
-        All processes call it, with the same directory.
+        All processes call it, with the same directory. Each returns the names of the files that it has written, which the
+        run then hashes and brings to the disk. One of all files is `variables.json`; see `bilevel.checkpoint`.
         """
 
     @abstractmethod

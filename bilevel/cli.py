@@ -224,6 +224,13 @@ def main() -> None:
         if speaks:
             errors.print(f"{error}", style="yellow" if interrupted else "red", soft_wrap=True)
         _leave(INTERRUPTED if interrupted else 1)
+    except OSError as error:  # a full disk, a read-only one, a path below a file, a name that is too long
+        if error.errno is None:
+            raise
+        if speaks:
+            where = f"{error.filename2 or error.filename}: " if error.filename is not None else ""
+            errors.print(f"error: {where}{error.strerror}", markup=False, style="red", soft_wrap=True)
+        _leave(1)
     except Exception:
         if not launched():
             raise

@@ -13,6 +13,10 @@ class ProblemError(InputError):
     """A problem or solver is written wrongly: its author has to correct it. Says which method, and what it has to do."""
 
 
+class DamagedError(InputError):
+    """A file that this package has written is no longer as it was written. Names the file, and the line or key."""
+
+
 class RunError(BilevelError):
     """A run that had started cannot continue (exit code 1)."""
 

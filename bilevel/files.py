@@ -1,11 +1,19 @@
 """Write files and directories so that a reader, or a crash, never meets half of one."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")
+
+
+def hidden(path: Path) -> Path:
+    """A name beside `path`, used by nobody else, for what is to become it; see `remove_leftovers`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # process ids are not unique on a shared disk
 
 
 @contextmanager
@@ -14,20 +22,17 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Yields the hidden path, at which nothing exists yet. If the caller raises, what it has written is removed and `path` is
     as it was. A file replaces the file that has the name already; a directory does so only if that one is empty, and
-    raises `OSError` otherwise.
+    raises `OSError` otherwise. An `OSError` names `path` if it names nothing itself.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # process ids are not unique on a shared disk
+    part = hidden(path)
     try:
-        yield part
-        for file in [part] if part.is_file() else part.rglob("*"):
-            if file.is_file():
-                _write_through(file)
-        part.replace(path)
+        with named(path):
+            yield part
+            write_through(part)
+            part.replace(path)
+            write_through(path.parent, deep=False)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+        remove(part)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -36,7 +41,72 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _write_through(file: Path) -> None:
-    """Wait until the content is on the disk: a rename may otherwise survive a power failure that the content does not."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def append_whole(path: Path, data: bytes) -> None:
+    """Add to a file, all or nothing: a full disk does not leave half a line for its readers."""
+    with named(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = file.write(data)
+            while written < len(data):  # the rest raises why it did not fit
+                written += file.write(data[written:])
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an `OSError` that names no file, as when the disk is full, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there. What cannot be removed stays: it is in nobody's way."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def leftovers(directory: Path, *names: str) -> list[Path]:
+    """What a writer that was killed has left in a directory.
+
+    names: of the files and directories that it was going to be; all, if none are given.
+    """
+    found = ((path, _LEFTOVER.fullmatch(path.name)) for path in directory.iterdir()) if directory.is_dir() else ()
+    return [path for path, match in found if match is not None and (not names or match["name"] in names)]
+
+
+def remove_leftovers(directory: Path, *names: str) -> None:
+    """Remove `leftovers`. Only the owner of what is written there may do so: another writer may be alive."""
+    for path in leftovers(directory, *names):
+        remove(path)
+
+
+def write_through(path: Path, *, deep: bool = True) -> None:
+    """Wait until a file, or a directory with everything in it, is on the disk.
+
+    A rename, or the removal of an older copy, may otherwise survive a power failure that the content does not.
+
+    deep: what is in a directory, too, and not only the list of its entries.
+    """
+    inside = list(path.rglob("*")) if deep and path.is_dir() else []
+    for each in (*inside, path):
+        if each.is_dir() and os.name == "nt":
+            continue  # Windows cannot open a directory
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError:
+            if not each.is_dir():  # some file systems do not let a directory be synchronized
+                raise
+        finally:
+            os.close(handle)

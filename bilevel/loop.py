@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +22,7 @@ from bilevel.agreement import check_batches, on_first, require_same, together_at
 from bilevel.backend import Backend
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
+from bilevel.lock import Lock
 from bilevel.plain import name_of, to_plain
 from bilevel.problem import Forward, Loss, Problem
 from bilevel.record import Record
@@ -28,6 +31,7 @@ from bilevel.run_directory import RunDirectory
 from bilevel.signals import stop_signals
 from bilevel.solver import Solver, State
 
+log = logging.getLogger("bilevel")
 _ENVIRONMENT = {"python": sys.version_info[:2], **{name: version(name) for name in ("bilevel", "torch")}}
 
 
@@ -93,8 +97,11 @@ def fit(
     recipe: the content of recipe.yaml; by default the fields of the parts.
     observer: is called at the start, after every step and at the end.
 
-    Raises `InputError` for what the user has to correct, `NonFiniteError` (naming step and variable) when numbers blow up,
-    `Interrupted` when asked to stop; the run directory then holds the last good state.
+    Only one process at a time, or job of several, may work in a directory; see `bilevel.lock`.
+
+    Raises `InputError` for what the user has to correct, `OSError` if a file cannot be written, `NonFiniteError` (naming
+    step and variable) when numbers blow up, `Interrupted` when asked to stop. The run directory then holds the last good
+    state.
     """
     if steps < 1:
         raise InputError(f"run.steps must be at least 1, not {steps}")
@@ -105,18 +112,20 @@ def fit(
         raise InputError("resume needs the output directory of the run to resume")
     directory = RunDirectory(Path(output)) if output is not None else None
     run = Run(problem, solver, backend, active, steps, seed, directory.path if directory else None, recipe)
+    lock: Lock | None = None
     backend.start(seed)
+    leaving = ExitStack()
     try:
         first = backend.shard.rank == 0
         if directory is not None:
-            on_first(backend, lambda: directory.check_same(recipe) if resume else directory.check_free())
+            lock = _take(directory, backend, leaving, lambda d: d.check_same(recipe) if resume else d.check_free())
         require_same(backend, "recipe", recipe)
         require_same(backend, "environment", _ENVIRONMENT)
         together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find
         together_at_length(backend, lambda: None if first else problem.prepare())
         require_same(backend, "data", problem.fingerprint())
         check_batches(problem, backend)
-        keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints) if directory else None
+        keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints, lock) if directory else None
         state = solver.init(problem, backend)
         problem.examine(partial(_measure, backend, state))
         if keeper is not None:
@@ -124,6 +133,7 @@ def fit(
         _loop(run, state, keeper, observer if first else None, until_usable)
         return Result(backend.weights(state.x), run.history)
     finally:
+        leaving.close()
         backend.close()
 
 
@@ -139,6 +149,22 @@ def _measure(
 
     parts = backend.evaluate(loss, [batch]).parts
     return {name: value / backend.shard.world_size for name, value in parts.items()}
+
+
+def _take(
+    directory: RunDirectory, backend: Backend, leaving: ExitStack, check: Callable[[RunDirectory], None]
+) -> Lock | None:
+    """Lock the directory, in the first process. It is checked before, when nothing is written yet, and while it is held."""
+
+    held: list[Lock] = []
+
+    def take() -> None:
+        check(directory)
+        held.append(leaving.enter_context(directory.owned()))
+        check(directory)
+
+    on_first(backend, take)
+    return held[0] if held else None
 
 
 def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | None, until_usable: bool) -> None:
@@ -167,10 +193,25 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
             error = caught
             raise
         finally:
-            if keeper is not None:
-                keeper.write_artifacts()
-            if observer is not None:
-                observer.bilevel_run_end(run=run, error=error)
+            try:
+                if keeper is not None:
+                    _write_last(keeper, error)
+            except Exception as failed:
+                error = failed
+                raise
+            finally:
+                if observer is not None:
+                    observer.bilevel_run_end(run=run, error=error)
+
+
+def _write_last(keeper: Keeper, error: BaseException | None) -> None:
+    """Bring the artifacts up to date. If that fails after another error, this other one is what must be told."""
+    try:
+        keeper.write_artifacts()
+    except Exception as failed:
+        if error is None:
+            raise
+        log.warning("the files of the run are not up to date: %s", failed)
 
 
 def _step(t: int, run: Run, state: State) -> Record:

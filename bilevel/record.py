@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bilevel.errors import InputError
+from bilevel.documents import read_text
+from bilevel.errors import DamagedError
 
 SCHEMA = 1
 """The version of the schema of a line; it changes whenever a field does."""
 
 
-class RecordError(InputError):
+class RecordError(DamagedError):
     """A line that is not the record of a step. Names the file and the line, counted from 1."""
 
     def __init__(self, file: Path, line: int, reason: str) -> None:
@@ -117,29 +118,37 @@ def read_records(file: Path, steps: int | None = None) -> list[Record]:
 
     steps: the largest number of records to read. A last line that a run is still writing is left out.
 
-    Raises `RecordError` for a line that is damaged.
+    Raises `DamagedError`, naming the line, for what is no record, and for a step that is missing or there twice.
     """
     if not file.exists():
         return []
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise RecordError(file, file.read_bytes()[: error.start].count(b"\n") + 1, f"not UTF-8: {error}") from error
+    lines = read_text(file).split("\n")  # not `splitlines`, for which more than a newline ends a line
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
         if len(records) == steps:
             break
+        if not line and number == len(lines):
+            break
         try:
-            records.append(Record.from_json(line))
+            record = Record.from_json(line)
         except json.JSONDecodeError as error:
             if number == len(lines):  # no newline follows: the run is writing it
                 break
             raise RecordError(file, number, f"not JSON: {error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(file, number, str(error)) from error
+        if record.step != len(records):
+            raise RecordError(file, number, f"the record of step {record.step}, where that of step {len(records)} is due")
+        if records and record.upper.keys() != records[0].upper.keys():
+            raise RecordError(file, number, "the upper variable has other names than in the first step")
+        records.append(record)
     return records
+
+
+def thinned(history: Sequence[Record], most: int) -> Sequence[Record]:
+    """At most about `most` of the steps, equally far apart, counted back from the last one, which is among them."""
+    every = -(-len(history) // most) or 1
+    return history[::-1][::every][::-1] if every > 1 else history
 
 
 def total_seconds(history: Sequence[Record]) -> float:

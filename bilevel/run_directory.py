@@ -4,25 +4,31 @@ recipe.yaml       the resolved recipe
 metrics.jsonl     the record of every step, one a line
 account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
+.lock/            who is at work here, while someone is; see `bilevel.lock`
 + the problem's artifacts (weights.json), plots and TensorBoard events
 """
 
-import shutil
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bilevel.errors import InputError
-from bilevel.files import write_atomic
+from bilevel.errors import DamagedError, InputError
+from bilevel.files import append_whole, hidden, leftovers, remove, remove_leftovers, write_atomic, write_through
+from bilevel.lock import Lock, is_lock, owned
 from bilevel.plain import flatten
-from bilevel.recipe import dump
+from bilevel.recipe import Recipe, dump
 from bilevel.record import Record, read_records
 
 MAY_CHANGE = {"run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
 """Settings that may change when a run is resumed; any other change would make it another run. The backend may change, too,
 except for its precision: a run can be resumed with more processes, or on another machine."""
+
+
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 def _may_change(key: str) -> bool:
@@ -50,11 +56,15 @@ class RunDirectory:
         """The directory of the complete checkpoints."""
         return self.path / "checkpoints"
 
+    def owned(self) -> AbstractContextManager[Lock]:
+        """Be the only one who writes here. Raises `InputError`, naming the owner, if another process does."""
+        return owned(self.path)
+
     def check_free(self) -> None:
         """Raise `InputError` if the directory already holds something."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {self.path} is a file; name a directory")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._nothing_done():
+        if self._content() and not self._nothing_done():
             what = "holds another run" if self.recipe_file.exists() else "is not empty"
             raise InputError(
                 f"the output directory {self.path} {what}; "
@@ -65,7 +75,7 @@ class RunDirectory:
         """Raise `InputError`, naming what differs, if this directory does not hold a run of the same recipe."""
         if not self.recipe_file.exists():
             raise InputError(f"there is no run to resume in {self.path} (no recipe.yaml there); run without --resume")
-        before, now = flatten(yaml.safe_load(self.recipe_file.read_text())), flatten(yaml.safe_load(dump(recipe)))
+        before, now = flatten(Recipe.read(self.recipe_file).tree), flatten(yaml.safe_load(dump(recipe)))
         differing = sorted(
             key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _may_change(key)
         )
@@ -78,54 +88,84 @@ class RunDirectory:
             )
 
     def create(self, recipe: Mapping[str, Any]) -> None:
-        """Create the directory if it is missing, and write the recipe."""
+        """Create the directory if it is missing, write the recipe, and remove what a writer that was killed has left."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.recipe_file, dump(recipe))
+        for directory in (self.path, self.checkpoints):
+            remove_leftovers(directory)
+
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Create the directory of a run without a step. The recipe is written last: it alone may be a user's own file."""
+        self.write_history(b"")
+        self.create(recipe)
+
+    def _content(self) -> set[str]:
+        """The names of what is there, other than the lock and what was left by a writer that was killed."""
+        if not self.path.is_dir():
+            return set()
+        gone = set(leftovers(self.path))
+        return {path.name for path in self.path.iterdir() if path not in gone and not is_lock(path)}
 
     def _nothing_done(self) -> bool:
-        """Whether all that is there was left by a run that failed before its first step."""
+        """Whether all that is there was left by a run that ended before its first step."""
         own = {self.recipe_file.name, self.metrics_file.name, "tensorboard"}
-        empty = self.metrics_file.exists() and self.metrics_file.stat().st_size == 0
-        return empty and {path.name for path in self.path.iterdir()} <= own
+        empty = self.metrics_file.is_file() and self.metrics_file.stat().st_size == 0
+        return empty and self._content() <= own
 
-    def last_checkpoint(self) -> tuple[int, Path] | None:
-        """(steps done, directory) of the newest complete checkpoint."""
-        found = [(int(path.name.removeprefix("step-")), path) for path in self.checkpoints.glob("step-*")]
-        return max(found, default=None)
+    def saved(self) -> dict[int, Path]:
+        """Steps done -> the checkpoint, from the oldest to the newest. Other entries of the directory are not looked at."""
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        named = ((_STEP.fullmatch(path.name), path) for path in found)
+        return dict(sorted((int(match[1]), path) for match, path in named if match and path.is_dir()))
+
+    def checkpoint_bytes(self) -> int:
+        """The size of all checkpoints."""
+        return sum(file.stat().st_size for path in self.saved().values() for file in path.iterdir())
 
     def begin_checkpoint(self, steps_done: int) -> Path:
         """An empty directory to write into; it becomes a checkpoint by `finish_checkpoint`."""
-        part = self.checkpoints / f".part-{steps_done:08d}"
-        if part.exists():  # left by a run that was killed while saving
-            shutil.rmtree(part)
+        remove_leftovers(self.checkpoints)
+        part = hidden(self._checkpoint(steps_done))
         part.mkdir(parents=True)
         return part
 
-    def finish_checkpoint(self, part: Path, keep: int) -> None:
+    def finish_checkpoint(self, part: Path, steps_done: int, keep: int) -> None:
         """Turn the directory into a checkpoint, in one step; then remove this run's oldest checkpoints beyond `keep`."""
-        final = part.with_name(part.name.replace(".part-", "step-"))
-        if final.exists():  # a resumed run that stopped again at the same step; the content is the same
-            shutil.rmtree(part)
-            return
-        part.rename(final)
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        write_through(part, deep=False)  # the files in it are on the disk
+        part.rename(self._checkpoint(steps_done))
+        write_through(self.checkpoints, deep=False)
+        for old in list(self.saved().values())[:-keep]:
+            remove(old)
 
-    def read_history(self, steps: int) -> list[Record]:
-        """The records of the first `steps` steps. Raises `InputError` if some are missing or damaged."""
+    def _checkpoint(self, steps_done: int) -> Path:
+        return self.checkpoints / f"step-{steps_done:08d}"
+
+    def set_aside(self, steps: Sequence[int]) -> None:
+        """Rename damaged checkpoints, so that they are neither resumed from nor counted among those to keep."""
+        for step in steps:
+            path = self._checkpoint(step)
+            aside = path.with_name(f"damaged-{path.name}")
+            remove(aside)
+            path.rename(aside)
+
+    def read_history(self, steps: int) -> tuple[list[Record], bytes]:
+        """The records of the first `steps` steps, and their lines as they are.
+
+        Raises `DamagedError` if some are missing or damaged.
+        """
         records = read_records(self.metrics_file, steps)
-        if [record.step for record in records] != list(range(steps)):
-            raise InputError(f"{self.metrics_file} does not hold the {steps} steps that the checkpoint has done")
-        return records
+        if len(records) < steps:
+            raise DamagedError(f"{self.metrics_file} holds {len(records)} steps, and the checkpoint has done {steps}")
+        return records, b"".join(line + b"\n" for line in self.metrics_file.read_bytes().split(b"\n")[:steps])
 
-    def write_history(self, records: Sequence[Record]) -> None:
-        """Replace the metrics file."""
-        write_atomic(self.metrics_file, "".join(record.to_json() + "\n" for record in records))
+    def write_history(self, lines: bytes) -> None:
+        """Replace the metrics file. The directory is made if it is missing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.metrics_file, lines)
 
-    def append(self, record: Record) -> None:
-        """Add one step to the metrics file."""
-        with self.metrics_file.open("a") as file:
-            file.write(record.to_json() + "\n")
+    def append(self, line: bytes) -> None:
+        """Add the line of one step to the metrics file."""
+        append_whole(self.metrics_file, line)
 
     def write(self, files: Mapping[str, str | bytes]) -> None:
         """Write the problem's artifacts."""

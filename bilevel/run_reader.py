@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.account import FILE, Account, Labels
-from bilevel.errors import InputError
+from bilevel.errors import DamagedError, InputError
 from bilevel.recipe import Recipe
 from bilevel.record import Record, average, averaged, read_records, warmup_steps
 from bilevel.run_directory import RunDirectory
@@ -129,4 +129,7 @@ def resolved_recipe(path: Path) -> dict[str, Any]:
     file = RunDirectory(path).recipe_file
     if not file.is_file():
         raise InputError(f"{path} is not a run: there is no {file.name}; name the output directory of `bilevel run`")
-    return Recipe.read(file).tree
+    recipe = Recipe.read(file).tree
+    if not isinstance(recipe.get("problem"), dict):
+        raise DamagedError(f"{file}: not a recipe that `bilevel run` wrote: it has no section `problem`")
+    return recipe

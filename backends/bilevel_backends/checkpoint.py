@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bilevel.checkpoint import INDEX, WEIGHTS, SavedVariable
-from bilevel.errors import InputError
+from bilevel.checkpoint import INDEX, WEIGHTS, SavedVariable, VariableFacts
+from bilevel.errors import InputError, RunError
 from bilevel.files import write_atomic
 from bilevel_backends.processes import Processes
 from bilevel_backends.variable import ModuleVariable
@@ -23,9 +25,12 @@ from bilevel_backends.variable import ModuleVariable
 MARKED = "marked/"
 
 
-def save(directory: Path, variables: list[ModuleVariable], processes: Processes) -> None:
-    """Write the variables into a directory that every process reaches. All processes call it."""
-    facts = {}
+def save(directory: Path, variables: list[ModuleVariable], processes: Processes) -> list[str]:
+    """Write the variables into a directory that every process reaches. All processes call it.
+
+    Returns the names of the files that this process has written. Raises `RunError`, naming the file, if one cannot be.
+    """
+    facts, written = {}, []
     for v in variables:
         files = [
             f"{v.name}-{rank + 1:05d}-of-{processes.world_size:05d}.safetensors" for rank in range(processes.world_size)
@@ -41,15 +46,17 @@ def save(directory: Path, variables: list[ModuleVariable], processes: Processes)
             if owner == processes.rank:
                 assert whole is not None
                 mine[key] = whole.detach().to("cpu", copy=True).contiguous()
-        save_file(mine, directory / files[processes.rank])
-        facts[v.name] = {
-            "active": sorted(v.active),
-            "steps": v.steps,
-            "marked": v.marked is not None,
-            "files": dict(zip(files, assigned, strict=True)),
-        }
+        written.append(files[processes.rank])
+        try:
+            save_file(mine, directory / written[-1])
+        except SafetensorError as error:
+            raise RunError(f"{directory / written[-1]} cannot be written: {error}") from error
+        by_file = dict(zip(files, assigned, strict=True))
+        facts[v.name] = asdict(VariableFacts(sorted(v.active), v.steps, v.marked is not None, by_file))
     if processes.rank == 0:
+        written.append(INDEX)
         write_atomic(directory / INDEX, json.dumps(facts, indent=1))
+    return written
 
 
 def load(directory: Path, variables: list[ModuleVariable]) -> None:
@@ -60,7 +67,7 @@ def load(directory: Path, variables: list[ModuleVariable]) -> None:
     """
     readers = {v.name: SavedVariable(directory, v.name) for v in variables}
     for v in variables:
-        v.activate(frozenset(readers[v.name].facts["active"]))
+        v.activate(frozenset(readers[v.name].facts.active))
         _check(readers[v.name], v)
     for v in variables:
         reader = readers[v.name]
@@ -79,14 +86,14 @@ def load(directory: Path, variables: list[ModuleVariable]) -> None:
                 saved = {key.removeprefix(prefix): reader.read(key) for key in reader.where if key.startswith(prefix)}
                 state = {key: v.sharding.shard(name, value) if value.dim() else value for key, value in saved.items()}
                 v.restore_optimizer_state(name, state)
-        if reader.facts["marked"]:
+        if reader.facts.marked:
             marked = [key.removeprefix(MARKED) for key in reader.where if key.startswith(MARKED)]
             v.marked = {}
             for name in marked:
                 start = v.sharding.shard(name, reader.read(MARKED + name))
                 v.marked[name] = start.to(v.offload or v.sharding.local(name).device)
         v.drop_gradients()
-        v.steps = int(reader.facts["steps"])
+        v.steps = reader.facts.steps
 
 
 def estimate(variables: list[ModuleVariable]) -> int:

@@ -253,9 +253,9 @@ class ModuleBackend(Backend):
         """Bytes of the weights, and of the masters and two moments of what is active now."""
         return checkpoints.estimate([own(v) for v in variables])
 
-    def save(self, directory: Path, variables: Sequence[Variable]) -> None:
+    def save(self, directory: Path, variables: Sequence[Variable]) -> list[str]:
         """See `bilevel_backends.checkpoint`."""
-        checkpoints.save(directory, [own(v) for v in variables], self._processes)
+        return checkpoints.save(directory, [own(v) for v in variables], self._processes)
 
     def load(self, directory: Path, variables: Sequence[Variable]) -> None:
         """See `bilevel_backends.checkpoint`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bilevel.files import write_atomic
 from bilevel.hookspecs import hookimpl
 from bilevel.plaintext import IN_MATPLOTLIB, on_one_line
-from bilevel.record import warmup_steps
+from bilevel.record import thinned, warmup_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from bilevel.record import Record
     from bilevel.run import Run
 
+log = logging.getLogger("bilevel")
+
+MOST_POINTS = 2000  # of a curve: twice what the picture's width can show
 MOST_CURVES = 20  # the number of colours in matplotlib's largest qualitative map
 
 
@@ -26,10 +30,13 @@ class PlotLogger:
 
     @hookimpl
     def bilevel_run_end(self, run: Run) -> None:
-        """Draw and write the picture."""
+        """Draw and write the picture. A run is not failed by a disk without room for it."""
         if run.output is not None and run.history:
             name = "weights.png" if run.history[0].upper else "losses.png"
-            write_atomic(run.output / name, draw(run.history, run.problem.labels))
+            try:
+                write_atomic(run.output / name, draw(thinned(run.history, MOST_POINTS), run.problem.labels))
+            except OSError as error:
+                log.warning("%s is not drawn: %s", run.output / name, error.strerror or error)
 
 
 def draw(history: Sequence[Record], labels: Labels) -> bytes:

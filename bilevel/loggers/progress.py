@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from bilevel.hookspecs import hookimpl
+from bilevel.record import warmup_steps
 from bilevel.run_directory import RunDirectory
 from bilevel.terminal import Terminal
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from bilevel.run import Run
 
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
-RECENT = 10  # steps from whose speed the remaining time is estimated
+RECENT = 50  # steps from whose speed the remaining time is estimated: with a solver that goes in rounds, about one of them
 
 
 class ProgressLogger:
@@ -43,10 +44,10 @@ class ProgressLogger:
             self._console.print(f"{run.steps} steps{resumed}")
             return
         self._progress = Progress(
-            TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False), console=self._console,
+            TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            console=self._console,
         )  # fmt: skip
-        self._progress.add_task("run", total=run.steps, completed=run.start)
+        self._progress.add_task("run", total=run.steps, completed=run.start, left="")
         self._live = Live(self._progress, console=self._console, refresh_per_second=4)
         self._live.start()
 
@@ -56,10 +57,10 @@ class ProgressLogger:
         if self._live is None or self._progress is None:
             self._console.print(line(record, run), soft_wrap=True)
             return
-        self._progress.update(self._progress.task_ids[0], completed=record.step + 1)
+        self._progress.update(self._progress.task_ids[0], completed=record.step + 1, left=time_left(run))
         self._live.update(Group(self._progress, headline(record, run.problem.labels), bars(record.upper)))
 
-    @hookimpl
+    @hookimpl(tryfirst=True)  # whatever other plugins do at the end, the terminal is as it was before
     def bilevel_run_end(self, run: Run, error: BaseException | None) -> None:
         """Close the panel, and print the problem's report."""
         if self._live is not None:
@@ -79,10 +80,10 @@ def _command(verdict: Verdict, run: Run) -> str:
     """How to run longer, and how long that takes; empty if nothing was saved."""
     if run.output is None or verdict.steps is None:
         return ""
-    recent = run.history[-RECENT:]
-    minutes = (verdict.steps - len(run.history)) * sum(record.seconds for record in recent) / len(recent) / 60
+    seconds = pace(run.history)
+    time = "" if seconds is None else f" ({(verdict.steps - len(run.history)) * seconds / 60:.0f} minutes more)"
     recipe = shlex.quote(str(RunDirectory(run.output).recipe_file))
-    return f"`bilevel run {recipe} --set run.steps={verdict.steps} --resume` ({minutes:.0f} minutes more)"
+    return f"`bilevel run {recipe} --set run.steps={verdict.steps} --resume`{time}"
 
 
 def headline(record: Record, labels: Labels) -> str:
@@ -109,9 +110,21 @@ def headline(record: Record, labels: Labels) -> str:
 def line(record: Record, run: Run) -> str:
     """One step as a plain line."""
     upper = "  ".join(f"{name} {value:.3f}" for name, value in list(record.upper.items())[:MOST_BARS])
-    recent = [earlier.seconds for earlier in run.history[-RECENT:]]
-    left = timedelta(seconds=round(sum(recent) / len(recent) * (run.steps - record.step - 1)))
-    return f"step {record.step + 1}/{run.steps}  {headline(record, run.problem.labels)}  {left} left  {upper}".rstrip()
+    return f"step {record.step + 1}/{run.steps}  {headline(record, run.problem.labels)}  {time_left(run)}  {upper}".rstrip()
+
+
+def pace(history: Sequence[Record]) -> float | None:
+    """Seconds that a step takes after the warm-up, whose steps take less; None as long as that is not known."""
+    after = history[max(warmup_steps(history), len(history) - RECENT) :]
+    return sum(record.seconds for record in after) / len(after) if after else None
+
+
+def time_left(run: Run) -> str:
+    """How long the run will go on, in words."""
+    seconds = pace(run.history)
+    if seconds is None:
+        return "time left: known after the warm-up"
+    return f"{timedelta(seconds=round(seconds * (run.steps - len(run.history))))} left"
 
 
 def bars(values: Mapping[str, float]) -> RenderableType:

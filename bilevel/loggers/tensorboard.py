@@ -2,49 +2,87 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
+from bilevel.files import append_whole
 from bilevel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bilevel.record import Record
     from bilevel.run import Run
 
+log = logging.getLogger("bilevel")
+
 
 class TensorBoardLogger:
-    """Writes scalars; nested names become groups ("upper/reference")."""
+    """Writes scalars; nested names become groups ("upper/reference"). A disk without room for them does not fail the run.
+
+    Events are written here and now: torch's `SummaryWriter` does it in a thread, whose failures cannot be caught.
+    """
 
     def __init__(self) -> None:
-        self._writer: Any = None
+        self._file: Path | None = None
 
     @hookimpl
     def bilevel_run_start(self, run: Run) -> None:
-        """Open the event file; steps that a resumed run will do again are marked as void."""
-        if run.output is not None:
-            from torch.utils.tensorboard import SummaryWriter
+        """Begin an event file; steps that a resumed run will do again are marked as void."""
+        if run.output is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-            self._writer = SummaryWriter(str(run.output / "tensorboard"), purge_step=run.start or None)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = run.output / "tensorboard" / name
+        self._add(file_version="brain.Event:2")
+        if run.start:
+            self._add(step=run.start, session_log=SessionLog(status=SessionLog.START))
 
     @hookimpl
     def bilevel_step_end(self, record: Record) -> None:
         """Write the step's numbers."""
-        if self._writer is None:
+        if self._file is None:
             return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         named = {**record.parts, "upper": record.upper, "average": record.average}
         known = {"seconds": record.seconds, "size": record.size, "optimizer_bytes": record.optimizer_bytes}
-        for key, value in {**record.metrics, **known}.items():
-            self._writer.add_scalar(key, value, record.step)
-        for group, values in named.items():
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, record.step)
-        self._writer.flush()
+        scalars = {**record.metrics, **known}
+        scalars |= {f"{group}/{name}": value for group, values in named.items() for name, value in values.items()}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(step=record.step, summary=Summary(value=values))
 
     @hookimpl
     def bilevel_run_end(self) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Leave the event file."""
+        self._file = None
+
+    def _add(self, **facts: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._file is None:
+            return
+        event = _Collected()
+        RecordWriter(event).write(Event(wall_time=time.time(), **facts).SerializeToString())
+        try:
+            self._file.parent.mkdir(exist_ok=True)
+            append_whole(self._file, bytes(event))
+        except OSError as error:
+            log.warning("no more TensorBoard events are written: %s", error.strerror or error)
+            self._file = None
+
+
+class _Collected(bytearray):
+    """Bytes, written like a file."""
+
+    def write(self, data: bytes) -> None:
+        """Add to them."""
+        self.extend(data)
 
 
 logger = TensorBoardLogger()

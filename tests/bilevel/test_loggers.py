@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,9 +7,12 @@ from rich.console import Console
 
 from bilevel import SGD, Labels, Record, ScaleBiO, fit
 from bilevel.loggers.plot import draw
-from bilevel.loggers.progress import ProgressLogger, headline
+from bilevel.loggers.progress import ProgressLogger, headline, pace
+from bilevel.plugins import Plugins
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
 
 class Both:
@@ -51,6 +55,76 @@ def test_other_outputs_get_one_plain_line_a_step() -> None:
     assert "upper variable held" in lines[2]
     assert "penalty 5" in lines[3]
     assert "0:00:00 left" in lines[5]
+
+
+def test_the_time_left_is_not_told_from_the_cheaper_steps_of_the_warm_up() -> None:
+    cheap = [Record(t, 1.0, {"a": 1.0}, moved=False) for t in range(10)]
+    dear = [Record(t, 3.0, {"a": 1.0}) for t in range(10, 14)]
+    assert pace(cheap) is None
+    assert pace([*cheap, *dear]) == 3.0
+    assert "known after the warm-up" in shown(terminal=False).splitlines()[1]
+
+
+@pytest.mark.parametrize("broken", ["artifacts", "report"])
+def test_the_terminal_is_as_before_whatever_fails_at_the_end(tmp_path: Path, plugins: Plugins, broken: str) -> None:
+    class Failing(Distance):
+        pass
+
+    def fail(*arguments: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    setattr(Failing, broken, fail)
+    screen = io.StringIO()
+    logger = ProgressLogger(Console(file=screen, force_terminal=True, width=100))
+    plugins.manager.unregister(name="bilevel_progress")
+    plugins.manager.register(logger)
+    with pytest.raises(OSError, match="No space"):
+        fit(
+            Failing(),
+            ScaleBiO(lr_x=0.04, lr_z=0.3),
+            TorchBackend(device="cpu"),
+            steps=2,
+            output=tmp_path / "run",
+            observer=plugins.hooks,
+        )
+    assert screen.getvalue().count(HIDE) == screen.getvalue().count(SHOW) == 1
+
+
+def test_a_run_that_cannot_write_pictures_and_events_goes_on(
+    tmp_path: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, *arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bilevel.loggers.plot.write_atomic", full)
+    monkeypatch.setattr("bilevel.loggers.tensorboard.append_whole", full)
+    fit(
+        Distance(),
+        ScaleBiO(lr_x=0.04, lr_z=0.3),
+        TorchBackend(device="cpu"),
+        steps=2,
+        output=tmp_path / "run",
+        observer=plugins.hooks,
+    )
+    said = [record.getMessage() for record in caplog.records]
+    assert "no more TensorBoard events are written: No space left on device" in said
+    assert any("weights.png is not drawn: No space left on device" in words for words in said)
+
+
+def test_tensorboard_reads_the_events_back(tmp_path: Path, plugins: Plugins) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = fit(
+        Distance(),
+        ScaleBiO(lr_x=0.04, lr_z=0.3),
+        TorchBackend(device="cpu"),
+        steps=2,
+        output=tmp_path / "run",
+        observer=plugins.hooks,
+    )
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("upper/x0")] == pytest.approx([r.upper["x0"] for r in result.history])
 
 
 def test_losses_and_throughput_are_called_what_the_problem_calls_them() -> None:

@@ -3,6 +3,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bilevel import SGD, AdamW, InputError, Interrupted, NonFiniteError, ScaleBiO, fit
 from bilevel.account import Verdict
 from bilevel.run import Run
+from bilevel.run_directory import RunDirectory
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 
@@ -83,10 +85,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_repeats_the_steps_aft
     with pytest.raises(SystemExit):
         run(tmp_path / "cut", checkpoint_every=5, observer=Watch(die))
     assert len(metrics(tmp_path / "cut")) == 13
-    (tmp_path / "cut" / "checkpoints" / ".part-00000015").mkdir()  # as a kill during saving leaves it
+    left = tmp_path / "cut" / "checkpoints" / f".step-00000015.{'0' * 32}.part"
+    left.mkdir()  # as a kill during saving leaves it
     resumed = run(tmp_path / "cut", checkpoint_every=5, resume=True)
     assert torch.equal(resumed.x["value"], whole.x["value"])
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert not left.exists()
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     run(tmp_path / "run", steps=2)
     (tmp_path / "run" / "checkpoints" / "step-00000002" / damage).unlink()
-    with pytest.raises(InputError, match=r"checkpoint .*step-00000002 .*cannot be read"):
+    with pytest.raises(InputError, match=rf"step-00000002/{damage} cannot be read: .*; no checkpoint in .* is whole"):
         run(tmp_path / "run", steps=4, resume=True)
 
 
@@ -156,6 +160,77 @@ def test_too_little_disk_is_said_before_the_first_step(tmp_path: Path, monkeypat
     with pytest.raises(InputError, match="not enough disk"):
         run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_there_already_counts_as_room_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "run", steps=4, checkpoint_every=2)
+    monkeypatch.setattr(TorchBackend, "checkpoint_bytes", lambda self, variables: 1_500)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_600})())
+    with pytest.raises(
+        InputError, match=r"has 1\.6 kB free, and needs 4\.5 kB more for 3 checkpoints of about 1\.5 kB; free"
+    ):
+        run(tmp_path / "new")
+    run(tmp_path / "run", steps=5, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "when"), [(torch.zeros(2), 0), (torch.zeros(2), 2), ((1, 2), 0), ({1: 2}, 0), ([{"a": torch.zeros(1)}], 0)]
+)
+def test_memory_that_a_checkpoint_cannot_keep_is_found_at_once(tmp_path: Path, value: Any, when: int) -> None:
+    class Keeps(ScaleBiO):
+        def step(self, t, state, problem, backend):  # type: ignore[no-untyped-def]
+            assert t <= when
+            metrics = ScaleBiO.step(self, t, state, problem, backend)
+            if t == when:
+                state.memory["kept"] = value
+            return metrics
+
+    with pytest.raises(
+        InputError, match=r"the solver Keeps cannot be saved: State\.memory\['kept'\].*; keep None, booleans"
+    ):
+        fit(Distance(), Keeps(lr_x=0.1, lr_z=0.2), TorchBackend(), steps=9, output=tmp_path / "run")
+
+
+def test_a_second_run_in_the_same_directory_is_refused_before_it_reads_its_data(tmp_path: Path) -> None:
+    class Unread(Distance):
+        def prepare(self) -> None:
+            raise AssertionError("it has read its data")
+
+    Unread.__qualname__, Unread.__module__ = Distance.__qualname__, Distance.__module__
+    refused = []
+
+    def second(run: Run, t: int) -> None:
+        for resume in (False, True):
+            thread = Thread(target=start, args=(resume,))
+            thread.start()
+            thread.join()
+
+    def start(resume: bool) -> None:
+        with pytest.raises(InputError) as caught:
+            fit(Unread(noise=0.3), SOLVER, TorchBackend(), steps=1, seed=1, output=tmp_path / "run", resume=resume)
+        refused.append(str(caught.value))
+
+    whole = run(tmp_path / "whole", steps=2)
+    assert torch.equal(run(tmp_path / "run", steps=2, observer=Watch(second)).x["value"], whole.x["value"])
+    assert ["holds another run" in reason for reason in refused] == [True, False, True, False]
+    assert [f"in use by process {os.getpid()} on" in reason for reason in refused] == [False, True, False, True]
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("failing", ["append", "write", "begin_checkpoint", "finish_checkpoint"])
+def test_a_disk_that_fails_ends_the_run_tells_the_observers_and_leaves_what_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    watch = Watch(lambda run, t: monkeypatch.setattr(RunDirectory, failing, full) if t == 3 else None)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "run", checkpoint_every=2, observer=watch)
+    assert isinstance(watch.error, OSError)
+    monkeypatch.undo()
+    run(tmp_path / "run", resume=True, observer=(after := Watch()))
+    assert after.starts in ([4], [6])
 
 
 def test_bad_problem_settings_leave_no_directory_behind(tmp_path: Path) -> None:

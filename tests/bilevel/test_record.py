@@ -1,12 +1,13 @@
 import json
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from bilevel.errors import InputError
-from bilevel.record import Record, RecordError, average, averaged, moving, read_records, warmup_steps
+from bilevel.record import Record, RecordError, average, averaged, moving, read_records, thinned, warmup_steps
 
 
 def record(step: int, weight: float, *, moved: bool = True, own: float | None = None) -> Record:
@@ -111,3 +112,12 @@ def test_a_record_costs_microseconds() -> None:
     for t in range(2000):
         Record.of_step(t, FOUND, **KNOWN)
     assert (time.perf_counter() - start) / 2000 < 200e-6  # about 3 on an idle machine
+
+
+def test_a_thinned_history_ends_with_the_last_step_and_is_whole_where_it_is_short() -> None:
+    history = [Record(t, 1.0, {}) for t in range(100_001)]
+    kept = [record.step for record in thinned(history, 1000)]
+    assert 900 < len(kept) <= 1000
+    assert kept[-1] == 100_000
+    assert len({after - before for before, after in pairwise(kept)}) == 1
+    assert thinned(history[:1000], 1000) == history[:1000]

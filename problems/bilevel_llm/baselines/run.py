@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from bilevel import Solver
     from bilevel.recipe import Recipe
+    from bilevel.run_directory import RunDirectory
     from bilevel_llm.baselines.base import Baseline, Outcome, Task
 
 
@@ -73,14 +74,22 @@ def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
 
     Raises `InputError` before a model is loaded, and `RunError` if the weights are not a distribution over the sources.
     """
-    import math
-
-    from bilevel import RunError
     from bilevel.run_directory import RunDirectory
 
     directory = RunDirectory(Path(task.run.output)) if task.run.output is not None else None
-    if directory is not None and not task.resume and rank() == 0:
+    if directory is None or rank() != 0:
+        return _find(method, baseline, task, directory)
+    if not task.resume:
         directory.check_free()
+    with directory.owned():
+        return _find(method, baseline, task, directory)
+
+
+def _find(method: str, baseline: "Baseline", task: "Task", directory: "RunDirectory | None") -> "Outcome":
+    import math
+
+    from bilevel import RunError
+
     task.problem.prepare()
     baseline.check(task)
     outcome = baseline.find(task)
@@ -135,6 +144,7 @@ def files(method: str, baseline: "Baseline", outcome: "Outcome", task: "Task") -
         "steps": task.run.limit,
         "findings": [dataclasses.asdict(finding) for finding in outcome.all_findings],
         "trajectory": {name: [round(value, 6) for value in values] for name, values in outcome.trajectory.items()},
+        "trajectory_steps": list(range(max(map(len, outcome.trajectory.values()), default=0))),
         "seed": task.run.seed,
         "versions": {name: version(name) for name in ("bilevel", "torch")},
         **task.problem.identity(),

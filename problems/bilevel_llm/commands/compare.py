@@ -21,10 +21,20 @@ def compare(
     Resumes by itself where an earlier call with the same output stopped.
     """
     import sys
+    from contextlib import ExitStack
 
+    from bilevel.lock import owned
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
     from bilevel_llm.comparison.run import load, run
 
-    comparing = load(recipe, load_plugins(), changes=changes or [], output=output, keep_models=keep_models)
-    run(comparing, Terminal(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at
+    with ExitStack() as held:
+        comparing = load(
+            recipe,
+            load_plugins(),
+            changes=changes or [],
+            output=output,
+            keep_models=keep_models,
+            claim=lambda directory: held.enter_context(owned(directory)),
+        )
+        run(comparing, Terminal(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at

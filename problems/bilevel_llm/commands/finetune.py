@@ -1,5 +1,6 @@
 """`bilevel finetune`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -39,14 +40,15 @@ def finetune(
 
     The options make a recipe, which is written to DIR/recipe.yaml; they override the keys of a given RECIPE.
     """
+    from bilevel.launch import rank
     from bilevel.plugins import load_plugins
-    from bilevel_llm.finetuning.recipe import Length, finetune_config
+    from bilevel.run_directory import RunDirectory
+    from bilevel_llm.finetuning.recipe import Length, finetune_recipe, output_of, with_length
     from bilevel_llm.finetuning.run import find_resumed, run
 
-    plugins = load_plugins()
-    config = finetune_config(
+    plugins, length = load_plugins(), Length(epochs, steps, tokens)
+    described = finetune_recipe(
         find_resumed(output) if resume and recipe is None else recipe,
-        plugins,
         settings={
             "problem.model": model,
             "problem.data": data or None,
@@ -59,7 +61,10 @@ def finetune(
         },
         method=method,
         lr=lr,
-        length=Length(epochs, steps, tokens),
         changes=changes or [],
     )
-    run(config, resume=resume, observer=plugins.hooks)
+    directory = RunDirectory(output_of(described))
+    if not resume and rank() == 0:
+        directory.check_free()
+    with directory.owned() if rank() == 0 else nullcontext():  # before the data are read, and until all is written
+        run(with_length(described, plugins, lr=lr, length=length), resume=resume, observer=plugins.hooks)

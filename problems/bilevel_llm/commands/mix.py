@@ -32,25 +32,24 @@ def mix(
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
     from bilevel_llm.mixing.draw import make_mix
-    from bilevel_llm.mixing.mix import card_file
-    from bilevel_llm.mixing.row_files import check_output
+    from bilevel_llm.mixing.mix import card_file, claimed
     from bilevel_llm.reweighting.saved_run import read_run
 
-    check_output(output, card_file(output))
-    weighted = read_run(run, load_plugins(), weights)
-    if not allow_changed_data:
-        weighted.check_data()
-    drawn = make_mix(
-        weighted.problem,
-        weighted.weights,
-        rows=rows,
-        tokens=tokens,
-        seed=seed,
-        max_repeats=max_repeats,
-        on_shortfall=on_shortfall,
-        format=format,
-    )
-    drawn.write(output, {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
+    with claimed(output):
+        weighted = read_run(run, load_plugins(), weights)
+        if not allow_changed_data:
+            weighted.check_data()
+        drawn = make_mix(
+            weighted.problem,
+            weighted.weights,
+            rows=rows,
+            tokens=tokens,
+            seed=seed,
+            max_repeats=max_repeats,
+            on_shortfall=on_shortfall,
+            format=format,
+        )
+        drawn.write(output, {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
     console = Terminal()
     console.print(drawn.table())
     console.print(f"{drawn.rows:,} rows in {output}, described in {card_file(output)}", soft_wrap=True)

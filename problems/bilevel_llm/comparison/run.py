@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from rich.text import Text
 
 from bilevel import Backend, InputError, Problem
 from bilevel.config import OBJECTS, build_parts, build_section, read_recipe
-from bilevel.files import write_atomic
+from bilevel.documents import read_json
+from bilevel.files import remove_leftovers, write_atomic
 from bilevel.launch import world_size
 from bilevel.loop import Interrupted
 from bilevel.plain import flatten, to_plain
@@ -67,9 +68,17 @@ class Comparing:
 
 
 def load(
-    file: Path, plugins: Plugins, *, changes: Sequence[str], output: str | None, keep_models: bool = False
+    file: Path,
+    plugins: Plugins,
+    *,
+    changes: Sequence[str],
+    output: str | None,
+    keep_models: bool = False,
+    claim: Callable[[Path], object] = lambda directory: None,
 ) -> Comparing:
     """Read a recipe, its data and its test sets, and check what can be known before a model is loaded.
+
+    claim: is called with the directory as soon as it is known, before data are read, to make it one's own.
 
     Raises `InputError` for what the user has to correct.
     """
@@ -99,6 +108,8 @@ def load(
     if not isinstance(problem, LLMReweighting):
         raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be compared")
     resolved[SECTION] = to_plain(settings)
+    _check_directory(directory, resolved)
+    claim(directory)
     _check_directory(directory, resolved)
 
     if settings.finetune.method == "lora":
@@ -141,6 +152,8 @@ def run(comparing: Comparing, console: Console) -> None:
     Raises `Interrupted` when asked to stop; the same call then resumes the comparison.
     """
     RunDirectory(comparing.directory).create(comparing.recipe)
+    for directory in (comparing.directory / "cells").rglob("*"):
+        remove_leftovers(directory)  # of a call that was killed: they may be as large as a model
     for method in comparing.methods:
         file = _method_file(comparing.directory, method)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +257,7 @@ def _check_method(directory: Path, method: Method) -> None:
     """Raises `InputError` if the method's cells were made with other settings."""
     file = _method_file(directory, method)
     if file.exists():
-        names = (f"the method {method.label}", json.loads(file.read_text()), method.described)
+        names = (f"the method {method.label}", read_json(file, dict[str, Any]), method.described)
         _require_same(directory, *({names[0]: tree} for tree in names[1:]))
 
 

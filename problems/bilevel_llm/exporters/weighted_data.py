@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from bilevel_llm.data.files import file_type, find_files
 from bilevel_llm.data.layout import ChatLayout, Layout
 from bilevel_llm.data.reading import RawRow, common_layout, read_raw_rows
 from bilevel_llm.mixing.draw import MAX_REPEATS
-from bilevel_llm.mixing.mix import card_file
-from bilevel_llm.reweighting.saved_run import WeightedRun, read_json
+from bilevel_llm.mixing.mix import card_file, read_card, sha256_of
+from bilevel_llm.reweighting.saved_run import WeightedRun
 
 Stop = Literal["first", "all"]
 """When a trainer that interleaves stops: when the first source is used up (no row twice), or when all are (rows repeat)."""
@@ -81,12 +82,12 @@ class WeightedData:
         """The sources with a positive weight, or the mix as the only one. Asked for the first time, it reads every row.
 
         Raises `InputError` for changed data, for a source whose rows are not all laid out alike, and for a mix that
-        `bilevel mix` has not written.
+        `bilevel mix` has not drawn by the weights of this run.
         """
         if not self.allow_changed_data:
             self.run.check_data()
         if self.mix is not None:
-            return (_read_mix(self.mix),)
+            return (_read_mix(self.mix, self.run),)
         return tuple(
             _read(source.name, self.weights[source.name], find_files(source.patterns), source.format)
             for source in self.run.problem.sources
@@ -131,13 +132,31 @@ class WeightedData:
 MAKE_A_MIX = "`bilevel mix RUN --format messages --output FILE` makes one file of all; then give --mix FILE"
 
 
-def _read_mix(file: Path) -> WeightedSource:
-    """A file that `bilevel mix` wrote, by the card beside it."""
-    card = card_file(file)
-    if not (file.is_file() and card.is_file()):
-        missing = card if file.is_file() else file
+def _read_mix(file: Path, run: WeightedRun) -> WeightedSource:
+    """A file that `bilevel mix` drew by the weights of the run, by the card beside it."""
+    if not (file.is_file() and card_file(file).is_file()):
+        missing = card_file(file) if file.is_file() else file
         raise InputError(f"{file} is not a mix that `bilevel mix` wrote: there is no {missing}")
-    return _read(file.name.partition(".")[0], 1.0, [file], read_json(card).get("format"))
+    card = read_card(file)
+    if card.file.sha256 != sha256_of(file):
+        raise InputError(f"{file} has changed since `bilevel mix` wrote it: its hash is not the one in {card_file(file)}")
+    drawn = {name: source.weight for name, source in card.sources.items()}
+    if drawn.keys() != run.weights.keys():
+        raise InputError(f"{file} is a mix of {_names(drawn)}, but the sources of {run.directory} are {_names(run.weights)}")
+    for name, weight in run.weights.items():
+        if not math.isclose(drawn[name], weight, rel_tol=1e-6, abs_tol=1e-9):
+            raise InputError(
+                f"{file} was drawn by other weights ({name!r}: {drawn[name]:.4f}, and {weight:.4f} in {run.origin}); draw a "
+                "mix from this run, or name the run and the --weights that the mix was drawn by"
+            )
+        known = run.hashes.get(name)
+        if known is not None and card.sources[name].hash != known:
+            raise InputError(f"{file} was drawn from other data: the hash of {name!r} is not that in {run.directory}")
+    return _read(file.name.partition(".")[0], 1.0, [file], card.format)
+
+
+def _names(weights: Mapping[str, float]) -> str:
+    return ", ".join(map(repr, weights))
 
 
 def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -> WeightedSource:

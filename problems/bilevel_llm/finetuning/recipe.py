@@ -63,14 +63,30 @@ def finetune_config(
     length: Length,
     changes: Sequence[str] = (),
 ) -> Config:
-    """The run that a recipe and options describe. Options stand above the recipe, and `changes` (`--set`) above both.
+    """The run that a recipe and options describe; see `finetune_recipe`, and `Length`.
+
+    Raises `InputError` for options that cannot be used, and for data that cannot be read where it decides the length.
+    """
+    recipe = finetune_recipe(base, settings=settings, method=method, lr=lr, changes=changes)
+    return with_length(recipe, plugins, lr=lr, length=length)
+
+
+def finetune_recipe(
+    base: Path | None,
+    *,
+    settings: Mapping[str, Any],
+    method: str | None = None,
+    lr: float | None = None,
+    changes: Sequence[str] = (),
+) -> Recipe:
+    """A recipe with what options say. Options stand above the recipe, and `changes` (`--set`) above both. No data is read.
 
     base: a recipe of the problem `llm-finetuning`; None starts from nothing.
     settings: dotted key -> value; None leaves it to the recipe, or else the default.
     method: one of METHODS; None leaves it to the recipe, or else is "full".
     lr: the peak of a cosine that rises over the first 3% of the steps.
 
-    Raises `InputError` for options that cannot be used, and for data that cannot be read where it decides the length.
+    Raises `InputError` for options that cannot be used.
     """
     recipe = Recipe({}, {}, "bilevel finetune") if base is None else Recipe.read(base)
     if (_get(recipe, "problem.name") or PROBLEM) != PROBLEM:
@@ -95,6 +111,19 @@ def finetune_config(
     for key, option in (("problem.model", "--model"), ("problem.data", "--data"), ("run.output", "--output")):
         if _get(recipe, key) is None:
             raise InputError(f"{option} is missing (in a recipe: {key})")
+    return recipe
+
+
+def output_of(recipe: Recipe) -> Path:
+    """The directory of the run."""
+    return Path(str(_get(recipe, "run.output")))
+
+
+def with_length(recipe: Recipe, plugins: Plugins, *, lr: float | None, length: Length) -> Config:
+    """The run of such a recipe, with as many steps, and a schedule as long, as `length` says.
+
+    Raises `InputError` for what cannot be used, and for data that cannot be read where it decides the length.
+    """
     if lr is None and _get(recipe, "solver.lr") is None:
         lr = LR if _get(recipe, "problem.lora") is None else ADAPTER_LR
     evaluate = _get(recipe, "solver.evaluate_every") is None

@@ -28,20 +28,25 @@ def find_resumed(output: str | None) -> Path:
 def run(config: Config, *, resume: bool, observer: Observer) -> None:
     """Train, export to OUTPUT/model, and evaluate that on the whole validation sets (OUTPUT/evaluation.json).
 
+    resume: do what is left to do of that.
+
     Raises `InputError` before anything is trained, and whatever `fit` raises.
     """
     assert isinstance(config.problem, FineTuning)
     assert config.run.output is not None  # a recipe must say it
     output = Path(config.run.output)
-    model = output / "model"
-    if resume:
+    model, scored = output / "model", output / "evaluation.json"
+    trained = resume and model.exists() and config.run.limit in RunDirectory(output).saved()
+    if resume and not trained:
         check_new(model)
     config.fit(resume=resume, observer=observer)
     if rank() != 0:  # the first process writes
         return
-    export_model(output, model)
+    if not trained:
+        scored.unlink(missing_ok=True)  # it would be about an earlier model
+        export_model(output, model)
     problem = config.problem
-    if problem.validation:
+    if problem.validation and not scored.exists():
         scores = evaluate(
             str(model),
             problem.validation,
@@ -50,5 +55,5 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
             on_bad_row=problem.on_bad_row,
             trust_remote_code=problem.trust_remote_code,
         )
-        write(scores, output / "evaluation.json")
+        write(scores, scored)
         Terminal().print(table(scores))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -19,8 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bilevel.data import generator
-from bilevel.errors import InputError
-from bilevel.files import write_atomic
+from bilevel.documents import read_json
+from bilevel.errors import DamagedError, InputError
+from bilevel.files import leftovers, named, remove_leftovers, write_through, written_whole
+from bilevel.lock import owned
 from bilevel_llm.data.format import Format
 from bilevel_llm.data.layout import Layout
 from bilevel_llm.data.reading import RawRow
@@ -117,22 +120,24 @@ class Mix:
 
         Raises `InputError` if one of the two exists, for an unknown ending, and if such a file cannot hold the rows.
         """
-        check_output(path, card_file(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tables = [pool.table for pool in self.pools]
-        sources, rows, copies = self.sequence
-        starts = np.cumsum([0, *map(len, tables)])[:-1]
-        needed, slots = np.unique(starts[sources] + rows, return_inverse=True)
-        with Spool(path.parent, len(needed)) as spool:
-            gather(tables, self.formats, needed, self._written, spool)
+        with claimed(path):
+            tables = [pool.table for pool in self.pools]
+            sources, rows, copies = self.sequence
+            starts = np.cumsum([0, *map(len, tables)])[:-1]
+            needed, slots = np.unique(starts[sources] + rows, return_inverse=True)
+            with named(path), Spool(path.parent, len(needed)) as spool:
+                gather(tables, self.formats, needed, self._written, spool)
 
-            def walk() -> Iterator[dict[str, Any]]:
-                for slot, source, row, copy in zip(slots, sources, rows, copies, strict=True):
-                    yield {**spool.get(slot), PROVENANCE: self._provenance(int(source), int(row), int(copy))}
+                def walk() -> Iterator[dict[str, Any]]:
+                    for slot, source, row, copy in zip(slots, sources, rows, copies, strict=True):
+                        yield {**spool.get(slot), PROVENANCE: self._provenance(int(source), int(row), int(copy))}
 
-            write_rows(path, walk)
-        card = {**self.card(), **(facts or {}), "file": {"name": path.name, "sha256": _sha256(path)}}
-        write_atomic(card_file(path), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+                with written_whole(card_file(path)) as card, written_whole(path) as part:
+                    write_rows(part, path.suffix, walk)
+                    about = {**self.card(), **(facts or {}), "file": {"name": path.name, "sha256": sha256_of(part)}}
+                    # on the disk before the rows get their name, so that rows without a card can be known as ours
+                    write_through(write_card(card, about))
+                    check_output(path, card_file(path))  # another program may have been quicker
 
     def card(self) -> dict[str, Any]:
         """What was drawn from what."""
@@ -206,11 +211,78 @@ class Mix:
         return {**said, "format": self.layout.format}
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Be the only one who writes this mix. What a writer that was killed has left is removed; nothing else is.
+
+    Raises `InputError` if the mix or its card exists, or if another process is writing them.
+    """
+    if not _half_written(path):
+        check_output(path, card_file(path))
+    with owned(path, file=True):
+        if _half_written(path):
+            path.unlink()
+        remove_leftovers(path.parent, path.name, card_file(path).name)
+        check_output(path, card_file(path))
+        yield
+
+
+def _half_written(path: Path) -> bool:
+    """Whether rows are there without their card, and a card that was about to follow them is about just these rows."""
+    if not path.is_file() or card_file(path).exists():
+        return False
+    return any(_is_about(card, path) for card in leftovers(path.parent, card_file(path).name))
+
+
+def _is_about(card: Path, path: Path) -> bool:
+    try:
+        return read_json(card, Card).file.sha256 == sha256_of(path)
+    except DamagedError:
+        return False
+
+
+@dataclass(frozen=True)
+class DrawnSource:
+    """What others need to know of a source of a mix: its weight, and the hash of its data."""
+
+    weight: float
+    hash: str
+
+
+@dataclass(frozen=True)
+class MixedFile:
+    """The rows that a card is about."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What others need to know of a mix; its card says more."""
+
+    file: MixedFile
+    sources: Mapping[str, DrawnSource]
+    format: str | None = None
+
+
+def read_card(path: Path) -> Card:
+    """The card of a mix. Raises `DamagedError`, naming the key, if it is not one."""
+    return read_json(card_file(path), Card)
+
+
+def write_card(file: Path, content: Mapping[str, Any]) -> Path:
+    """Write a card. Returns its file."""
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
 def card_file(path: Path) -> Path:
     """Where the card of a mix is: beside it."""
     return path.with_name(f"{path.name}.json")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

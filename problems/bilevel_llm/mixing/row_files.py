@@ -1,4 +1,4 @@
-"""Rows -> a JSONL or Parquet file, in one go: the file appears when it is complete, and never in place of another."""
+"""Rows -> a JSONL or Parquet file, in one go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel.errors import InputError
-from bilevel.files import written_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,17 +40,14 @@ def check_json(where: str, fields: Mapping[str, Any]) -> None:
             raise InputError(f"{where}: JSON cannot hold the field {name!r} ({error}); name a .parquet output") from error
 
 
-def write_rows(path: Path, rows: Rows) -> None:
-    """Write all rows; `check_output` has been asked before.
+def write_rows(path: Path, suffix: str, rows: Rows) -> None:
+    """Write all rows as a file of this type.
 
     A Parquet file has every field of every row: where a row lacks a field, it is null.
 
-    Raises `InputError` if the rows do not fit into such a file; then nothing is left behind.
+    Raises `InputError` if the rows do not fit into such a file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        (_write_parquet if path.suffix == ".parquet" else _write_jsonl)(part, rows)
-        check_output(path)  # another process may have been quicker
+    (_write_parquet if suffix == ".parquet" else _write_jsonl)(path, rows)
 
 
 def _write_jsonl(path: Path, rows: Rows) -> None:

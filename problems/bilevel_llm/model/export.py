@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from bilevel import InputError
-from bilevel.checkpoint import SavedVariable, saved_variables
-from bilevel.files import written_whole
+from bilevel.checkpoint import SavedVariable, damage, saved_variables
+from bilevel.errors import DamagedError, RunError
+from bilevel.files import remove_leftovers, written_whole
+from bilevel.lock import owned
 from bilevel.run_directory import RunDirectory
 from bilevel.run_reader import resolved_recipe
 from bilevel.trust import remote_code_is_trusted
@@ -99,16 +102,21 @@ def _problem_settings(run: Path) -> Mapping[str, Any]:
 
 
 def _checkpoint(run: Path, step: int | None) -> Path:
-    directory = RunDirectory(run)
-    last = directory.last_checkpoint()
-    if last is None:
+    """The checkpoint of that step, or the newest one that is whole, said aloud if there is a newer one."""
+    saved = RunDirectory(run).saved()
+    if not saved:
         raise InputError(f"{run} has no checkpoint yet")
-    if step is None:
-        return last[1]
-    found = {_steps(path): path for path in sorted(directory.checkpoints.glob("step-*"))}
-    if step not in found:
-        raise InputError(f"{run} has no checkpoint after {step} steps; there are: {', '.join(map(str, found))}")
-    return found[step]
+    if step is not None and step not in saved:
+        raise InputError(f"{run} has no checkpoint after {step} steps; there are: {', '.join(map(str, saved))}")
+    reasons: list[str] = []
+    for where in [saved[step]] if step is not None else reversed(saved.values()):
+        reason = damage(where)
+        if reason is None:
+            for other in reasons:
+                log.warning("%s; exporting %s, the newest checkpoint that is whole", other, where)
+            return where
+        reasons.append(reason)
+    raise DamagedError(f"{reasons[0]}; " + ("no checkpoint is whole" if step is None else "export another step"))
 
 
 def _steps(checkpoint: Path) -> int:
@@ -174,15 +182,16 @@ def _jinja(text: str) -> str:
 def _write(directory: Path, model: Any, tokenizer: Any, how: Mapping[str, Any]) -> None:
     """Write into a hidden directory beside it, which takes its name when everything is there."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(directory) as part:
-            part.mkdir()
-            with quiet_transformers():
-                model.save_pretrained(part, **how)
-            (part / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
-            tokenizer.save_pretrained(part)
-            for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
-                file.chmod((part / "tokenizer_config.json").stat().st_mode)
-            check_new(directory)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be written: {error.strerror or error}") from error
+        with owned(directory, file=True):
+            remove_leftovers(directory.parent, directory.name)
+            with written_whole(directory) as part:
+                part.mkdir()
+                with quiet_transformers():
+                    model.save_pretrained(part, **how)
+                (part / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
+                tokenizer.save_pretrained(part)
+                for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
+                    file.chmod((part / "tokenizer_config.json").stat().st_mode)
+                check_new(directory)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{directory} cannot be written: {getattr(error, 'strerror', None) or error}") from error

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from bilevel import InputError
-from bilevel.files import written_whole
+from bilevel.files import remove_leftovers, written_whole
+from bilevel.lock import owned
 from bilevel_llm.data.file_hash import file_hash
 from bilevel_llm.data.tokens import default_cache
 from bilevel_llm.model.stored_weights import INDEX, WHOLE, StoredWeights, has_weights
@@ -247,15 +248,13 @@ def _convert_gguf(file: Path) -> ModelFiles:
     final = default_cache() / "models" / f"{file.stem}-{key}"
     if final.is_dir():
         return ModelFiles(final)
-    log.info("converting %s (once)", file.name)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with written_whole(final) as part:
-            part.mkdir()
-            _write_plain(file, part)
-    except OSError:
-        if not final.is_dir():  # otherwise another process has just finished the same
-            raise
+    with owned(final, file=True, wait=True):  # whoever else wants the same waits for it
+        if not final.is_dir():
+            log.info("converting %s (once)", file.name)
+            remove_leftovers(final.parent, final.name)
+            with written_whole(final) as part:
+                part.mkdir()
+                _write_plain(file, part)
     return ModelFiles(final)
 
 

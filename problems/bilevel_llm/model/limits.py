@@ -41,8 +41,8 @@ def check_limits(model: Any, tables: Mapping[str, TokenTable]) -> None:
             if longest > limit:
                 raise InputError(
                     f"{table.where(int(table.lengths.argmax()))} ({name}): the row has {longest} tokens, and above {limit} "
-                    f"the rotary positions of this model ({kind}) change with the longest row of a batch, so that the loss of "
-                    f"a short row would depend on its neighbors; set max_length to {limit} or less"
+                    f"the rotary positions of this model ({kind}) change with the longest row of a batch, so that a short "
+                    f"row's loss would depend on its neighbors; set max_length to {limit} or less"
                 )
 
 

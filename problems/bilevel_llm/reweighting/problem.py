@@ -27,7 +27,7 @@ from bilevel import Finding, Forward, InputError, Labels, Loss, Table
 from bilevel.account import Verdict
 from bilevel.distribution import Distribution, logits_of
 from bilevel.plain import to_plain
-from bilevel.record import Record, average, moving
+from bilevel.record import Record, average, moving, thinned
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 log = logging.getLogger("bilevel.llm")
+
+MOST_POINTS = 1000  # of a trajectory: enough to draw it; metrics.jsonl has every step
 
 Start = Literal["uniform", "size"] | dict[str, float]
 
@@ -180,8 +182,8 @@ class LLMReweighting(LanguageModelProblem):
         return dict(zip(self._train, x().tolist(), strict=True))
 
     def artifacts(self, history: Sequence[Record], facts: Mapping[str, Any]) -> Mapping[str, str]:
-        """weights.json."""
-        final = history[-1].upper
+        """weights.json, with the trajectory at up to `MOST_POINTS` of the steps, which it names."""
+        final, shown = history[-1].upper, thinned(history, MOST_POINTS)
         logits = logits_of(torch.tensor(list(final.values()), dtype=torch.float64), self.floor)
         content = {
             "sources": final,
@@ -190,7 +192,8 @@ class LLMReweighting(LanguageModelProblem):
             "steps": len(history),
             "granularity": to_plain(self.granularity),
             "targets": {name: asdict(loss) for name, loss in self._target_losses(history).items()},
-            "trajectory": {name: [round(record.upper[name], 6) for record in history] for name in final},
+            "trajectory": {name: [round(record.upper[name], 6) for record in shown] for name in final},
+            "trajectory_steps": [record.step for record in shown],
             **facts,
             **self.identity(),
         }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from bilevel import documents
 from bilevel.account import Finding
 from bilevel.config import build_section
 from bilevel.errors import InputError
@@ -22,8 +20,6 @@ from bilevel.suggest import did_you_mean
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
     from bilevel_llm.reweighting.problem import LLMReweighting
-
-T = TypeVar("T")
 
 LARGEST = 1e100
 """Of a weight in a file. Only ratios matter; the sum of larger numbers could overflow."""
@@ -90,7 +86,7 @@ def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> Wei
         origin, values = f"{file} ({weights})", learned.get(KINDS[weights])
     else:
         raise InputError(f"{directory} has no weights yet: there is no {file.name}; the run has not done a step")
-    hashes = _parsed(_Learned, learned, file).data.sources
+    hashes = documents.validated(file, learned, _Learned).data.sources
     return WeightedRun(
         directory,
         problem,
@@ -128,7 +124,7 @@ def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, flo
 
 def flags(learned: Mapping[str, Any], file: Path) -> list[Finding]:
     """The findings in a weights.json that speak against its weights. Raises `InputError` if it does not hold findings."""
-    return [finding for finding in _parsed(_Learned, learned, file).findings if finding.flagged]
+    return [finding for finding in documents.validated(file, learned, _Learned).findings if finding.flagged]
 
 
 @dataclass(frozen=True)
@@ -147,15 +143,6 @@ class _Learned:
 
     data: _Data = field(default_factory=_Data)
     findings: list[Finding] = field(default_factory=list)
-
-
-def _parsed(kind: type[T], content: Mapping[str, Any], file: Path) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{file}: {key}: {first['msg']}; this is not as `bilevel run` wrote it") from error
 
 
 def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:
@@ -185,12 +172,4 @@ def _read_problem(directory: Path, plugins: Plugins) -> LLMReweighting:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `InputError` if the file does not hold one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: a JSON object is needed, {{...}}")
-    return content
+    return documents.read_json(file, dict[str, Any])

@@ -226,6 +226,34 @@ def test_other_files_are_no_mix(make_run: MakeRun, plugins: Plugins, tmp_path: P
         export(run, "interleave", plugins, mix=mixed(run, plugins, tmp_path / "mix.jsonl"))
 
 
+def test_a_mix_of_other_weights_or_data_and_a_changed_one_are_refused(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path
+) -> None:
+    run = make_run()
+    mix = mixed(run, plugins, tmp_path / "mix.jsonl")
+    export(run, "axolotl", plugins, mix=mix)
+    with pytest.raises(InputError, match=r"drawn by other weights \('web': 0\.5000, and 0\.2500 in"):
+        export(run, "axolotl", plugins, weights="final", mix=mix)
+    card = tmp_path / "mix.jsonl.json"
+    whole = card.read_text()
+    card.write_text(whole.replace('"web": {', '"wiki": {'))
+    with pytest.raises(InputError, match=r"a mix of 'wiki', 'books', 'chat', but the sources of .* are 'web'"):
+        export(run, "axolotl", plugins, mix=mix)
+    facts = json.loads(whole)
+    facts["sources"]["web"]["hash"] = "0" * 64
+    card.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="drawn from other data: the hash of 'web'"):
+        export(run, "axolotl", plugins, mix=mix)
+    for damaged in ("{}", "null", "[1]", '{"file": 3}'):
+        card.write_text(damaged)
+        with pytest.raises(InputError, match=r"mix\.jsonl\.json: "):
+            export(run, "axolotl", plugins, mix=mix)
+    card.write_text(whole)
+    mix.write_text(mix.read_text() + "\n")
+    with pytest.raises(InputError, match="has changed since `bilevel mix` wrote it"):
+        export(run, "axolotl", plugins, mix=mix)
+
+
 def test_files_that_llamafactory_does_not_read_are_named(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
     import gzip
 

@@ -98,13 +98,23 @@ def test_a_stopped_run_goes_on_without_its_options_being_repeated(basics: list[s
     bilevel("finetune", "--resume", "--output", tmp_path / "cut")
     whole, cut = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
-    with pytest.raises(InputError, match=r"cut/model already exists and is not overwritten"):
-        bilevel("finetune", "--resume", "--output", tmp_path / "cut")
     (tmp_path / "cut" / "model").rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"a different recipe: problem\.batch_size was 8 and is now 4"):
         bilevel("finetune", "--resume", "--output", tmp_path / "cut", "--batch-size", 4)
     with pytest.raises(InputError, match=r"solver\.lr is 0 at the end of 9 steps"):
         bilevel("finetune", "--resume", "--output", tmp_path / "cut", "--steps", 9)
+
+
+def test_a_run_that_was_killed_before_its_evaluation_is_evaluated_and_not_trained_again(
+    basics: list[str], data: dict[str, str], tmp_path: Path
+) -> None:
+    bilevel("finetune", *basics, "--output", tmp_path / "run", "--steps", 1, "--validation", data["target"])
+    files = [tmp_path / "run" / name for name in ("evaluation.json", "model/model.safetensors", "metrics.jsonl")]
+    before = [file.read_bytes() for file in files]
+    files[0].unlink()
+    for _ in range(2):  # the second time there is nothing left to do
+        bilevel("finetune", "--resume", "--output", tmp_path / "run")
+        assert [file.read_bytes() for file in files] == before
 
 
 def test_a_run_that_has_its_model_is_not_trained_on(basics: list[str], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -362,16 +362,20 @@ def test_a_file_that_changes_in_between_is_noticed(make_problem: Make, tmp_path:
         mix.write(tmp_path / "mix.jsonl")
 
 
-def test_a_file_that_somebody_else_writes_meanwhile_is_kept(tmp_path: Path) -> None:
-    from bilevel_llm.mixing.row_files import write_rows
+def test_a_file_that_somebody_else_writes_meanwhile_is_kept(
+    make_problem: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bilevel_llm.mixing import mix
 
-    def rows() -> Iterator[Row]:
-        yield {"text": "ours"}
-        (tmp_path / "mix.jsonl").write_text("theirs")
+    def write_rows(*arguments: Any) -> None:
+        write(*arguments)
+        (tmp_path / "out" / "mix.jsonl").write_text("theirs")
 
+    write = mix.write_rows
+    monkeypatch.setattr(mix, "write_rows", write_rows)
     with pytest.raises(InputError, match="exists, and nothing is overwritten"):
-        write_rows(tmp_path / "mix.jsonl", rows)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+        make_mix(make_problem(), AVERAGE, rows=70).write(tmp_path / "out" / "mix.jsonl")
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["theirs"]
 
 
 def test_a_mix_is_read_in_the_format_that_its_source_was_read_in(make_problem: Make, tmp_path: Path) -> None:

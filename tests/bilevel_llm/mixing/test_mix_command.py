@@ -2,11 +2,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from bilevel.cli import main
+from bilevel.files import hidden
+from bilevel.lock import owned
 from tests.bilevel_llm.tiny import alpaca, write_jsonl
 
 MakeRun = Callable[..., Path]
@@ -43,6 +46,36 @@ def test_a_run_becomes_a_mix_a_card_and_a_table(
     assert table[1][:5] == ["web", "0.500", "40", "50", "1.25"]
     assert table[3][:5] == ["chat", "0.200", "10", "20", "2.00"]
     assert table[4] == ["all", "70", "100", f"{card['tokens']:,}"]
+
+
+def test_a_mix_that_another_process_writes_is_left_to_it_before_any_row_is_read(
+    make_run: MakeRun, bilevel: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    thread = Thread(target=lambda: codes.append(bilevel("mix", "none", "--rows", 9, "--output", "mix.jsonl")))
+    codes: list[int] = []
+    with owned(tmp_path / "mix.jsonl", file=True):
+        thread.start()
+        thread.join()
+    assert codes == [2]
+    assert "mix.jsonl is in use by process" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_mix_that_was_killed_before_its_card_had_its_name_is_drawn_again(
+    make_run: MakeRun, bilevel: Callable[..., int], tmp_path: Path
+) -> None:
+    make_run()
+    draw = ("mix", "run", "--rows", 20, "--output", "mix.jsonl")
+    assert bilevel(*draw) == 0
+    mix, card = tmp_path / "mix.jsonl", tmp_path / "mix.jsonl.json"
+    rows, facts = mix.read_bytes(), card.read_bytes()
+    card.rename(hidden(card))
+    assert bilevel(*draw) == 0
+    assert (mix.read_bytes(), card.read_bytes()) == (rows, facts)
+    card.unlink()  # without a card that is about them, the rows may be anybody's
+    assert bilevel(*draw) == 2
+    assert mix.read_bytes() == rows
 
 
 def test_given_weights_and_tokens_go_into_parquet_as_messages(

@@ -62,7 +62,7 @@ def test_weights_can_come_from_a_file_and_are_scaled(make_run: MakeRun, plugins:
         ({"web": 1e308, "books": 1e308, "chat": 1}, "the weight of 'web' is 1e+308"),
         ({"web": 10**400, "books": 1, "chat": 1}, "the weight of 'web' is 1000"),
         ({"web": "1", "books": 1, "chat": 1}, "the weight of 'web' is '1'"),
-        ([1, 2, 3], "a JSON object is needed"),
+        ([1, 2, 3], "should be a valid dictionary"),
         ({"sources": {"web": 1}, "average": {"web": 1}}, "the source 'books' has no weight"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_run_of_another_problem_has_no_sources(tmp_path: Path, plugins: Plugin
     with pytest.raises(InputError, match=r"recipe\.yaml:1: unknown key problem\.modell; did you mean 'model'\?"):
         read_run(tmp_path, plugins)
     (tmp_path / "recipe.yaml").write_text("- 1")
-    with pytest.raises(InputError, match="not a recipe that `bilevel run` wrote"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: a mapping is needed"):
         read_run(tmp_path, plugins)
 
 
