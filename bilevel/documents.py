@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,15 +27,17 @@ def read_text(file: Path) -> str:
 
 def read_json(file: Path, kind: type[T]) -> T:
     """The content of a JSON file as `kind`, which pydantic checks. Raises `DamagedError` naming the key that is wrong."""
-    text = read_text(file)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{file}: not JSON: {error}") from error
-    return validated(file, content, kind)
+    return _parsed(file, read_text(file), kind)
 
 
-def validated(file: Path, content: Any, kind: type[T]) -> T:
+def read_json_lines(file: Path, kind: type[T]) -> Iterator[T]:
+    """The lines of a JSONL file as `kind`. Raises `DamagedError` naming line and key."""
+    for number, line in enumerate(read_text(file).split("\n"), start=1):  # a text may hold what else ends a line
+        if line:
+            yield _parsed(f"{file}:{number}", line, kind)
+
+
+def validated(file: Path | str, content: Any, kind: type[T]) -> T:
     """The content of a file as `kind`. Raises `DamagedError` naming file and key."""
     try:
         return TypeAdapter(kind).validate_python(content)
@@ -42,3 +45,11 @@ def validated(file: Path, content: Any, kind: type[T]) -> T:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DamagedError(f"{file}: {key + ': ' if key else ''}{first['msg']}") from error
+
+
+def _parsed(where: Path | str, text: str, kind: type[T]) -> T:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where}: not JSON: {error}") from error
+    return validated(where, content, kind)

@@ -85,6 +85,12 @@ def leftovers(directory: Path, *names: str) -> list[Path]:
     return [path for path, match in found if match is not None and (not names or match["name"] in names)]
 
 
+def unfinished(directory: Path) -> set[str]:
+    """The names that `leftovers` were going to have, other than those of locks."""
+    names = {match["name"] for path in leftovers(directory) if (match := _LEFTOVER.fullmatch(path.name))}
+    return {name for name in names if not name.startswith(".")}
+
+
 def remove_leftovers(directory: Path, *names: str) -> None:
     """Remove `leftovers`. Only the owner of what is written there may do so: another writer may be alive."""
     for path in leftovers(directory, *names):

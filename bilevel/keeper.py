@@ -18,6 +18,7 @@ from bilevel.account import FILE, Account
 from bilevel.agreement import on_first, together
 from bilevel.documents import read_json
 from bilevel.errors import DamagedError, InputError
+from bilevel.history import History
 from bilevel.lock import Lock
 from bilevel.plain import to_plain
 from bilevel.record import Record
@@ -27,7 +28,7 @@ from bilevel.solver import State
 
 log = logging.getLogger("bilevel")
 
-SHARE = 0.05  # of a run's time that may go into bringing artifacts up to date between checkpoints
+SHARE = 0.05  # of a run's time that may go into bringing artifacts up to date, which takes longer the longer the run is
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Found:
 
     where: Path
     kept: Kept
-    history: list[Record]
+    history: Sequence[Record]
     lines: bytes
     damaged: Sequence[int]
 
@@ -87,7 +88,7 @@ class Keeper:
         if found is None:
             on_first(self.run.backend, lambda: self.directory.begin(self.run.recipe))
             return
-        self.run.start, state.memory, self.run.history = found.kept.steps, found.kept.memory, found.history
+        self.run.start, state.memory, self.run.history = found.kept.steps, found.kept.memory, History(found.history)
         self.run.backend.load(found.where, state.variables)
         self._digest.update(found.lines)
         on_first(self.run.backend, lambda: self._go_on(found))
@@ -145,9 +146,9 @@ class Keeper:
                 "changed since; restore it, or start a new run in another --output"
             )
 
-    def after_step(self, state: State) -> None:
-        """Record the last step, and save a checkpoint if one is due."""
-        line, done = self.run.history[-1].to_json().encode() + b"\n", len(self.run.history)
+    def after_step(self, state: State, record: Record) -> None:
+        """Write the record of the last step, and save a checkpoint if one is due."""
+        line, done = record.to_json().encode() + b"\n", len(self.run.history)
         if done == self.run.start + 1 or state.memory.keys() != self._checked:
             self._check_memory(state)  # now, and not at the first checkpoint, hours later
         self._digest.update(line)
@@ -156,7 +157,7 @@ class Keeper:
             self.directory.append(line)
         if self.every and done % self.every == 0 and done < self.run.steps:
             self.checkpoint(state)
-        elif time.monotonic() > self._due:
+        if time.monotonic() > self._due:
             self.write_artifacts()
 
     def checkpoint(self, state: State) -> None:
@@ -167,7 +168,6 @@ class Keeper:
         x = backend.weights(state.x)
         if self.first:
             self.directory.write(self.run.problem.snapshot(x))
-        self.write_artifacts()
 
     def _save(self, state: State, done: int) -> None:
         backend = self.run.backend

@@ -174,13 +174,15 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
         try:
             if observer is not None:
                 observer.bilevel_run_start(run=run)
+            moves = sum(record.moved for record in run.history)
             for t in range(run.start, run.steps):
-                if until_usable and on_first(run.backend, lambda: _usable(run)):
+                if until_usable and _asks(run, moves) and on_first(run.backend, lambda: _usable(run)):
                     break
                 record = _step(t, run, state)
                 run.history.append(record)
+                moves += record.moved
                 if keeper is not None:
-                    keeper.after_step(state)
+                    keeper.after_step(state, record)
                 if observer is not None:
                     observer.bilevel_step_end(run=run, record=record)
                 if any(run.backend.all_gather(stop.asked)) and t + 1 < run.steps:  # a launcher's signal reaches some sooner
@@ -239,10 +241,17 @@ def _step(t: int, run: Run, state: State) -> Record:
     )
 
 
+def _asks(run: Run, moves: int) -> bool:
+    """Whether the verdict is due: the last step moved x, which has been moved so many times.
+
+    From 128 moves on it is asked for less and less often, at every second, fourth, ... one, as it reads the whole
+    history: a step would take longer the longer the run is.
+    """
+    return bool(run.history) and run.history[-1].moved and moves % (1 << max(0, moves.bit_length() - 7)) == 0
+
+
 def _usable(run: Run) -> bool:
-    """Whether the last step moved x to a result that the problem says to use."""
-    if not run.history or not run.history[-1].moved:
-        return False
+    """Whether the problem says to use the result."""
     verdict = run.problem.verdict(run.history)
     return verdict is not None and verdict.decision == "use"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bilevel.documents import read_text
 from bilevel.errors import DamagedError
@@ -145,10 +147,49 @@ def read_records(file: Path, steps: int | None = None) -> list[Record]:
     return records
 
 
-def thinned(history: Sequence[Record], most: int) -> Sequence[Record]:
+class Records(Sequence[Record]):
+    """Records in a form of their own, which are equal to a list of the same ones."""
+
+    __hash__ = None  # type: ignore[assignment]  # a history grows
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the records are the same, in whatever kind of sequence."""
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+
+
+class Steps(Records):
+    """Some of the steps of a history, without a copy of their records.
+
+    places: the index of each in the history.
+    """
+
+    def __init__(self, history: Sequence[Record], places: Sequence[int]) -> None:
+        self._history = history
+        self._places = places
+
+    def __len__(self) -> int:
+        """The number of these steps."""
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Record]: ...
+
+    def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
+        """One of them, or a view of several."""
+        if isinstance(place, slice):
+            return Steps(self._history, self._places[place])
+        return self._history[self._places[place]]
+
+
+def thinned(history: Sequence[Record], most: int) -> list[Record]:
     """At most about `most` of the steps, equally far apart, counted back from the last one, which is among them."""
     every = -(-len(history) // most) or 1
-    return history[::-1][::every][::-1] if every > 1 else history
+    return list(history[(len(history) - 1) % every :: every])
 
 
 def total_seconds(history: Sequence[Record]) -> float:
@@ -161,9 +202,9 @@ def total_size(history: Sequence[Record]) -> int:
     return sum(record.size for record in history)
 
 
-def moving(history: Sequence[Record]) -> list[Record]:
+def moving(history: Sequence[Record]) -> Sequence[Record]:
     """The steps in which the upper variable could move."""
-    return [record for record in history if record.moved]
+    return Steps(history, array("q", (place for place, record in enumerate(history) if record.moved)))
 
 
 def warmup_steps(history: Sequence[Record]) -> int:
@@ -176,7 +217,7 @@ def warmup_steps(history: Sequence[Record]) -> int:
     return next((place for place, record in enumerate(history) if record.moved), len(history))
 
 
-def averaged(history: Sequence[Record]) -> list[Record]:
+def averaged(history: Sequence[Record]) -> Sequence[Record]:
     """The steps that `average` is taken over.
 
     The second half of those that could move the upper variable, which is less noisy than the last one and past the way
@@ -184,7 +225,7 @@ def averaged(history: Sequence[Record]) -> list[Record]:
     """
     moved = moving(history)
     own = bool(history and history[-1].average)
-    return moved[0 if own else len(moved) // 2 :] or list(history[-1:])
+    return moved[0 if own else len(moved) // 2 :] or history[-1:]
 
 
 def average(history: Sequence[Record]) -> dict[str, float]:
@@ -196,5 +237,12 @@ def average(history: Sequence[Record]) -> dict[str, float]:
         return {}
     if history[-1].average:
         return dict(history[-1].average)
-    over = averaged(history)
-    return {name: float(np.mean([record.upper[name] for record in over])) for name in history[-1].upper}
+    names = list(history[-1].upper)
+    means = np.ascontiguousarray(upper_table(averaged(history), names).T).mean(axis=1)  # one after another in memory
+    return dict(zip(names, means.tolist(), strict=True))
+
+
+def upper_table(history: Sequence[Record], names: Sequence[str]) -> NDArray[np.float64]:
+    """The upper variable after each step. Shape: (steps, names)."""
+    values = (record.upper[name] for record in history for name in names)
+    return np.fromiter(values, np.float64, len(history) * len(names)).reshape(len(history), len(names))

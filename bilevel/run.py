@@ -9,8 +9,8 @@ from typing import Any
 
 from bilevel.active import Active
 from bilevel.backend import Backend
+from bilevel.history import History
 from bilevel.problem import Problem
-from bilevel.record import Record
 from bilevel.solver import Solver
 
 
@@ -32,4 +32,4 @@ class Run:
     output: Path | None
     recipe: Mapping[str, Any]
     start: int = 0
-    history: list[Record] = field(default_factory=list)
+    history: History = field(default_factory=History)

@@ -99,6 +99,14 @@ class RunDirectory:
         self.write_history(b"")
         self.create(recipe)
 
+    def holds_only(self, names: set[str], recipe: Mapping[str, Any]) -> bool:
+        """Whether there is this recipe, and nothing but it and files of these names."""
+        try:
+            self.check_same(recipe)
+        except InputError:
+            return False
+        return self._content() <= {self.recipe_file.name, *names}
+
     def _content(self) -> set[str]:
         """The names of what is there, other than the lock and what was left by a writer that was killed."""
         if not self.path.is_dir():

@@ -56,7 +56,7 @@ class SavedRun:
         return self.path.name or str(self.path)
 
     @cached_property
-    def averaged(self) -> list[Record]:
+    def averaged(self) -> Sequence[Record]:
         """The steps that `average` is taken over; see `bilevel.record.averaged`."""
         return averaged(self.history)
 
@@ -129,7 +129,10 @@ def resolved_recipe(path: Path) -> dict[str, Any]:
     file = RunDirectory(path).recipe_file
     if not file.is_file():
         raise InputError(f"{path} is not a run: there is no {file.name}; name the output directory of `bilevel run`")
-    recipe = Recipe.read(file).tree
+    try:
+        recipe = Recipe.read(file).tree
+    except InputError as error:
+        raise DamagedError(str(error)) from error
     if not isinstance(recipe.get("problem"), dict):
         raise DamagedError(f"{file}: not a recipe that `bilevel run` wrote: it has no section `problem`")
     return recipe

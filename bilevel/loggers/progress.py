@@ -115,7 +115,8 @@ def line(record: Record, run: Run) -> str:
 
 def pace(history: Sequence[Record]) -> float | None:
     """Seconds that a step takes after the warm-up, whose steps take less; None as long as that is not known."""
-    after = history[max(warmup_steps(history), len(history) - RECENT) :]
+    recent = history[-RECENT:]
+    after = recent[warmup_steps(recent) :]
     return sum(record.seconds for record in after) / len(after) if after else None
 
 

@@ -13,19 +13,22 @@ from typing import Any
 import pytest
 import yaml
 
+from bilevel.plain import to_plain
 from tests.bilevel_llm.conftest import data, make_problem, make_run, model_directory, tokenizer_only  # noqa: F401
 from tests.faults.conftest import Ended, Faulty, places
 
 SOAK = pytest.mark.soak
+ALL = ("run", "finetune", "mix", "baseline", "compare", "export-model", "export-weights")
 TRIED = [  # command, how it fails, at some places or at all
     ("run", "kill", True),
     ("mix", "kill", True),
-    *(pytest.param(command, how, False, marks=SOAK) for command in ("run", "finetune", "mix") for how in ("kill", "tear")),
+    ("export-weights", "kill", True),
+    *(pytest.param(command, how, False, marks=SOAK) for command in ALL for how in ("kill", "tear")),
 ]
 FILLED = [
     ("run", True),
     ("mix", True),
-    *(pytest.param(command, False, marks=SOAK) for command in ("run", "finetune", "mix")),
+    *(pytest.param(command, False, marks=SOAK) for command in ALL),
 ]
 
 
@@ -64,15 +67,63 @@ def command(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
         }
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return Command(["run", str(tmp_path / "recipe.yaml")], ["--resume"], lambda out: (steps(out), checkpoint(out)))
-    if request.param == "finetune":
+    if request.param in ("finetune", "export-model"):
         model = request.getfixturevalue("model_directory")()
         rows = request.getfixturevalue("data")
-        words = ["finetune", "--model", model, "--data", rows["clean"], "--validation", rows["target"], "--steps", 2,
-                 "--max-length", 32, "--batch-size", 4, "--set", "backend.device=cpu", "--output", tmp_path / "out"]  # fmt: skip
-        return Command(list(map(str, words)), ["--resume"], finetuned)
+        tuning = ["finetune", "--model", model, "--data", rows["clean"], "--validation", rows["target"], "--steps", 2,
+                  "--max-length", 32, "--batch-size", 4, "--set", "backend.device=cpu", "--output"]  # fmt: skip
+        if request.param == "finetune":
+            return Command([*map(str, tuning), str(tmp_path / "out")], ["--resume"], finetuned)
+        tuned = request.getfixturevalue("faulty")(tmp_path / "tuned", *tuning, tmp_path / "tuned")
+        assert tuned.code == 0, tuned.said
+        return Command(["export-model", str(tmp_path / "tuned"), str(tmp_path / "out" / "model")], None, files)
+    if request.param == "compare":
+        model = request.getfixturevalue("model_directory")()
+        rows = request.getfixturevalue("data")
+        recipe = {
+            "problem": {
+                "name": "llm-reweighting", "model": str(model), "max_length": 32, "batch_size": 3,
+                "sources": [{"name": name, "path": rows[name]} for name in ("clean", "noise")],
+                "validation": [{"path": rows["target"]}],
+            },
+            "solver": {"name": "scalebio", "warmup": 1},
+            "backend": {"name": "torch", "device": "cpu"},
+            "run": {"steps": 2, "output": str(tmp_path / "out"), "checkpoint_every": 1},
+            "compare": {
+                "methods": ["learned"], "seeds": [0], "rows": 8, "finetune": {"lr": 1e-2, "batch_size": 8},
+                "test": [{"name": "other", "path": rows["other"]}],
+            },
+        }  # fmt: skip
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return Command(["compare", str(tmp_path / "recipe.yaml")], None, compared)
+    if request.param == "baseline":
+        problem = to_plain(request.getfixturevalue("make_problem")())
+        model = str(request.getfixturevalue("model_directory")())
+        recipe = {
+            "problem": {"name": "llm-reweighting", **problem, "model": model, "batch_size": 3},
+            "backend": {"name": "torch", "device": "cpu"},
+            "run": {"steps": 1, "output": str(tmp_path / "out")},
+        }
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return Command(["baseline", "proportional", str(tmp_path / "recipe.yaml")], None, files)
     run = request.getfixturevalue("make_run")()
-    words = ["mix", run, "--rows", 20, "--output", tmp_path / "out" / "mix.jsonl"]
-    return Command(list(map(str, words)), None, lambda out: [path.read_bytes() for path in sorted(out.iterdir())])
+    if request.param == "export-weights":
+        words = ["export-weights", run, "--to", "llamafactory", "--output", tmp_path / "out" / "weights"]
+    else:
+        words = ["mix", run, "--rows", 20, "--output", tmp_path / "out" / "mix.jsonl"]
+    return Command(list(map(str, words)), None, files)
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """What is there, other than hidden files such as the lock of a process that is gone."""
+    names = {str(path.relative_to(output)): path for path in sorted(output.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in names.items() if not name.startswith(".") and "/." not in name}
+
+
+def compared(output: Path) -> Any:
+    (cell,) = output.glob("cells/learned/*")
+    names = ("mix.jsonl", "scores.json", "rows-other.npz")
+    return [(cell / name).read_bytes() for name in names], json.loads((cell / "weights.json").read_text())["weights"]
 
 
 def finetuned(output: Path) -> Any:
@@ -107,10 +158,12 @@ def test_a_command_that_is_killed_can_be_given_again_and_ends_as_if_nothing_had_
         done = False
         if killed.code == -9:
             ended = again(faulty, command, out)
-            done = "exists, and nothing is overwritten" in ended.said  # killed when it had done everything
+            # killed when it had done everything: what is refused changes nothing, not even the lock of the one who is gone
+            done = "exists, and nothing is overwritten" in ended.said or "holds another run" in ended.said
             assert ended.code == (2 if done else 0), (at, ended.said)
         assert command.state(out) == expected, at
-        assert_clean(out)
+        if not done:
+            assert_clean(out)
 
 
 @pytest.mark.parametrize(("command", "few"), FILLED, indirect=["command"])

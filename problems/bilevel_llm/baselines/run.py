@@ -79,10 +79,21 @@ def run(method: str, baseline: "Baseline", task: "Task") -> "Outcome":
     directory = RunDirectory(Path(task.run.output)) if task.run.output is not None else None
     if directory is None or rank() != 0:
         return _find(method, baseline, task, directory)
-    if not task.resume:
-        directory.check_free()
+    _check_free(directory, baseline, task)
     with directory.owned():
+        _check_free(directory, baseline, task)
         return _find(method, baseline, task, directory)
+
+
+def _check_free(directory: "RunDirectory", baseline: "Baseline", task: "Task") -> None:
+    """Raise `InputError` if the directory holds anything but what this call goes on with, or does again."""
+    from bilevel.account import FILE
+
+    killed = not baseline.resumable and directory.holds_only(
+        {FILE, "selection.jsonl"}, task.recipe or {}
+    )  # no weights.json yet
+    if not task.resume and not killed:
+        directory.check_free()
 
 
 def _find(method: str, baseline: "Baseline", task: "Task", directory: "RunDirectory | None") -> "Outcome":

@@ -21,17 +21,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from bilevel import InputError
 from bilevel.config import Config
+from bilevel.documents import read_json
+from bilevel.errors import DamagedError
 from bilevel.files import write_atomic
 from bilevel.plugins import Plugins
 from bilevel.record import total_seconds, total_size
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.comparison.held_out import HeldOut, RowScores, score_model
 from bilevel_llm.comparison.methods import Found, Method
-from bilevel_llm.comparison.settings import CompareSettings
+from bilevel_llm.comparison.settings import CompareSettings, Metric
 from bilevel_llm.finetuning.recipe import Length, finetune_config
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.mixing.mix import Mix, card_file
@@ -122,6 +122,39 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class DrawnRows:
+    """How many rows were drawn from a source."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a comparison needs to know of a mix; its card says more.
+
+    notes: what a reader should know about how it was drawn.
+    """
+
+    rows: int
+    tokens: int
+    sources: Mapping[str, DrawnRows]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuning took.
+
+    loss: the training loss of its last step, in nats a token.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """A method with a seed. `method` None: the model as it is."""
 
@@ -138,30 +171,45 @@ class Cell:
     @property
     def found(self) -> Found:
         """The weights that were found."""
-        return TypeAdapter(Found).validate_json((self.directory / "weights.json").read_bytes())
+        return read_json(self._weights_file, Found)
 
     @property
-    def drawn(self) -> Mapping[str, Any]:
-        """The card of the mix."""
-        card: Mapping[str, Any] = json.loads(card_file(self._mix_file).read_text())
-        return card
+    def drawn(self) -> Drawn:
+        """What was drawn, from the card of the mix."""
+        return read_json(card_file(self._mix_file), Drawn)
 
     @property
-    def tuned(self) -> Mapping[str, Any]:
-        """Steps, tokens and seconds of the fine-tuning."""
-        facts: Mapping[str, Any] = json.loads((self.directory / "tuning.json").read_text())
-        return facts
+    def tuned(self) -> Tuned:
+        """What the fine-tuning took."""
+        return read_json(self._tuning_file, Tuned)
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """`metric/test set` -> value."""
-        scores: Mapping[str, float] = json.loads(self._scores_file.read_text())
+        scores = read_json(self._scores_file, dict[str, float])
+        for key in self._measured:
+            if key not in scores:
+                raise DamagedError(f"{self._scores_file}: it does not hold {key}")
         return scores
 
     @cached_property
     def rows(self) -> Mapping[str, RowScores]:
         """Test set -> the scores of its rows."""
-        return {held_out.name: RowScores.load(self._rows_file(held_out.name)) for held_out in self.bench.sets}
+        return {s.name: RowScores.load(self._rows_file(s.name), s.metrics) for s in self.bench.sets}
+
+    def check(self) -> None:
+        """Read what finished stages have left. Raises `DamagedError`, naming the file, for what is not as it was written."""
+        try:
+            if self._weights_file.exists():
+                _ = self.found
+            if card_file(self._mix_file).exists():
+                _ = self.drawn
+            if self._tuning_file.exists():
+                _ = self.tuned
+            if self.done:
+                _ = self.metrics, self.rows
+        except DamagedError as error:
+            raise DamagedError(f"{error}; remove {self.directory}, and all that it held is made again") from error
 
     def run(self) -> None:
         """Run the stages that are not done yet."""
@@ -176,7 +224,7 @@ class Cell:
             self._forget()
 
     def _find(self, method: Method) -> None:
-        file = self.directory / "weights.json"
+        file = self._weights_file
         if not file.exists():
             found = method.find(self.seed, self.directory / "weights")
             _write(file, dataclasses.asdict(found))
@@ -191,7 +239,7 @@ class Cell:
         mix.write(self._mix_file, {"weights": self.found.origin})
 
     def _tune(self) -> None:
-        file = self.directory / "tuning.json"
+        file = self._tuning_file
         if file.exists():
             return
         output = self.directory / "tuned"
@@ -201,15 +249,9 @@ class Cell:
             self.directory / "model", ignore_errors=True
         )  # left by a call that stopped before writing `tuning.json`
         export_model(output, self.directory / "model")
-        _write(
-            file,
-            {
-                "steps": len(result.history),
-                "tokens": total_size(result.history),
-                "seconds": total_seconds(result.history),
-                "loss": result.history[-1].metrics["lower_loss"],
-            },
-        )
+        history = result.history
+        tuned = Tuned(len(history), total_size(history), total_seconds(history), history[-1].metrics["lower_loss"])
+        _write(file, dataclasses.asdict(tuned))
 
     def _score(self) -> None:
         files = find_model(self.bench.model if self.method is None else str(self.directory / "model"))
@@ -225,13 +267,25 @@ class Cell:
             write_atomic(self.directory / f"answers-{name}.jsonl", "".join(lines))
         for name, one in scores.items():
             one.save(self._rows_file(name))
-        values = {f"{m}/{s.name}": scores[s.name].value(m) for s in self.bench.sets for m in s.metrics}
-        _write(self._scores_file, values)
+        _write(self._scores_file, {key: scores[name].value(metric) for key, (metric, name) in self._measured.items()})
 
     def _forget(self) -> None:
         """Remove what is large and no longer needed."""
         for directory in ("model", "tuned/checkpoints", "weights/checkpoints"):
             shutil.rmtree(self.directory / directory, ignore_errors=True)
+
+    @property
+    def _measured(self) -> Mapping[str, tuple[Metric, str]]:
+        """`metric/test set` -> the two."""
+        return {f"{metric}/{s.name}": (metric, s.name) for s in self.bench.sets for metric in s.metrics}
+
+    @property
+    def _weights_file(self) -> Path:
+        return self.directory / "weights.json"
+
+    @property
+    def _tuning_file(self) -> Path:
+        return self.directory / "tuning.json"
 
     @property
     def _mix_file(self) -> Path:

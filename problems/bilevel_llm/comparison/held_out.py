@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel import InputError
+from bilevel.errors import DamagedError
 from bilevel.files import write_atomic
 from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
@@ -82,14 +83,16 @@ class RowScores:
         write_atomic(file, buffer.getvalue())
 
     @classmethod
-    def load(cls, file: Path) -> RowScores:
-        """Read what `save` wrote."""
-        with np.load(file) as stored:
-            parts: dict[str, dict[str, NDArray[np.float64]]] = {"sums": {}, "counts": {}}
-            for key in stored.files:
-                kind, _, metric = key.partition("/")
-                parts[kind][metric] = stored[key]
-        return cls(parts["sums"], parts["counts"])
+    def load(cls, file: Path, metrics: Sequence[Metric]) -> RowScores:
+        """Read what `save` wrote. Raises `DamagedError` if the file is not that, or does not hold these metrics."""
+        names: list[str] = ["loss" if metric == "perplexity" else metric for metric in metrics]
+        try:
+            with file.open("rb") as stream, np.load(stream) as stored:
+                sums = {name: stored[f"sums/{name}"] for name in names}
+                counts = {name: stored[f"counts/{name}"] for name in names}
+        except Exception as error:  # numpy and zipfile raise nine kinds of them for what is in the file
+            raise DamagedError(f"{file}: it does not hold the scores of rows: {error}") from error
+        return cls(sums, counts)
 
 
 def read_held_out(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel import Active, Backend, Finding, InputError
+from bilevel import Active, Backend, Finding, InputError, documents
 from bilevel.config import OBJECTS, Config, build_parts, build_section
 from bilevel.plain import to_plain
 from bilevel.plugins import Plugins
@@ -52,6 +51,41 @@ class Found:
     def rows(self) -> Mapping[str, NDArray[np.int64]] | None:
         """The selection as `make_mix` takes it."""
         return None if self.selection is None else {n: np.array(rows, np.int64) for n, rows in self.selection.items()}
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What is read from the weights.json of a run that was just done."""
+
+    average: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Selection:
+    file: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is read from the weights.json of any run, beside its weights and findings."""
+
+    selection: _Selection | None = None
+    cost: _Cost | None = None
+
+
+@dataclass(frozen=True)
+class _SelectedRow:
+    """A line of selection.jsonl."""
+
+    source: str
+    file: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -144,13 +178,14 @@ def _learned(label: str, parts: Parts) -> Method:
         again, _ = build_parts(parts.recipe, OBJECTS, parts.plugins)  # a backend serves only one run
         config = Config(**{**again, "problem": parts.problem, "run": run}, recipe={**resolved, "run": to_plain(run)})
         result = config.fit(resume=_begun(directory), observer=parts.plugins.hooks)
-        learned = read_json(directory / "weights.json")
+        file = directory / "weights.json"
+        learned = read_json(file)
         return Found(
-            learned["average"],
+            documents.validated(file, learned, _Learned).average,
             "the bilevel run of this recipe",
             total_seconds(result.history),
             total_size(result.history),
-            findings=flags(learned, directory / "weights.json"),
+            findings=flags(learned, file),
         )
 
     described = {"solver": resolved["solver"], "steps": parts.run.limit, "active": resolved["active"]}
@@ -213,20 +248,19 @@ def _of_run(directory: Path, parts: Parts, where: str) -> Found:
         run = read_run(directory, parts.plugins)
         weights = fit_weights(run.weights, list(parts.problem.source_tables), f"{directory}")
         content = read_json(directory / "weights.json")
+        kept = documents.validated(directory / "weights.json", content, _Kept)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     for name, table in parts.problem.source_tables.items():
         if run.hashes.get(name, table.content_hash) != table.content_hash:
             raise InputError(f"{where}: {directory} learned its weights on other data: the files of {name!r} differ")
-    selection = None
-    if "selection" in content:
-        selection = _selected(directory / content["selection"]["file"], parts)
-    cost = content.get("cost") or _cost(saved_run(directory))
+    selection = None if kept.selection is None else _selected(directory / kept.selection.file, parts)
+    cost = kept.cost or _cost(saved_run(directory))
     return Found(
         weights,
         f"{directory} (average)",
-        cost["seconds"],
-        cost["tokens"],
+        cost.seconds,
+        cost.tokens,
         selection,
         flags(content, directory / "weights.json"),
     )
@@ -239,17 +273,16 @@ def _selected(file: Path, parts: Parts) -> dict[str, list[int]]:
         for name, t in parts.problem.source_tables.items()
     }
     rows: dict[str, list[int]] = {name: [] for name in places}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        row = places[entry["source"]].get((entry["file"], entry["number"]))
+    for entry in documents.read_json_lines(file, _SelectedRow):
+        row = places.get(entry.source, {}).get((entry.file, entry.number))
         if row is None:
-            raise InputError(f"{file}: {entry['file']}:{entry['number']} is not a usable row of {entry['source']!r} here")
-        rows[entry["source"]].append(row)
+            raise InputError(f"{file}: {entry.file}:{entry.number} is not a usable row of {entry.source!r} here")
+        rows[entry.source].append(row)
     return rows
 
 
-def _cost(run: SavedRun) -> dict[str, Any]:
-    return {"seconds": total_seconds(run.history), "tokens": total_size(run.history)}
+def _cost(run: SavedRun) -> _Cost:
+    return _Cost(total_seconds(run.history), total_size(run.history))
 
 
 def _begun(directory: Path) -> bool:

@@ -83,16 +83,16 @@ def _facts(cell: Cell) -> dict[str, Any]:
     found, drawn, tuned = cell.found, cell.drawn, cell.tuned
     return {
         "cost": {
-            "gpu_seconds": round(found.seconds + tuned["seconds"], 3),
-            "size": tuned["tokens"],
+            "gpu_seconds": round(found.seconds + tuned.seconds, 3),
+            "size": tuned.tokens,
             "weights": {"seconds": found.seconds, "tokens": found.tokens},
-            "finetuning": {"seconds": tuned["seconds"], "tokens": tuned["tokens"], "steps": tuned["steps"]},
+            "finetuning": {"seconds": tuned.seconds, "tokens": tuned.tokens, "steps": tuned.steps},
         },
         "weights": dict(found.weights),
         "mix": {
-            "rows": drawn["rows"],
-            "tokens": drawn["tokens"],
-            "sources": {name: source["rows"] for name, source in drawn["sources"].items()},
+            "rows": drawn.rows,
+            "tokens": drawn.tokens,
+            "sources": {name: source.rows for name, source in drawn.sources.items()},
         },
     }
 
@@ -133,7 +133,7 @@ def _findings(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, in
         said: dict[Finding, list[int]] = {}
         for (name, seed), cell in cells.items():
             if name == method and cell.method is not None:
-                for finding in [*cell.found.findings, *(Finding("mix", True, note) for note in cell.drawn["notes"])]:
+                for finding in [*cell.found.findings, *(Finding("mix", True, note) for note in cell.drawn.notes)]:
                     said.setdefault(finding, []).append(seed)
         for finding, seeds in said.items():
             where = f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

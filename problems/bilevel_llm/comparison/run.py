@@ -143,7 +143,10 @@ def load(
         **{f"test set {held_out.name}": held_out.table.content_hash for held_out in sets},
     }
     _check_directory(directory, resolved)
-    return Comparing(bench, methods, reference, resolved, directory)
+    comparing = Comparing(bench, methods, reference, resolved, directory)
+    for cell in comparing.cells().values():
+        cell.check()
+    return comparing
 
 
 def run(comparing: Comparing, console: Console) -> None:

@@ -7,6 +7,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.errors import InputError
-from bilevel.files import written_whole
+from bilevel.files import remove_leftovers, unfinished, written_whole
+from bilevel.lock import owned
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
 from bilevel_llm.data.file_hash import file_hash
 from bilevel_llm.data.files import OnBad, file_type, find_files
@@ -155,9 +157,11 @@ def tokenize(
         path = cache / f"{_sha256(made_from)}.safetensors"
         cached = _load(path)
         if cached is None:
-            _make_directory(cache)  # if that fails, let it be before the long work
-            cached = _build(files, format, encoder, max_length, on_bad_row)
-            _save(path, *cached)
+            with _claimed(path):  # if that fails, it is before the long work
+                cached = _load(path)  # which another run may have made meanwhile
+                if cached is None:
+                    cached = _build(files, format, encoder, max_length, on_bad_row)
+                    _save(path, *cached)
         arrays, counts = cached
     return TokenTable(**arrays, **counts, files=tuple(files), content_hash=content)
 
@@ -325,11 +329,19 @@ def _save(path: Path, arrays: _Arrays, counts: _Counts) -> None:
         raise _unwritable(path.parent, error) from error
 
 
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+@contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Be the only one who makes this file, after whoever does so now; what writers that were killed have left is removed."""
+    with ExitStack() as leaving:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            leaving.enter_context(owned(path, file=True, wait=True))
+            for name in unfinished(path.parent):
+                with suppress(InputError), owned(path.with_name(name), file=True):  # InputError: it is being written
+                    remove_leftovers(path.parent, name)
+        except OSError as error:
+            raise _unwritable(path.parent, error) from error
+        yield
 
 
 def _unwritable(directory: Path, error: OSError) -> InputError:

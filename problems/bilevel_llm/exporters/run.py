@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilevel.errors import InputError
-from bilevel.files import write_atomic
+from bilevel.files import remove_leftovers, written_whole
+from bilevel.lock import owned
 from bilevel_llm.exporters.exporter import Exporter
 from bilevel_llm.exporters.weighted_data import Stop, WeightedData
 from bilevel_llm.reweighting.saved_run import read_run
@@ -73,9 +74,13 @@ def check_free(output: Path) -> None:
 
 
 def write(files: Mapping[str, str], output: Path) -> None:
-    """Write one file as `output`, several into a directory of that name."""
+    """Write one file as `output`, several into a directory of that name, which appears when it is complete."""
     check_free(output)
-    target = output.parent if len(files) == 1 else output
-    target.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_atomic(output if len(files) == 1 else output / name, content)
+    with owned(output, file=True):
+        remove_leftovers(output.parent, output.name)
+        check_free(output)
+        with written_whole(output) as part:
+            if len(files) > 1:
+                part.mkdir()
+            for name, content in files.items():
+                (part / name if len(files) > 1 else part).write_bytes(content.encode())

@@ -14,7 +14,7 @@ from rich.table import Table
 from bilevel.account import Finding
 from bilevel.evidence import ENOUGH, Evidence
 from bilevel.plugins import load_plugins
-from bilevel.record import Record, average, moving
+from bilevel.record import Record, average, moving, upper_table
 
 
 class Trust:
@@ -48,15 +48,15 @@ class Trust:
         return 1 + max(int(record.metrics["round_step"]) for record in self.history)
 
     @cached_property
-    def rounds(self) -> list[list[Record]]:
+    def rounds(self) -> list[Sequence[Record]]:
         """The records of each whole round; none for other solvers."""
         if not self.of_rounds:
             return []
-        whole = []
+        whole: list[Sequence[Record]] = []
         for record in self.history:
             if "signal" in record.parts:
                 last = int(record.metrics["round_step"])
-                whole.append(list(self.history[record.step - last : record.step + 1]))
+                whole.append(self.history[record.step - last : record.step + 1])
         return whole
 
     @cached_property
@@ -81,8 +81,7 @@ class Trust:
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """The weights after each step that could move them. Shape: (steps, sources)."""
-        rows = [[record.upper[name] for name in self.names] for record in self.moving]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.names))
+        return upper_table(self.moving, self.names)
 
     @cached_property
     def average(self) -> dict[str, float]:

@@ -27,17 +27,14 @@ def target_losses(history: Sequence[Record], weights: Mapping[str, float]) -> di
 
     weights: part of every set in the upper loss.
     """
-    measured = [record.parts["upper_parts"] for record in history if "upper_parts" in record.parts]
-    if not measured:
+    names = list(weights)
+    numbers = [[record.parts["upper_parts"][name] for name in names] for record in history if "upper_parts" in record.parts]
+    if not numbers:
         return {name: TargetLoss(weight, None, None) for name, weight in weights.items()}
-    quarter = -(-len(measured) // 4)
+    measured, quarter = np.array(numbers), -(-len(numbers) // 4)
     return {
-        name: TargetLoss(
-            weight,
-            float(np.mean([parts[name] for parts in measured[:quarter]])),
-            float(np.mean([parts[name] for parts in measured[-quarter:]])),
-        )
-        for name, weight in weights.items()
+        name: TargetLoss(weights[name], float(measured[:quarter, i].mean()), float(measured[-quarter:, i].mean()))
+        for i, name in enumerate(names)
     }
 
 

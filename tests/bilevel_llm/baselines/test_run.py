@@ -219,6 +219,21 @@ def test_nothing_is_overwritten(recipe: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "weights.json").read_bytes() == before
 
 
+def test_a_baseline_that_was_killed_before_its_weights_can_be_given_again(recipe: Path, tmp_path: Path) -> None:
+    baseline("uniform", recipe)
+    weights = tmp_path / "run" / "weights.json"
+    whole = weights.read_bytes()
+    weights.unlink()
+    with pytest.raises(InputError, match="holds another run"):  # it is not another method's
+        baseline("proportional", recipe)
+    baseline("uniform", recipe)
+    assert weights.read_bytes() == whole
+    weights.unlink()
+    (tmp_path / "run" / "mine.txt").touch()
+    with pytest.raises(InputError, match="holds another run"):
+        baseline("uniform", recipe)
+
+
 def test_a_run_does_not_take_the_recipe_of_a_baseline_for_its_own(recipe: Path, tmp_path: Path, plugins: Plugins) -> None:
     baseline("uniform", recipe)
     with pytest.raises(InputError, match=r"solver\.name is missing"):

@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from bilevel import InputError
+from bilevel.errors import DamagedError
 from bilevel.loop import Interrupted
 from bilevel.report.comparison import difference_rows, read_comparison
 from bilevel_backends.torch_backend import TorchBackend
@@ -98,6 +99,45 @@ def test_finished_cells_are_not_run_again_and_new_seeds_are(
     again = comparison(tmp_path / "out")
     assert {(c["method"], c["seed"]) for c in again["cells"]} >= {("clean", 0), ("clean", 1), ("uniform", 1)}
     assert [c for c in again["cells"] if c["seed"] == 0] == first["cells"]
+
+
+def test_a_damaged_file_of_a_cell_is_named_before_anything_is_written(recipe: Make, tmp_path: Path) -> None:
+    bilevel("compare", recipe(methods=["uniform"]))
+    out = tmp_path / "out"
+    cell = out / "cells" / "uniform" / "seed-0"
+    for name, damaged in [
+        ("weights.json", b"[1]"), ("mix.jsonl.json", b"{}"), ("tuning.json", b"\xff"), ("scores.json", b"{}"),
+        ("rows-target.npz", (cell / "rows-target.npz").read_bytes()[:99]),
+    ]:  # fmt: skip
+        whole = (cell / name).read_bytes()
+        (cell / name).write_bytes(damaged)
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        with pytest.raises(DamagedError, match=rf"{name}.*; remove .*seed-0, and all that it held is made again"):
+            bilevel("compare", tmp_path / "recipe.yaml")
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        (cell / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "damaged"),
+    [
+        ("selection.jsonl", "{"),
+        ("selection.jsonl", "1"),
+        ("selection.jsonl", '{"source": "clean", "file": "x"}'),
+        ("weights.json", '"selection": 3'),
+        ("weights.json", '"selection": {}'),
+    ],
+)
+def test_a_damaged_selection_is_named(recipe: Make, tmp_path: Path, file: str, damaged: str) -> None:
+    bilevel("baseline", "uniform", recipe(), "--output", tmp_path / "run")
+    weights = json.loads((tmp_path / "run" / "weights.json").read_text()) | {"selection": {"file": "selection.jsonl"}}
+    if file == "weights.json":
+        weights |= json.loads(f"{{{damaged}}}")
+    (tmp_path / "run" / "weights.json").write_text(json.dumps(weights))
+    (tmp_path / "run" / "selection.jsonl").write_text(damaged + "\n")
+    with pytest.raises(InputError, match=rf"{file}(:1)?: "):
+        bilevel("compare", recipe(methods=[{"name": "chosen", "run": str(tmp_path / "run")}]))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("stage", "call"), [("make_mix", 3), ("export_model", 2), ("score_model", 2)])

@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool as Pool
 from pathlib import Path
 from threading import Barrier
 
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bilevel.errors import InputError
+from bilevel.files import hidden
+from bilevel.lock import owned
 from bilevel_llm.data import tokens as module
 from bilevel_llm.data.chat import NO_END
 from bilevel_llm.data.formats.alpaca import Alpaca
@@ -205,19 +208,37 @@ def test_a_format_that_reads_rows_in_another_way_than_before_makes_the_tokens_ag
         assert len(list(cache.iterdir())) == files
 
 
-def test_many_may_write_the_same_cache_file_at_once(tmp_path, monkeypatch):
-    path, cache, everyone = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache", Barrier(8)
+def test_of_many_who_need_the_same_tokens_one_makes_them_and_the_others_wait(tmp_path, monkeypatch):
+    path, cache, everyone, made = data(tmp_path / "1.jsonl", ("a", "b")), tmp_path / "cache", Barrier(4), []
     build = module._build
+    monkeypatch.setattr(module, "_build", lambda *arguments: made.append(1) or build(*arguments))
+    monkeypatch.setattr("bilevel.lock.POLL", 0.01)
 
-    def build_together(*arguments):
+    def read(_):
         everyone.wait(10)
-        return build(*arguments)
+        return tokenize([path], word_tokenizer(), max_length=9, cache=cache)
 
-    monkeypatch.setattr(module, "_build", build_together)
-    with ThreadPoolExecutor(8) as pool:
-        tables = list(pool.map(lambda _: tokenize([path], word_tokenizer(), max_length=9, cache=cache), range(8)))
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(read, range(4)))
     assert all(equal(tables[0], table) for table in tables)
+    assert made == [1]
     assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+
+
+def test_what_a_killed_writer_has_left_in_the_cache_is_removed_and_what_another_writes_is_not(tmp_path):
+    cache, parts = (
+        tmp_path / "cache",
+        [hidden(tmp_path / "cache" / name) for name in ("gone.safetensors", "alive.safetensors")],
+    )
+    cache.mkdir()
+    for part in parts:
+        part.write_text("half")
+    with Pool(1) as other:  # another thread
+        held = other.apply(lambda: owned(cache / "alive.safetensors", file=True))
+        other.apply(held.__enter__)
+        tokenize([data(tmp_path / "1.jsonl", ("a", "b"))], word_tokenizer(), max_length=9, cache=cache)
+        other.apply(held.__exit__, (None, None, None))
+    assert [part.exists() for part in parts] == [False, True]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_before_the_work(tmp_path, no_reading):

@@ -13,13 +13,14 @@ OPEN_GAP = 0.02  # as a share of the lower loss: y is then measurably worse, or 
 def penalty_gap(trust: Trust) -> Sequence[Finding]:
     """Looks at the gap g(y) - g(z) over the last quarter of each round, or of the steps that could move the weights."""
     if trust.of_rounds:
-        last = [record for records in trust.rounds for record in records[-max(1, trust.horizon // 4) :]]
+        late = [records[-max(1, trust.horizon // 4) :] for records in trust.rounds]
     else:
-        last = trust.moving[-max(1, len(trust.moving) // 4) :]
-    if trust.has_one_source or not last or "gap" not in last[-1].metrics:
+        late = [trust.moving[-max(1, len(trust.moving) // 4) :]]
+    if trust.has_one_source or not late or not late[-1] or "gap" not in late[-1][-1].metrics:
         return []
-    gap = float(np.mean([record.metrics["gap"] for record in last]))
-    share = gap / float(np.mean([record.metrics["lower_loss"] for record in last]))
+    numbers = [(record.metrics["gap"], record.metrics["lower_loss"]) for records in late for record in records]
+    gaps, losses = zip(*numbers, strict=True)
+    share = float(np.mean(gaps)) / float(np.mean(losses))
     if share > OPEN_GAP:
         words = (
             f"penalty gap open: y is {share:.1%} above z in training loss, so the weights serve a compromise; "
