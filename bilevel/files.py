@@ -31,6 +31,10 @@ def written_whole(path: Path) -> Iterator[Path]:
             write_through(part)
             part.replace(path)
             write_through(path.parent, deep=False)
+    except OSError as error:
+        if error.filename == str(part):  # a name that nobody has given
+            error.filename = str(path)
+        raise
     finally:
         remove(part)
 

@@ -5,6 +5,8 @@ import unicodedata
 IN_MATPLOTLIB = {"text.parse_math": False}
 """Settings under which matplotlib draws text as it is: dollar signs would otherwise begin a formula."""
 
+LONGEST_LABEL = 60  # characters
+
 _KEPT = "\n\t"
 _DIRECTIONS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # they reorder what stands after them
 
@@ -22,8 +24,11 @@ def escape(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """As `escape`, with line breaks and tabs written out as well: for labels, which have one line."""
-    return "".join(ascii(character)[1:-1] if character in _KEPT else character for character in escape(text))
+    """As `escape`, for the labels of pictures: line breaks and tabs are written out as well, and of what is longer than
+    `LONGEST_LABEL` the middle is left out, or the picture would have no room."""
+    line = "".join(ascii(character)[1:-1] if character in _KEPT else character for character in escape(text))
+    half = LONGEST_LABEL // 2
+    return line if len(line) <= LONGEST_LABEL else f"{line[:half]}…{line[-half:]}"
 
 
 def _is_command(character: str) -> bool:

@@ -68,13 +68,14 @@ class VerificationReport:
     def table(self) -> Table:
         """A table with one row for each reading."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(show_lines=False, header_style="bold", pad_edge=False, box=None, row_styles=["", "dim"])
         for title in ("claim", "source", "reading", "predicted", "measured", "accepted", "deviation", "allowed", "verdict"):
             table.add_column(title, overflow="fold", justify="right" if title in NUMBERS else "left")
         for outcome in self.outcomes:
             first = (outcome.name, f"{outcome.source} ({outcome.standing})")
-            verdict = f"[{COLOURS[outcome.verdict]}]{outcome.verdict}[/] ({outcome.seconds:.1f} s)"
+            verdict = Text.assemble((outcome.verdict, COLOURS[outcome.verdict]), f" ({outcome.seconds:.1f} s)")
             if not outcome.readings:
                 table.add_row(*first, outcome.reason, "", "", "", "", "", verdict, end_section=True)
             for row, reading in enumerate(outcome.readings):
@@ -83,7 +84,7 @@ class VerificationReport:
                     *(first if row == 0 else ("", "")),
                     reading.quantity,
                     *_numbers(reading),
-                    verdict if row == 0 else "" if reading.holds else "[red]no[/]",
+                    verdict if row == 0 else "" if reading.holds else Text("no", "red"),
                     end_section=last,
                 )
         return table
@@ -172,7 +173,9 @@ def judge(check: Check) -> tuple[Verdict, Sequence[Reading], str]:
         return "skipped", (), str(error)
     except ImportError as error:
         return "skipped", (), f"{error}; install the extra that brings it"
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of any kind: a solver may end the program, too
         return "FAILS", (), f"{type(error).__name__}: {error}"
     return ("holds" if all(reading.holds for reading in readings) else "FAILS"), readings, ""
 

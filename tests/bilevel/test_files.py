@@ -58,3 +58,9 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
     write_atomic(tmp_path / "bytes", b"\x00\xff")
     assert (tmp_path / "text").read_bytes() == "α\n".encode()
     assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as raised:
+        write_atomic(tmp_path / "missing" / "out.json", "{}")
+    assert raised.value.filename == str(tmp_path / "missing" / "out.json")

@@ -62,6 +62,14 @@ def test_what_is_no_command_stays_as_it_is() -> None:
     assert on_one_line("a\nb") == r"a\nb"
 
 
+def test_a_long_name_leaves_room_in_a_picture() -> None:
+    assert on_one_line("a" * 300 + "b" * 300) == "a" * 30 + "…" + "b" * 30
+    name = "x" * 300
+    assert draw(
+        [Record(step, 0.1, {name: 0.4, "y": 0.6}, True, {"lower_loss": 1.0}) for step in range(3)], Labels()
+    ).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", [*NAMES, HOSTILE, "two\nlines"])
 def test_pictures_draw_a_name_as_it_is_written(name: str) -> None:
     history = [Record(step, 0.1, {name: 0.4, "other": 0.6}) for step in range(3)]

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bilevel.errors import InputError
 from bilevel.suggest import did_you_mean
-from bilevel_llm.data.chat_template import EARLIER_UNLABELLED, FIXED_DATE, NO_END, ChatTemplate, Span, Written
+from bilevel_llm.data.chat_template import (
+    EARLIER_UNLABELLED,
+    FIXED_DATE,
+    NO_END,
+    ChatTemplate,
+    RunawayTemplateError,
+    Span,
+    Written,
+)
 from bilevel_llm.data.rows import Row, Turn
 
 if TYPE_CHECKING:
@@ -117,11 +125,16 @@ class Encoder:
         return [encoded for _, encoded in self.encode_usable(rows, _raise)]
 
     def encode_usable(self, rows: Sequence[Row], on_bad: Callable[[InputError], None]) -> list[tuple[Row, Encoded]]:
-        """Tokenize the rows that can be. on_bad: called with what is wrong with each of the others."""
+        """Tokenize the rows that can be. on_bad: called with what is wrong with each of the others.
+
+        Raises `RunawayTemplateError` as `ChatTemplate.write`.
+        """
         written = []
         for row in rows:
             try:
                 written.append((row, self._cut(self._write(row))))
+            except RunawayTemplateError:
+                raise
             except InputError as error:
                 on_bad(error)
         texts = [text for _, (text, _) in written]

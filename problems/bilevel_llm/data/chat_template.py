@@ -7,12 +7,15 @@ would not be learned is refused.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from bilevel.errors import InputError
+from bilevel_llm.data.bounded_template import BoundedTemplate, LimitExceeded
 from bilevel_llm.data.fields import REASONING
 from bilevel_llm.data.rows import Turn
 
@@ -27,6 +30,10 @@ _MARK = "\ue000 answer \ue000"  # of private use: no text has it, and trimming l
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Span = tuple[int, int]
+
+
+class RunawayTemplateError(InputError):
+    """A chat template was stopped: not this row is at fault but the template, which would do it again."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", source: str, control_token: re.Pattern[str]) -> None:
-        self._tokenizer = tokenizer
+        self._name = tokenizer.name_or_path
+        self._variables = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
         self._dated = "strftime_now" in source
         self.source = f"{_FIXED_STRFTIME}{source}" if self._dated else source
         self._control_token = control_token
@@ -88,7 +96,7 @@ class ChatTemplate:
         """Write a conversation whose last turn is learned.
 
         Raises `InputError` for one that the template refuses, or of which it leaves something out, and if it cannot be told
-        where the last answer is.
+        where the last answer is; `RunawayTemplateError` if the template had to be stopped.
         """
         full = self._render(turns, where)
         for turn in turns:
@@ -101,14 +109,8 @@ class ChatTemplate:
 
     def _marked(self, full: str, turns: Sequence[Turn], where: str) -> tuple[list[Span], set[str]]:
         """The answers as transformers' own assistant mask has them."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        _, (marks,) = render_jinja_template(
-            [self._messages(turns)],
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
+        with self._stopped_or_refused(turns, where):
+            _, marks = self._compiled.render_marked(self._messages(turns), add_generation_prompt=False, **self._variables)
         answers = [turn for turn in turns if turn.role == "assistant"]
         if len(marks) != len(answers):
             raise self._refusal(where, f"marks {len(marks)} parts as generated, and there are {len(answers)} answers")
@@ -173,8 +175,8 @@ class ChatTemplate:
         opening = all(turn.role == "system" for turn in turns[:-1])  # templates want a user's turn before a prompt
         try:
             without, prompt = (self._render(turns[:-1], where, generate=generate) for generate in (False, True))
-        except InputError:
-            if not opening:
+        except InputError as error:
+            if not opening or isinstance(error, RunawayTemplateError):
                 raise
             return _Shape(_Start.TEXT, 0, tail)
         if prompt == without or (opening and not text.startswith(prompt)):
@@ -188,6 +190,8 @@ class ChatTemplate:
             raise self._unclear(where)
         try:
             before = self._render(turns[:-1], where)
+        except RunawayTemplateError:
+            raise
         except InputError:
             return mark
         header = text[len(before) : mark] if turns[:-1] and text.startswith(before) else text[:mark]
@@ -201,21 +205,37 @@ class ChatTemplate:
         return text, text.index(_MARK)
 
     def _render(self, turns: Sequence[Turn], where: str, *, generate: bool = False) -> str:
+        with self._stopped_or_refused(turns, where):
+            if not turns:
+                raise ValueError("there is nothing before the first answer")
+            return self._compiled.render(self._messages(turns), add_generation_prompt=generate, **self._variables)
+
+    @contextmanager
+    def _stopped_or_refused(self, turns: Sequence[Turn], where: str) -> Iterator[None]:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                self._messages(turns), chat_template=self.source, add_generation_prompt=generate, tokenize=False
-            )
+            yield
+        except LimitExceeded as error:
+            raise RunawayTemplateError(
+                f"{where}: the chat template of {self._name} was stopped: it {error}. Correct the template, or do "
+                "without it by template: plain"
+            ) from error
         except Exception as error:  # a template is a program: it may fail in any way
             raise InputError(
                 f"{where}: the chat template refuses the conversation (roles: {', '.join(t.role for t in turns)}): "
                 f"{error}; change the row or set template: plain"
             ) from error
-        return text
 
-    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    @cached_property
+    def _compiled(self) -> BoundedTemplate:
+        return BoundedTemplate(self.source)
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
+        """The conversation as transformers gives it to templates: reasoning also under the names that some of them read."""
         name = self._reasoning or REASONING[0]
         return [
-            {"role": turn.role, "content": turn.text} | ({name: turn.reasoning} if turn.reasoning else {}) for turn in turns
+            {"role": turn.role, "content": turn.text}
+            | (dict.fromkeys((name, "thinking", "reasoning_content"), turn.reasoning) if turn.reasoning else {})
+            for turn in turns
         ]
 
     def _loses(self, where: str, turn: Turn) -> InputError:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from bilevel.cli import main
 from bilevel.errors import InputError
+from bilevel.terminal import Terminal
 from bilevel.testing.session import NotApplicable, configure, plugins
 from bilevel.verify.claims import Check, Reading, agreement, bound, exponent, number
 from bilevel.verify.run import VerificationReport, judge, measure, verify, write
@@ -32,9 +32,11 @@ def report() -> VerificationReport:
 
 def test_claims_that_hold_are_reported_with_what_was_measured(report: VerificationReport) -> None:
     assert report.holds
-    console = Console(width=240, record=True, file=io.StringIO())
+    console = Terminal(width=240, record=True, file=io.StringIO())
     console.print(report.table())
     text = console.export_text()
+    assert "holds (" in text
+    assert "[/]" not in text
     assert "best squared error, p = 2" in text
     assert "2509.02937" in text
     assert "derived" in text
@@ -82,7 +84,7 @@ def test_an_unknown_solver_is_an_input_error() -> None:
 class Broken(Check):
     statement = hypotheses = source = ""
     standing = "derived"
-    raises: type[Exception] = ValueError
+    raises: type[BaseException] = ValueError
 
     def readings(self) -> Iterator[Reading]:
         raise self.raises("reason")
@@ -90,15 +92,38 @@ class Broken(Check):
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
-    [(ValueError, "FAILS"), (InputError, "FAILS"), (ImportError, "skipped"), (NotApplicable, "skipped")],
+    [
+        (ValueError, "FAILS"),
+        (InputError, "FAILS"),
+        (RecursionError, "FAILS"),
+        (MemoryError, "FAILS"),
+        (SystemExit, "FAILS"),
+        (GeneratorExit, "FAILS"),
+        (ImportError, "skipped"),
+        (NotApplicable, "skipped"),
+    ],
 )
 def test_a_measurement_that_breaks_off_says_why(
-    error: type[Exception], verdict: str, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Broken, "raises", error)
     found, readings, reason = judge(Broken())
     assert (found, list(readings)) == (verdict, [])
     assert "reason" in reason
+
+
+def test_the_other_claims_go_on_when_a_solver_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bilevel_theory.sfo_exponent import SFOExponent
+
+    def leave(self: Check) -> Iterator[Reading]:
+        raise SystemExit("the solver gave up")
+
+    monkeypatch.setattr(SFOExponent, "readings", leave)
+    report = verify(["sfo-exponent", "closed-forms"], quick=True, processes=1)
+    assert [(one.verdict, one.reason) for one in report.outcomes] == [
+        ("FAILS", "SystemExit: the solver gave up"),
+        ("holds", ""),
+    ]
 
 
 def test_a_reading_that_is_not_a_number_does_not_hold() -> None:

@@ -104,7 +104,7 @@ def test_a_run_of_another_problem_has_no_sources(tmp_path: Path, plugins: Plugin
     with pytest.raises(InputError, match=r"recipe\.yaml:1: unknown key problem\.modell; did you mean 'model'\?"):
         read_run(tmp_path, plugins)
     (tmp_path / "recipe.yaml").write_text("- 1")
-    with pytest.raises(InputError, match=r"recipe\.yaml: a mapping is needed"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: a recipe is a mapping"):
         read_run(tmp_path, plugins)
 
 
