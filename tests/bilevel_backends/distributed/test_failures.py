@@ -37,7 +37,7 @@ def codes(ended: "subprocess.CompletedProcess[str]") -> set[int]:
     return {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", ended.stderr)}
 
 
-@pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("backend", ["deepspeed", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_process_that_fails_says_why_and_ends_the_job(tmp_path: Path, backend: str) -> None:
     write(tmp_path, "crash=3", backend)
     started = time.monotonic()
@@ -70,7 +70,11 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_step(tmp_pa
 @pytest.mark.parametrize(
     ("problem", "words"),
     [
-        ("rows=9", "a batch of 9 cannot be dealt evenly to 2 processes; choose a batch size that is a multiple of 2"),
+        pytest.param(
+            "rows=9",
+            "a batch of 9 cannot be dealt evenly to 2 processes; choose a batch size that is a multiple of 2",
+            marks=pytest.mark.slow,
+        ),
         ("private=True", "the data of process 1 differs from that of process 0"),
     ],
 )
