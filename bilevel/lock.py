@@ -33,6 +33,9 @@ log = logging.getLogger("bilevel")
 BEAT = 5.0  # seconds between two touches of a lock
 STALE = 60.0  # seconds without one after which an owner on another machine is taken to be dead
 POLL = 0.5  # seconds between two looks at the lock of another
+ATTEMPTS = (
+    100  # to make a lock whose directory other processes remove at the same time; some places, such as /proc, never have one
+)
 
 _OWNER = "owner-"
 
@@ -228,19 +231,22 @@ def _owner_file(lock: Path) -> Path | None:
 
 
 def _make(lock: Path, owner: Owner) -> bool:
-    """Whether the lock could be made."""
-    part = hidden(lock)
-    lock.parent.mkdir(parents=True, exist_ok=True)  # who held it before may have removed what was empty
-    try:
-        part.mkdir()
-        (part / f"{_OWNER}{owner.token}").write_text(json.dumps(asdict(owner)))
-        part.rename(lock)
-    except OSError as error:
-        remove(part)
-        if isinstance(error, FileNotFoundError) or error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            return False  # it was there a moment ago, or its directory has just been removed
-        raise
-    return True
+    """Whether the lock could be made. Raises `OSError` where nothing can be written."""
+    for attempt in range(ATTEMPTS):
+        part = hidden(lock)
+        lock.parent.mkdir(parents=True, exist_ok=True)  # who held it before may have removed what was empty
+        try:
+            part.mkdir()
+            (part / f"{_OWNER}{owner.token}").write_text(json.dumps(asdict(owner)))
+            part.rename(lock)
+            return True
+        except OSError as error:
+            remove(part)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False  # it was there a moment ago
+            if not isinstance(error, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                raise
+    return False
 
 
 def _take_over(stale: Path | None, lock: Path, owner: Owner) -> bool:
