@@ -5,8 +5,9 @@ BIN := .venv/bin
 READY := .venv/ready
 TRAINERS := .venv/trainers
 DOCS := .venv/docs
+OLDEST := .venv/oldest
 
-.PHONY: venv test lint docs test-package test-fast test-trainers test-slow test-browser test-gpu soak study demo clean
+.PHONY: venv test lint docs test-package test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study demo clean
 
 venv: $(READY)
 
@@ -44,6 +45,17 @@ test-package: $(READY)
 # One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores.
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Wheels of all the oldest versions exist for the oldest Python only.
+$(OLDEST)/ready: pyproject.toml oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --disable-pip-version-check -c oldest.txt -e '.[llm,deepspeed,synthetic,dev]'
+	touch $@
+
+# Old versions warn of newer ones beside them; that is no error here.
+test-oldest: $(OLDEST)/ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 -W default tests/bilevel tests/bilevel_problems tests/bilevel_backends \
+		$(addprefix tests/bilevel_llm/,data model finetuning reweighting)
 
 # In a folder of their own, so that no other test and no user of .venv meets them.
 $(TRAINERS)/ready: $(READY) tests/bilevel_llm/exporters/trainers.txt

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -37,6 +40,25 @@ def test_the_tests_run_on_every_supported_version_of_python() -> None:
     versions = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
     assert f">={versions['python-version'][0]}" == PROJECT["requires-python"]
     assert versions["python-version"] == ["3.11", "3.12", "3.13"]
+
+
+def floors(requirements: list[str]) -> dict[str, str]:
+    """Name -> the lowest version that is admitted; a requirement without one fails here."""
+    return {
+        canonicalize_name(requirement.name): specifier.version
+        for requirement in map(Requirement, requirements)
+        for specifier in [next(part for part in requirement.specifier if part.operator == ">=")]
+    }
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_the_package_admits() -> None:
+    extras = PROJECT["optional-dependencies"]
+    admitted = floors([*PROJECT["dependencies"], *(line for name in extras if name != "docs" for line in extras[name])])
+    lines = (ROOT / "oldest.txt").read_text().splitlines()
+    pinned = {
+        canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line[0] != "#")
+    }
+    assert {name: Version(pinned[name]) for name in admitted} == {name: Version(floor) for name, floor in admitted.items()}
 
 
 def test_the_hooks_before_a_commit_run_what_make_lint_runs() -> None:

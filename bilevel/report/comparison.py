@@ -136,7 +136,9 @@ def read_comparison(directory: Path) -> Comparison:
     file = directory / FILE
     try:
         return Comparison.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{file}: not JSON: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

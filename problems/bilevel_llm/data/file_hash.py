@@ -47,6 +47,6 @@ def _recall(entry: Path, known: dict[str, int]) -> str | None:
         if {key: found[key] for key in known} != known:
             return None
         digest = found["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return digest if isinstance(digest, str) and len(digest) == hashlib.sha256().digest_size * 2 else None

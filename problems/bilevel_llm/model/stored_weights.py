@@ -97,7 +97,7 @@ def _read_index(file: Path) -> dict[str, str]:
         if isinstance(index, dict) and index and all(Path(str(name)).name == name for name in index.values()):
             return index
         problem = "weight_map must name a file beside it for every tensor"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = str(error)
     raise InputError(f"{file} cannot be read: {problem}")
 

@@ -67,8 +67,9 @@ def test_a_file_of_another_form_is_refused_naming_what_is_wrong(make_comparison:
     assert words in str(caught.value)
 
 
-def test_a_file_that_is_no_json_is_refused(make_comparison: Make) -> None:
+@pytest.mark.parametrize("text", [json.dumps(COMPARISON)[:-5], "[" * 100_000])
+def test_a_file_that_is_no_json_is_refused(make_comparison: Make, text: str) -> None:
     where = make_comparison()
-    (where / "comparison.json").write_text(json.dumps(COMPARISON)[:-5])
+    (where / "comparison.json").write_text(text)
     with pytest.raises(InputError, match="not JSON"):
         read_comparison(where)

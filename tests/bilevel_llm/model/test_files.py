@@ -156,6 +156,9 @@ def test_a_file_of_weights_that_is_missing_or_damaged_is_named(
         InputError, match=r"model.safetensors.index.json cannot be read: weight_map must name a file beside it"
     ):
         read(tmp_path, way)
+    (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"model.safetensors.index.json cannot be read: "):
+        read(tmp_path, way)
 
 
 def test_pickled_weights_and_adapters_are_not_taken_for_the_model(edited: Callable[..., Path]) -> None:
