@@ -51,7 +51,7 @@ def floors(requirements: list[str]) -> dict[str, str]:
     }
 
 
-def test_the_oldest_versions_that_are_tested_are_those_that_the_package_admits() -> None:
+def test_the_oldest_versions_to_test_with_are_those_that_the_package_admits() -> None:
     extras = PROJECT["optional-dependencies"]
     admitted = floors([*PROJECT["dependencies"], *(line for name in extras if name != "docs" for line in extras[name])])
     lines = (ROOT / "oldest.txt").read_text().splitlines()
