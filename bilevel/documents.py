@@ -44,7 +44,7 @@ def validated(file: Path | str, content: Any, kind: type[T]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DamagedError(f"{file}: {key + ': ' if key else ''}{first['msg']}") from error
+        raise DamagedError(f"{file}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _parsed(where: Path | str, text: str, kind: type[T]) -> T:

@@ -20,17 +20,16 @@ are the ends of a 95% interval of the paired difference method - against. Other 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from bilevel.account import Finding, Labels
-from bilevel.errors import InputError
+from bilevel.documents import read_json
 from bilevel.statistics import Interval, interval
 
 FILE = "comparison.json"
@@ -132,18 +131,8 @@ class Comparison(_Part):
 
 
 def read_comparison(directory: Path) -> Comparison:
-    """Read `comparison.json`. Raises `InputError` naming the file and the key that is wrong."""
-    file = directory / FILE
-    try:
-        return Comparison.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{file}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from error
+    """Read `comparison.json`. Raises `DamagedError` naming the file and the key that is wrong."""
+    return read_json(directory / FILE, Comparison)
 
 
 @dataclass(frozen=True)
