@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust put an error of the system into words
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")
 
 
@@ -60,13 +61,17 @@ def append_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let an `OSError` that names no file, as when the disk is full, name this one."""
+    """Let an `OSError` that names no file, as when the disk is full, name this one; also one that is only in a message."""
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        if (code := _OS_ERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def remove(path: Path) -> None:

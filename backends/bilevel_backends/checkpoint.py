@@ -12,13 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bilevel.checkpoint import INDEX, WEIGHTS, SavedVariable, VariableFacts
-from bilevel.errors import InputError, RunError
-from bilevel.files import write_atomic
+from bilevel.errors import InputError
+from bilevel.files import named, write_atomic
 from bilevel_backends.processes import Processes
 from bilevel_backends.variable import ModuleVariable
 
@@ -28,7 +27,7 @@ MARKED = "marked/"
 def save(directory: Path, variables: list[ModuleVariable], processes: Processes) -> list[str]:
     """Write the variables into a directory that every process reaches. All processes call it.
 
-    Returns the names of the files that this process has written. Raises `RunError`, naming the file, if one cannot be.
+    Returns the names of the files that this process has written. Raises `OSError`, naming the file, if one cannot be.
     """
     facts, written = {}, []
     for v in variables:
@@ -47,10 +46,8 @@ def save(directory: Path, variables: list[ModuleVariable], processes: Processes)
                 assert whole is not None
                 mine[key] = whole.detach().to("cpu", copy=True).contiguous()
         written.append(files[processes.rank])
-        try:
+        with named(directory / written[-1]):
             save_file(mine, directory / written[-1])
-        except SafetensorError as error:
-            raise RunError(f"{directory / written[-1]} cannot be written: {error}") from error
         by_file = dict(zip(files, assigned, strict=True))
         facts[v.name] = asdict(VariableFacts(sorted(v.active), v.steps, v.marked is not None, by_file))
     if processes.rank == 0:

@@ -1,8 +1,9 @@
+import errno
 from pathlib import Path
 
 import pytest
 
-from bilevel.files import write_atomic, written_whole
+from bilevel.files import named, write_atomic, written_whole
 
 
 def test_nobody_sees_a_file_before_it_is_complete(tmp_path: Path) -> None:
@@ -64,3 +65,13 @@ def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file") as raised:
         write_atomic(tmp_path / "missing" / "out.json", "{}")
     assert raised.value.filename == str(tmp_path / "missing" / "out.json")
+
+
+def test_an_error_that_a_library_put_into_words_is_one_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, named(tmp_path / "a"):
+        raise Exception("No space left on device (os error 28)")  # as `tokenizers` does
+
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(ValueError, match="as it is"), named(tmp_path / "a"):
+        raise ValueError("as it is")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from bilevel import InputError
@@ -193,5 +192,5 @@ def _write(directory: Path, model: Any, tokenizer: Any, how: Mapping[str, Any]) 
                 for file in part.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
                     file.chmod((part / "tokenizer_config.json").stat().st_mode)
                 check_new(directory)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{directory} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise RunError(f"{directory} cannot be written: {error.strerror or error}") from error

@@ -263,7 +263,7 @@ def _write_plain(file: Path, directory: Path) -> None:
 
     with explained(f"the GGUF file {file}"), quiet_transformers():
         where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-        AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
         quantized, found = AutoModelForCausalLM.from_pretrained(file.parent, output_loading_info=True, **where)
         require_fit(found, file)
         _require_same_positions(file, quantized.config)
@@ -273,6 +273,8 @@ def _write_plain(file: Path, directory: Path) -> None:
         )
         plain = AutoModelForCausalLM.from_config(config)
         plain.load_state_dict(quantized.state_dict())
+    with quiet_transformers():
+        tokenizer.save_pretrained(directory)
         plain.save_pretrained(directory)
 
 
