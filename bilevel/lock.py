@@ -146,6 +146,8 @@ def owned(path: Path, *, file: bool = False, wait: bool = False) -> Iterator[Loc
     try:
         locks[place] = lock = _take(path, lock_path, wait)
         try:
+            if not file:
+                _clear_stale(path)
             yield lock
         finally:
             del locks[place]
@@ -183,6 +185,15 @@ def _take(path: Path, lock: Path, wait: bool) -> Lock:
             time.sleep(POLL)
     remove_leftovers(lock.parent, lock.name)  # whoever is about to make one tries again
     return Lock(path, lock, owner)
+
+
+def _clear_stale(directory: Path) -> None:
+    """Take away what processes that are gone have left below a directory: nobody else may ever ask for those locks again."""
+    for parent, names, _ in os.walk(directory):
+        for lock in (Path(parent, name) for name in names if name.endswith(".lock")):
+            watch = _Watch(lock)
+            if watch.look() == "stale" and _take_over(watch.file, lock, Owner.me()):
+                _clear(lock)
 
 
 class _Watch:

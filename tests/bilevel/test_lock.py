@@ -61,6 +61,14 @@ def test_a_second_process_is_told_who_holds_a_directory_until_that_one_is_killed
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_who_takes_a_directory_removes_the_locks_below_it_of_those_who_are_gone(tmp_path: Path) -> None:
+    gone = replace(Owner.me(), began=1)
+    leave(tmp_path / "out" / "cell", gone)
+    leave(tmp_path / "out" / "cell" / "tuned", gone).parent.rename(tmp_path / "out" / "cell" / ".mix.jsonl.lock")
+    with owned(tmp_path / "out" / "alive"), owned(tmp_path / "out"):
+        assert [path.parent.name for path in sorted((tmp_path / "out").rglob("*.lock"))] == ["out", "alive"]
+
+
 def test_a_process_id_that_another_process_has_now_does_not_hold_a_lock(tmp_path: Path) -> None:
     leave(tmp_path, replace(Owner.me(), began=1))
     with owned(tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 from bilevel import InputError
 from bilevel.config import Config
 from bilevel.launch import rank
-from bilevel.lock import owned
 from bilevel.loop import Observer
 from bilevel.run_directory import RunDirectory
 from bilevel.terminal import Terminal
@@ -43,10 +42,9 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
     config.fit(resume=resume, observer=observer)
     if rank() != 0:  # the first process writes
         return
-    with owned(model, file=True):  # also if it is there: an export that was killed at its very end leaves its lock
-        if not trained:
-            scored.unlink(missing_ok=True)  # it would be about an earlier model
-            export_model(output, model)
+    if not trained:
+        scored.unlink(missing_ok=True)  # it would be about an earlier model
+        export_model(output, model)
     problem = config.problem
     if problem.validation and not scored.exists():
         scores = evaluate(

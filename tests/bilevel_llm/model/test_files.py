@@ -79,7 +79,7 @@ def read(place: Path, way: str) -> Any:
 
 BROKEN: dict[str, tuple[str, Callable[[Tensors], object] | None, dict[str, Any], str]] = {
     "a lost tensor": ("llama", lambda t: t.pop(UP), {}, f"lack {UP}, which the model of config.json has"),
-    "a lost tensor, renamed": ("gpt-neox", lambda t: t.pop("embed_out.weight"), {}, "lack lm_head.weight"),
+    "a lost tensor, renamed": ("gpt-neox", lambda t: t.pop("embed_out.weight"), {}, "lack (lm_head|embed_out).weight"),
     "no output layer": ("llama", lambda t: t.pop(HEAD), {}, f"lack {HEAD}"),
     "tied files": ("llama-tied", None, {"tie_word_embeddings": False}, f"lack {HEAD}"),
     "tied config": ("llama", None, {"tie_word_embeddings": True}, f"{EMBEDDING} and {HEAD} are tied .* different values"),
@@ -190,8 +190,8 @@ def write_gguf(file: Path, model: Any, *, without: str = "", rope: str = "") -> 
         writer.add_string("llama.rope.scaling.type", rope)
         writer.add_float32("llama.rope.scaling.factor", 4.0)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["t", "1", "t1", *(f"t{i}" for i in range(3, c.vocab_size))])
-    writer.add_token_merges(["t 1"])
+    writer.add_token_list(["t", "1", "2", "t1", *(f"t{i}" for i in range(2, c.vocab_size - 2))])
+    writer.add_token_merges(["t 1", "t 2"])  # one alone would be read as a string by older versions of transformers
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
     renamed = {
