@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bilevel_llm.conftest import data, make_problem, make_run, model_directory, tokenizer_only  # noqa: F401
+
 HERE = Path(__file__).parent
 IMPORTED = (
     "bilevel.cli", "bilevel.config", "bilevel.solvers.scalebio", "bilevel_backends.torch_backend", "bilevel_problems.quadratic",

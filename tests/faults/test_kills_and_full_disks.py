@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from bilevel.plain import to_plain
-from tests.bilevel_llm.conftest import data, make_problem, make_run, model_directory, tokenizer_only  # noqa: F401
 from tests.faults.conftest import Ended, Faulty, places
 
 SOAK = pytest.mark.soak

@@ -61,7 +61,9 @@ class ModelFiles:
         from transformers import AutoTokenizer
 
         with explained(f"the tokenizer in {self.path}"):
-            return AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            tokenizer("a")  # some settings are only looked at here
+            return tokenizer
 
     def load_model(self, attention: str | None = None, trust_remote_code: bool = False) -> Any:
         """The causal LM, in the precision of its config.json or else of its files.
