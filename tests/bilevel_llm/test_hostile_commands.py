@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from bilevel.cli import main
 from bilevel.plaintext import escape
 from bilevel.recipe import dump
+from tests.bilevel_llm.tiny import sentences, write_rows
 
 NAMES = [
     "[web]",
@@ -116,6 +117,33 @@ def test_every_command_shows_names_whole(
     ran("baseline", "uniform", "recipe.yaml", "--output", "uniform")
     outside = {path.name for path in tmp_path.iterdir()}
     assert outside == {"recipe.yaml", "run", "mix.jsonl", "mix.jsonl.json", "report.html", "charts", "uniform"}
+
+
+def test_a_comparison_and_an_evaluation_show_names_whole_and_write_nowhere_else(
+    model_directory: Callable[[str], Path], data: dict[str, str], bilevel: Bilevel, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(recipe(tmp_path, model_directory("llama"), data, NAMES).read_text())
+    usable = [
+        name for name in NAMES if not {"/", "\\"} & set(name) and len(name) < 180
+    ]  # others are refused: files have these names
+    other = write_rows(tmp_path / "test.jsonl", sentences(9, 12))
+    tests = [{"name": name, "path": other} for name in usable]
+    tree["compare"] = {"methods": ["uniform"], "seeds": [0], "rows": 20, "finetune": {"batch_size": 4}, "test": tests}
+    (tmp_path / "recipe.yaml").write_text(dump(tree), encoding="utf-8")
+    ended = bilevel("compare", "recipe.yaml", "--output", "comparison")
+    assert ended.code == 0, ended
+    assert [name for name in usable if escape(name).strip() not in ended.out + ended.err] == []
+    assert json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    files = [tmp_path / f"{name}.jsonl" for name in usable]
+    for file in files:
+        shutil.copyfile(data["target"], file)
+    ended = bilevel(
+        "evaluate", model_directory("llama"), *(f"--data={file.name}" for file in files), "--json", "scores.json"
+    )
+    assert ended.code == 0, ended
+    assert [file.name for file in files if escape(file.name).strip() not in ended.out] == []
+    outside = {path.name for path in tmp_path.iterdir()}
+    assert outside == {"recipe.yaml", "test.jsonl", "comparison", "scores.json", *(file.name for file in files)}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -17,6 +17,8 @@ Metric = Literal["loss", "row_loss", "perplexity", "token_accuracy", "exact_matc
 LEARNED, BASE = "learned", "base"
 """The labels of the recipe's own bilevel run, and of the model as it is, which is scored too."""
 
+LONGEST = 180  # bytes of a name that becomes part of a file's name: of 255 that file systems take, the rest is ours
+
 
 @dataclass(frozen=True)
 class TestSet:
@@ -38,6 +40,8 @@ class TestSet:
     def __post_init__(self) -> None:
         if not self.name or any(sign in self.name for sign in "/\\\0"):
             raise ValueError(f"name: {self.name!r} cannot be part of a file's name")
+        if len(self.name.encode()) > LONGEST:
+            raise ValueError(f"name: longer than {LONGEST} bytes, which is too long to be part of a file's name")
         if not self.metrics:
             raise ValueError(f"metrics: name at least one of {', '.join(get_args(Metric))}")
 

@@ -1,4 +1,4 @@
-"""JSON as it is found in data files: arrays too large to be held, and values that Python cannot hold."""
+"""JSON as it is found in data files: arrays too large to be held, values that Python cannot hold, names given twice."""
 
 import codecs
 import json
@@ -19,7 +19,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Unparsed:
-    """A value that is left as text, because Python refuses to hold it. In a field that nobody reads, it does no harm.
+    """A value left as text: Python cannot hold it, or it is not clear. In a field that nobody reads, it does no harm.
 
     kind: what it is, for messages.
     """
@@ -163,7 +163,15 @@ def _integer(digits: str) -> Any:
         return Unparsed(digits, f"a number of {len(digits):,} digits")
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        for name in {name for name, value in pairs if value != fields[name]}:
+            fields[name] = Unparsed(name, "several values (its name is given more than once)")
+    return fields
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_object)
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{]+)|([\]}])', re.DOTALL)
 

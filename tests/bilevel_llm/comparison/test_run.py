@@ -253,6 +253,7 @@ def test_another_model_may_be_tuned_than_the_weights_were_learned_on(
         ({"methods": [{"name": "less", "share": 0.05}]}, "compare.rows is 40, and less can draw 20 at most"),
         ({"on_shortfall": "report"}, "compare.on_shortfall is 'report'"),
         ({"test": [{"path": "no-such.jsonl"}]}, "no such file: no-such.jsonl"),
+        ({"test": [{"path": "no-such.jsonl", "name": "x" * 181}]}, r"compare\.test\.0: name: longer than 180 bytes"),
         ({"test": []}, "test: name at least one held-out set"),
         ({"reference": "unifor"}, "compare.reference is 'unifor'.*did you mean 'uniform'"),
         ({"finetune": {"lrr": 1}}, "unknown key compare.finetune.lrr"),

@@ -403,6 +403,19 @@ def test_a_value_that_python_cannot_hold_does_no_harm_in_a_field_that_is_not_rea
     assert len(message) < 300
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_of_several_values_under_one_name_none_is_taken(tmp_path, name):
+    def file(row: str) -> str:
+        return f"[{row}]" if name == "a.json" else row
+
+    (tmp_path / name).write_text(file('{"text": "a", "text": "a", "meta": 1, "meta": {"k": 1, "k": 2}}'))
+    assert [row.turns[0].text for row in read_rows([str(tmp_path / name)])] == ["a"]
+    assert f"{name}:1: field 'text' is several values" in refused(file('{"text": "a", "text": "b"}'), tmp_path, name)
+    assert f"{name}:1: " in refused(
+        file('{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}'), tmp_path, name
+    )
+
+
 @pytest.mark.parametrize("content", ["[" * 10_000, '{"a":' * 10_000, "[" * 10_000 + "]" * 10_000, '{"a": [' + "[" * 4_999])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_deep_nesting_that_is_no_row_is_refused(tmp_path, name, content):
