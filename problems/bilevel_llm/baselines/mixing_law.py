@@ -1,12 +1,12 @@
-"""Mixing laws: Ye et al., "Data Mixing Laws" (ICLR 2025, arXiv 2403.16952): a loss as a function of the mix trained on.
+"""A mixing law: a loss as a function of the mix trained on (Ye et al., "Data Mixing Laws", ICLR 2025, arXiv 2403.16952).
 
-    L(p) = Σ_d s_d L_d(p),    log L_d(p) = c_d + Σ_i b_di p_i
+    log L(p) = c + Σ_i a_i p_i + b_i log(p_i + δ),    b ≤ 0
 
-d are parts of the validation data, s_d their shares of the loss, p the weights of the sources. The law of a single part
-falls or rises along every line, so that its best mix is a single source. A sum of laws is convex, and weighs what the parts
-need: its best mix may lie between the sources. The paper's parts may be given or implicit; here they are the validation
-sets, or their single rows. The paper's law has a constant that is added to the exponential, which a few runs do not
-determine. Without it, the logarithm of a loss is linear in p and is fitted by ridge regression, which has one solution.
+p are the weights of the sources. The paper's law is that with b = 0. A loss then falls or rises along every line, so that the
+best mix is a single source whatever the data; the paper adds up the laws of several parts of the validation data, which
+bends the sum only where the parts need different sources. The logarithms say what the loss of a text that needs several
+sources does: it rises ever more steeply where one of them is missing, but for what is known without it, δ. With b ≤ 0 the law
+is convex and has one minimum. The paper also adds a constant to the exponential, which a few runs do not determine.
 """
 
 from __future__ import annotations
@@ -15,59 +15,65 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 Array = NDArray[np.float64]
 
-SMALLEST = 1e-4  # nats; smaller losses count as this: they no longer matter to a mean, and their logarithms would
+OFFSETS = (0.03, 0.1, 0.3)
+"""Values of δ that are tried. Smaller ones bend the law in a corner that hardly a run has seen."""
 
 
 @dataclass(frozen=True, eq=False)
 class MixingLaw:
-    """The laws of all parts, and the mean loss that follows from them.
+    """A law of these coefficients.
 
-    constants: c. Shape: (parts,).
-    slopes: b. Shape: (parts, sources).
-    shares: s, summing to 1. Shape: (parts,).
+    constant: c. slopes: a, and curves: b. Shape: (sources,). offset: δ.
     """
 
-    constants: Array
+    constant: float
     slopes: Array
-    shares: Array
+    curves: Array
+    offset: float
 
     @classmethod
-    def fit(cls, mixes: Array, losses: Array, shares: Array, ridge: float) -> MixingLaw:
-        """Fit the logarithms of losses. Shapes: (runs, sources), (runs, parts), (parts,).
+    def fit(cls, mixes: Array, losses: Array, offset: float, ridge: float) -> MixingLaw:
+        """Fit the logarithms of losses by least squares with b ≤ 0. Shapes: (runs, sources), (runs,).
 
-        ridge: the penalty on squared slopes, as a part of the mean squared spread of the weights over the runs.
+        ridge: the penalty on the squared effect that a coefficient has over the runs, as a part of the squared error. It
+            gives a law also where weights that sum to 1, or few runs, would leave it open.
         """
-        center, solve = _ridge(mixes, ridge)
-        logs = _logs(losses)
-        slopes = (solve @ (logs - logs.mean(0))).T
-        return cls(logs.mean(0) - slopes @ center, slopes, shares)
+        sources, logs = mixes.shape[1], np.log(losses)
+        features = np.hstack([mixes, np.log(mixes + offset)])
+        center, spread = features.mean(0), np.maximum(features.std(0), 1e-12)
+        penalty = np.sqrt(ridge * len(mixes)) * np.eye(2 * sources)
+        system = np.vstack([(features - center) / spread, penalty])
+        values = np.concatenate([logs - logs.mean(), np.zeros(2 * sources)])
+        # what the slopes explain of the rest is taken out, so that only the curves, which are bounded, are left to be found
+        basis = np.linalg.qr(system[:, :sources])[0]
+        bent = system[:, sources:] - basis @ (basis.T @ system[:, sources:])
+        curves = -nnls(-bent, values - basis @ (basis.T @ values))[0]
+        slopes = np.linalg.lstsq(system[:, :sources], values - system[:, sources:] @ curves, rcond=None)[0]
+        found = np.concatenate([slopes, curves]) / spread
+        return cls(float(logs.mean() - center @ found), found[:sources], found[sources:], offset)
 
     def losses(self, mixes: Array) -> Array:
-        """The predicted mean losses. Shape: (mixes, sources) -> (mixes,)."""
-        predicted: Array = np.exp(self.constants + mixes @ self.slopes.T) @ self.shares
+        """The predicted losses. Shape: (mixes, sources) -> (mixes,)."""
+        predicted: Array = np.exp(self.constant + mixes @ self.slopes + np.log(mixes + self.offset) @ self.curves)
         return predicted
-
-    def gradient(self, mix: Array) -> Array:
-        """The derivative of the mean loss in the weights. Shape: (sources,) -> (sources,)."""
-        slope: Array = (self.shares * np.exp(self.constants + self.slopes @ mix)) @ self.slopes
-        return slope
 
     def best(self, start: Array, least: Array, most: Array) -> Array:
         """The mix with the smallest predicted loss, with least <= p <= most. Shapes: (sources,).
 
-        The predicted loss is convex, so projected gradient descent with backtracking finds its minimum from any start.
+        The law is convex, so projected gradient descent with backtracking finds its minimum from any start.
         """
         mix, step = project(start, least, most), 1.0
-        value = float(self.losses(mix[None])[0])
+        value = float(np.log(self.losses(mix[None]))[0])
         for _ in range(5000):
-            slope = self.gradient(mix)
+            slope = self.slopes + self.curves / (mix + self.offset)
             while True:
                 new = project(mix - step * slope, least, most)
                 move = new - mix
-                after = float(self.losses(new[None])[0])
+                after = float(np.log(self.losses(new[None]))[0])
                 if after <= value + float(slope @ move) + float(move @ move) / (2 * step) or step < 1e-12:
                     break
                 step /= 2
@@ -81,24 +87,18 @@ class MixingLaw:
 class Fit:
     """How well a law predicts runs that it was not fitted to.
 
-    measured, predicted: the mean loss of each run, and what the law of all other runs says of it. Shape: (runs,).
+    measured, predicted: the loss of each run, and what the law of all other runs says of it. Shape: (runs,).
     """
 
     measured: Array
     predicted: Array
 
     @classmethod
-    def leaving_one_out(cls, mixes: Array, losses: Array, shares: Array, ridge: float) -> Fit:
-        """Each run predicted by the law of the others; exact, from one fit (the residuals over 1 - leverage).
-
-        The others keep the penalty of all runs.
-        """
-        center, solve = _ridge(mixes, ridge)
-        logs = _logs(losses)
-        hat = 1 / len(mixes) + (mixes - center) @ solve
-        residuals = logs - hat @ logs
-        left_out = logs - residuals / (1 - np.diag(hat))[:, None]
-        return cls(losses @ shares, np.exp(left_out) @ shares)
+    def leaving_one_out(cls, mixes: Array, losses: Array, offset: float, ridge: float) -> Fit:
+        """Each run predicted by the law that is fitted to the others. Shapes: (runs, sources), (runs,)."""
+        every = np.arange(len(mixes))
+        laws = (MixingLaw.fit(mixes[every != run], losses[every != run], offset, ridge) for run in every)
+        return cls(losses, np.array([law.losses(mix[None])[0] for law, mix in zip(laws, mixes, strict=True)]))
 
     @property
     def r2(self) -> float:
@@ -106,7 +106,7 @@ class Fit:
 
         1 is perfect; noise gives less than 0.
         """
-        measured, predicted = _logs(self.measured), _logs(self.predicted)
+        measured, predicted = np.log(self.measured), np.log(self.predicted)
         spread = float(((measured - measured.mean()) ** 2).sum())
         errors = float(((measured - predicted) ** 2).sum())
         return 1 - errors / spread if spread else float("-inf")
@@ -130,16 +130,8 @@ def project(point: Array, least: Array, most: Array) -> Array:
     return projected
 
 
-def _ridge(mixes: Array, ridge: float) -> tuple[Array, Array]:
-    """The mean mix, and what gives slopes when multiplied by centered values. Shapes: (sources,), (sources, runs)."""
-    center = mixes.mean(0)
-    spread = mixes - center
-    square = spread.T @ spread
-    # weights sum to 1, so one direction has no spread, where only the penalty (or the pseudo-inverse) says that slopes are 0
-    penalized = square + ridge * np.trace(square) / len(square) * np.eye(len(square))
-    return center, np.linalg.pinv(penalized, rcond=1e-10, hermitian=True) @ spread.T
-
-
-def _logs(losses: Array) -> Array:
-    logs: Array = np.log(np.maximum(losses, SMALLEST))
-    return logs
+def fitted(mixes: Array, losses: Array, ridge: float) -> tuple[MixingLaw, Fit]:
+    """The law with the δ that predicts runs best that it was not fitted to. Shapes: (runs, sources), (runs,)."""
+    fits = {offset: Fit.leaving_one_out(mixes, losses, offset, ridge) for offset in OFFSETS}
+    offset = max(fits, key=lambda offset: fits[offset].r2)
+    return MixingLaw.fit(mixes, losses, offset, ridge), fits[offset]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from bilevel.schedule import Schedule
 from bilevel.solvers.shared import require_positive
 from bilevel_llm.baselines.base import Baseline, Outcome, Spent, Task
 from bilevel_llm.baselines.learning import nothing_learned
-from bilevel_llm.baselines.mixing_law import Fit, MixingLaw
+from bilevel_llm.baselines.mixing_law import Fit, fitted
 from bilevel_llm.baselines.swarm_runs import EachRunAlike, OneAfterAnother, SwarmRuns, set_shares
 from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.reweighting.problem import LLMReweighting, Start
@@ -51,11 +51,8 @@ class Swarm(Baseline):
         larger values draw mixes nearer to the prior. 2 keeps off the edges: where a source is nearly absent, the loss of
         what it teaches shoots up, and a single such run would bend the law everywhere. The paper varies it widely, down to
         mixes of nearly a single source.
-    law_per: what has a law of its own: every validation "row", or every validation "set", as in the paper. With a single set
-        the law of a "set" has its minimum at a single source, whatever the data; with laws of rows it lies where the rows
-        that gain from one source balance those that gain from another.
-    ridge: the penalty of the regression, as a part of the spread of the weights over the runs. 0.01 costs the slopes 1% and
-        keeps those of directions that the mixes hardly vary from growing.
+    ridge: the penalty of the regression, as a part of its squared error. 0.001 costs coefficients that the runs determine
+        0.1%, and keeps the others from growing.
     floor: the smallest weight of the result for every source.
     at_most: the largest weight of the result, for every source or by source. A source of which there is little should not
         get more than its rows can bear.
@@ -70,8 +67,7 @@ class Swarm(Baseline):
     steps: int | None = None
     prior: Start = "uniform"
     concentration: float = 2.0
-    law_per: Literal["row", "set"] = "row"
-    ridge: float = 0.01
+    ridge: float = 0.001
     floor: float = 0.0
     at_most: float | dict[str, float] = 1.0
     lr: Schedule | None = None
@@ -85,8 +81,8 @@ class Swarm(Baseline):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.concentration < float("inf"):
             raise ValueError(f"concentration must be positive and finite, not {self.concentration}")
-        if not 0 <= self.ridge < float("inf"):
-            raise ValueError(f"ridge must be at least 0 and finite, not {self.ridge}")
+        if not 0 < self.ridge < float("inf"):
+            raise ValueError(f"ridge must be positive and finite, not {self.ridge}")
         if self.lr is not None:
             require_positive("lr", self.lr)
 
@@ -148,9 +144,7 @@ class Swarm(Baseline):
     def weighed(self, problem: LLMReweighting, mixes: NDArray[np.float64], losses: NDArray[np.float64]) -> Outcome:
         """The best mix by the law of these losses, and how far to trust it. losses: of rows. Shape: (runs, rows)."""
         names = list(problem.source_tables)
-        losses, shares = self._parts(problem, losses)
-        law = MixingLaw.fit(mixes, losses, shares, self.ridge)
-        fit = Fit.leaving_one_out(mixes, losses, shares, self.ridge)
+        law, fit = fitted(mixes, validation_losses(problem, losses), self.ridge)
         best = law.best(self._prior(problem), *self._bounds(problem))
         predicted = float(law.losses(best[None])[0])
         notes = [
@@ -167,17 +161,6 @@ class Swarm(Baseline):
         )
         weights = dict(zip(names, best.tolist(), strict=True))
         return Outcome(weights, notes=notes, findings=[law_finding(fit)], tables=[table])
-
-    def _parts(
-        self, problem: LLMReweighting, losses: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The losses of what has a law of its own, and their shares of the whole. Shapes: (runs, parts), (parts,)."""
-        tables, of_set = problem.validation_tables, set_shares(problem)
-        if self.law_per == "row":
-            return losses, np.concatenate([np.full(len(t), of_set[name] / len(t)) for name, t in tables.items()])
-        ends = np.cumsum([len(table) for table in tables.values()])
-        means = [part.mean(1) for part in np.split(losses, ends[:-1], axis=1)]
-        return np.stack(means, axis=1), np.array(list(of_set.values()))
 
     def _prior(self, problem: LLMReweighting) -> NDArray[np.float64]:
         tables = problem.source_tables
@@ -200,6 +183,13 @@ class Swarm(Baseline):
 
     def _training(self, solver: Callable[[], Solver[Any] | None] = lambda: None) -> LowerTraining:
         return chosen_training("swarm", self.lr, self.optimizer, solver)
+
+
+def validation_losses(problem: LLMReweighting, losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The validation loss of every run, from those of rows. Shape: (runs, rows) -> (runs,)."""
+    tables, of_set = problem.validation_tables, set_shares(problem)
+    of_row = np.concatenate([np.full(len(table), of_set[name] / len(table)) for name, table in tables.items()])
+    return losses @ of_row
 
 
 def law_finding(fit: Fit) -> Finding:

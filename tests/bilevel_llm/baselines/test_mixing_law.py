@@ -3,84 +3,107 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from bilevel import Stratified
 from bilevel.data import Stream
 from bilevel_llm.baselines.mixed_batches import DrawnByWeight, InOrder
-from bilevel_llm.baselines.mixing_law import Fit, MixingLaw, project
+from bilevel_llm.baselines.mixing_law import Fit, MixingLaw, fitted, project
 from bilevel_llm.baselines.swarm import law_finding
 
 Array = NDArray[np.float64]
 
 
-def known(parts: int = 5, sources: int = 3, runs: int = 20, seed: int = 0) -> tuple[MixingLaw, Array, Array]:
+RIDGE = 1e-12
+
+
+def known(sources: int = 3, runs: int = 20, seed: int = 0) -> tuple[MixingLaw, Array, Array]:
     """A law, mixes, and the losses that the law gives them."""
     draw = np.random.default_rng(seed)
-    law = MixingLaw(
-        draw.standard_normal(parts) * 0.3, draw.standard_normal((parts, sources)), draw.dirichlet(np.ones(parts))
-    )
+    law = MixingLaw(0.3, draw.standard_normal(sources), -draw.random(sources), 0.1)
     mixes = draw.dirichlet(np.ones(sources), runs)
-    return law, mixes, np.exp(law.constants + mixes @ law.slopes.T)
+    return law, mixes, law.losses(mixes)
 
 
-def test_without_a_penalty_exact_losses_give_the_law_itself() -> None:
-    """Its predictions: slopes are known only up to a constant, because weights sum to 1."""
+def test_nearly_without_a_penalty_exact_losses_give_the_law_itself() -> None:
+    """Its predictions and curves: slopes are known only up to a constant, because weights sum to 1."""
     law, mixes, losses = known()
-    found = MixingLaw.fit(mixes, losses, law.shares, ridge=0.0)
+    found = MixingLaw.fit(mixes, losses, 0.1, RIDGE)
     others = np.random.default_rng(9).dirichlet(np.full(3, 0.5), 50)
-    np.testing.assert_allclose(found.losses(others), law.losses(others), rtol=1e-8)
-    np.testing.assert_allclose(found.slopes.sum(1), 0, atol=1e-8)
-    np.testing.assert_allclose(found.slopes[:, :2] - found.slopes[:, 2:], law.slopes[:, :2] - law.slopes[:, 2:], rtol=1e-8)
+    np.testing.assert_allclose(found.losses(others), law.losses(others), rtol=1e-6)
+    np.testing.assert_allclose(found.curves, law.curves, rtol=1e-6)
+    chosen, fit = fitted(mixes, losses, RIDGE)
+    assert chosen.offset == 0.1
+    assert fit.r2 == pytest.approx(1)
 
 
-def test_the_penalty_is_that_of_ridge_regression() -> None:
-    """Against the solution of the augmented least-squares problem."""
-    law, mixes, losses = known()
-    center = mixes.mean(0)
-    λ = 0.3 * np.trace((mixes - center).T @ (mixes - center)) / 3
-    rows = np.vstack([mixes - center, np.sqrt(λ) * np.eye(3)])
-    logs = np.log(losses)
-    slopes = np.linalg.lstsq(rows, np.vstack([logs - logs.mean(0), np.zeros((3, 5))]), rcond=None)[0].T
-    found = MixingLaw.fit(mixes, losses, law.shares, ridge=0.3)
-    np.testing.assert_allclose(found.slopes, slopes, rtol=1e-8)
-    np.testing.assert_allclose(found.constants, logs.mean(0) - slopes @ center, rtol=1e-8)
+def test_the_fit_is_that_of_bounded_ridge_regression() -> None:
+    """Against scipy's solution of the whole problem, where the bounds matter: losses that are bent the other way."""
+    draw = np.random.default_rng(1)
+    mixes = draw.dirichlet(np.ones(3), 20)
+    logs = np.log(mixes + 0.1) @ np.array([0.3, -0.4, 0.1]) + 0.05 * draw.standard_normal(20)
+    features = np.hstack([mixes, np.log(mixes + 0.1)])
+    center, spread = features.mean(0), features.std(0)
+    system = np.vstack([(features - center) / spread, np.sqrt(0.05 * 20) * np.eye(6)])
+    bounds = (np.full(6, -np.inf), np.concatenate([np.full(3, np.inf), np.zeros(3)]))
+    solved = lsq_linear(system, np.concatenate([logs - logs.mean(), np.zeros(6)]), bounds, tol=1e-14).x / spread
+    found = MixingLaw.fit(mixes, np.exp(logs), 0.1, 0.05)
+    assert (found.curves == 0).any()
+    np.testing.assert_allclose([*found.slopes, *found.curves], solved, atol=1e-6)
+    assert found.constant == pytest.approx(logs.mean() - center @ solved, abs=1e-6)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.05])
-def test_leaving_one_out_is_fitting_without_it(ridge: float) -> None:
-    """Each law refitted without the run, with the same penalty on the same squares."""
-    law, mixes, losses = known()
-    losses = losses * np.exp(0.1 * np.random.default_rng(1).standard_normal(losses.shape))
-    fit = Fit.leaving_one_out(mixes, losses, law.shares, ridge)
-    λ = ridge * np.trace((mixes - mixes.mean(0)).T @ (mixes - mixes.mean(0))) / 3
-    for run in range(len(mixes)):
-        kept = np.arange(len(mixes)) != run
-        others, logs = mixes[kept], np.log(losses[kept])
-        center = others.mean(0)
-        square = (others - center).T @ (others - center) + λ * np.eye(3)
-        slopes = (np.linalg.pinv(square, rcond=1e-10) @ (others - center).T @ logs).T
-        expected = np.exp(logs.mean(0) + slopes @ (mixes[run] - center)) @ law.shares
-        assert fit.predicted[run] == pytest.approx(expected, rel=1e-8)
-        assert fit.measured[run] == pytest.approx(losses[run] @ law.shares)
+@pytest.mark.parametrize(("sources", "kept"), [(2, 0.95), (3, 0.95), (8, 0.65)])
+@pytest.mark.parametrize("noise", [0.0, 0.003])
+def test_what_needs_several_sources_gets_them(sources: int, noise: float, kept: float) -> None:
+    """Texts whose words come from a mix of sources, and models that know the mix that they were trained on.
+
+    The default number of runs keeps 95% (of eight sources: 65%) of what the best mix gains over equal weights, with the
+    worst of four seeds. A law of straight lines loses several times that gain.
+    """
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        words = draw.dirichlet(np.full(60, 0.3), sources)
+        best = (
+            np.array([0.7, 0.3, 0, 0, 0, 0, 0, 0])[:sources]
+            if sources < 8
+            else np.array([0.35, 0.25, 0.2, 0.1, 0.1, 0, 0, 0])
+        )
+
+        def loss(mixes: Array, words: Array = words, best: Array = best) -> Array:
+            return -np.log(0.9 * mixes @ words + 0.1 / 60) @ (best @ words)
+
+        mixes = np.vstack([np.full(sources, 1 / sources), draw.dirichlet(np.full(sources, 2.0), 4 * sources + 7)])
+        law, fit = fitted(mixes, loss(mixes) + noise * draw.standard_normal(len(mixes)), 0.001)
+        found = law.best(mixes[0], np.zeros(sources), np.ones(sources))
+        equal, reached, least = loss(np.vstack([mixes[0], found, best]))
+        assert (equal - reached) / (equal - least) > kept
+        assert not law_finding(fit).flagged
 
 
-def test_exact_losses_are_explained_and_noise_is_not() -> None:
-    law, mixes, losses = known()
-    exact = Fit.leaving_one_out(mixes, losses, law.shares, 0.0)
-    assert exact.r2 == pytest.approx(1)
-    assert exact.rank_correlation == pytest.approx(1)
-    assert not law_finding(exact).flagged
-    assert "R² = 1.00, rank correlation 1.00" in law_finding(exact).sentence
+def test_leaving_one_out_is_fitting_without_it() -> None:
+    _, mixes, losses = known()
+    fit = Fit.leaving_one_out(mixes, losses, 0.3, 0.05)
+    law = MixingLaw.fit(mixes[1:], losses[1:], 0.3, 0.05)
+    assert fit.predicted[0] == law.losses(mixes[:1])[0]
+    assert (fit.measured == losses).all()
 
 
-@pytest.mark.parametrize("sources", [2, 4, 8])
+def test_exact_losses_are_explained() -> None:
+    _, mixes, losses = known()
+    fit = Fit.leaving_one_out(mixes, losses, 0.1, RIDGE)
+    assert fit.rank_correlation == pytest.approx(1)
+    assert not law_finding(fit).flagged
+    assert "R² = 1.00, rank correlation 1.00" in law_finding(fit).sentence
+
+
+@pytest.mark.parametrize("sources", [2, 6])
 def test_how_often_noise_passes_for_a_law(sources: int) -> None:
-    """Losses that do not depend on the mix, with the default number of runs: none of 300 swarms may pass."""
+    """Losses that do not depend on the mix, with the default number of runs: none of 25 swarms may pass."""
     draw, runs = np.random.default_rng(sources), 4 * sources + 8
-    for _ in range(300):
+    for _ in range(25):
         mixes = draw.dirichlet(np.full(sources, 2.0), runs)
-        losses = np.exp(0.1 * draw.standard_normal((runs, 1)) + 0.1 * draw.standard_normal((runs, 30)))
-        finding = law_finding(Fit.leaving_one_out(mixes, losses, np.full(30, 1 / 30), 0.01))
+        finding = law_finding(fitted(mixes, np.exp(0.1 * draw.standard_normal(runs)), 0.001)[1])
         assert finding.flagged
         assert "do not use these weights" in finding.sentence
 
@@ -89,24 +112,24 @@ def test_measures_of_fit_are_those_of_their_definitions() -> None:
     fit = Fit(np.exp([1.0, 2.0, 4.0, 3.0]), np.exp([1.5, 2.0, 3.0, 3.5]))
     assert fit.r2 == pytest.approx(1 - (0.25 + 0 + 1 + 0.25) / 5)
     assert fit.rank_correlation == pytest.approx(1 - 6 * 2 / (4 * 15))  # 1 - 6 Σd² / n(n² - 1)
-    assert Fit(np.ones(4), np.arange(4.0)).rank_correlation == 0
-    assert Fit(np.ones(4), np.arange(4.0)).r2 == float("-inf")
+    assert Fit(np.ones(4), np.arange(1.0, 5)).rank_correlation == 0
+    assert Fit(np.ones(4), np.arange(1.0, 5)).r2 == float("-inf")
 
 
 def test_the_best_mix_of_two_needs_lies_between_them() -> None:
-    """s exp(-b p) + (1 - s) exp(-b (1 - p)) is smallest at p = 1/2 + log(s / (1 - s)) / 2b."""
-    b, s = 2.0, 0.7
-    law = MixingLaw(np.zeros(2), np.array([[-b, 0.0, 0.0], [0.0, -b, 0.0]]), np.array([s, 1 - s]))
+    """-s log(p + δ) - (1 - s) log(1 - p + δ) is smallest at p = s + δ (2 s - 1)."""
+    s, δ = 0.7, 0.1
+    law = MixingLaw(0.0, np.zeros(3), np.array([-s, s - 1, 0.0]), δ)
     free, start = np.array([0.0] * 3), np.full(3, 1 / 3)
     best = law.best(start, free, free + 1)
-    first = 0.5 + np.log(s / (1 - s)) / (2 * b)
+    first = s + δ * (2 * s - 1)
     np.testing.assert_allclose(best, [first, 1 - first, 0], atol=1e-6)
     np.testing.assert_allclose(law.best(np.array([0.0, 0.0, 1.0]), free, free + 1), best, atol=1e-6)
 
 
 def test_the_best_mix_keeps_to_its_bounds_and_none_of_many_others_is_better() -> None:
     draw = np.random.default_rng(3)
-    law, *_ = known(parts=20, sources=4, seed=3)
+    law, *_ = known(sources=4, seed=3)
     least, most = np.full(4, 0.05), np.array([0.4, 1.0, 0.3, 1.0])
     best = law.best(np.full(4, 0.25), least, most)
     assert best.sum() == pytest.approx(1)

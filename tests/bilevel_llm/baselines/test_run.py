@@ -195,7 +195,7 @@ def test_what_a_method_gives_is_checked(recipe: Path, tmp_path: Path, changes: s
         (["less", "--set", "baseline.name=doremi"], "'doremi', and 'less' was asked for"),
         (["less", "--set", "baseline.warmup_steps=99"], r"more than the budget run\.steps=3"),
         (["swarm", "--set", "baseline.runs=3"], "3 runs do not determine a law of 3 sources"),
-        (["swarm", "--set", "baseline.law_per=token"], r"baseline\.law_per is 'token'"),
+        (["swarm", "--set", "baseline.ridge=0"], "ridge must be positive"),
         (["less", "--resume"], "less keeps nothing to resume from"),
         (["doremi", "--set", "run.steps=1", "--set", "baseline.reference_steps=1"], "leaves none for the proxy"),
         (["doremi", "--resume"], "there is no run to resume"),

@@ -23,7 +23,7 @@ from bilevel.solvers.scalebio import ScaleBiO
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.baselines.base import Task
 from bilevel_llm.baselines.mixed_batches import DrawnByWeight
-from bilevel_llm.baselines.swarm import Swarm
+from bilevel_llm.baselines.swarm import Swarm, validation_losses
 from bilevel_llm.data.settings import Source, ValidationSet
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -185,7 +185,7 @@ def dialects(task: Make, tmp_path: Path) -> Task:
 
 
 def test_the_best_mix_of_two_dialects_is_that_of_the_target(dialects: Task, losses_of_rows: list[Any]) -> None:
-    """The truth is 0.7, where uniform weights are 0.33. Seeds 0 to 3 give 0.67, 0.74, 0.79 and 0.79."""
+    """The truth is 0.7, where uniform weights are 0.33."""
     swarm = Swarm(lr=1e-2, optimizer=AdamW())
     outcome = swarm.find(dialects)
     assert 0.58 < outcome.weights["first"] < 0.82
@@ -198,22 +198,14 @@ def test_the_best_mix_of_two_dialects_is_that_of_the_target(dialects: Task, loss
     assert 0.58 < opposite.weights["second"] < 0.9
     bounded = dataclasses.replace(swarm, floor=0.1, at_most={"first": 0.5}).weighed(dialects.problem, mixes, losses)
     assert bounded.weights == {"first": pytest.approx(0.5), "second": pytest.approx(0.4), "junk": pytest.approx(0.1)}
-    of_set = dataclasses.replace(swarm, law_per="set").weighed(dialects.problem, mixes, losses)
-    assert max(of_set.weights.values()) == pytest.approx(1), "the law of a single set has its minimum at a source"
 
 
-def test_with_laws_of_sets_the_sets_weigh_as_in_the_recipe(task: Make, tmp_path: Path, data: dict[str, str]) -> None:
+def test_sets_weigh_as_in_the_recipe(task: Make, tmp_path: Path, data: dict[str, str]) -> None:
     other = write_rows(tmp_path / "other-target.jsonl", sentences(8, 10))
-    sets = [ValidationSet(data["target"], weight=3.0), ValidationSet(other, name="second", weight=1.0)]
-    t = task(validation=sets)
+    t = task(validation=[ValidationSet(data["target"], weight=3.0), ValidationSet(other, name="second", weight=1.0)])
     losses = np.random.default_rng(0).random((6, 40))
-    parts, shares = dataclasses.replace(SMALL, law_per="set")._parts(t.problem, losses)
-    np.testing.assert_allclose(parts, np.stack([losses[:, :30].mean(1), losses[:, 30:].mean(1)], 1))
-    np.testing.assert_allclose(shares, [0.75, 0.25])
-    parts, shares = SMALL._parts(t.problem, losses)
-    np.testing.assert_allclose(parts @ shares, 0.75 * losses[:, :30].mean(1) + 0.25 * losses[:, 30:].mean(1))
-    history_loss = SMALL.find(t).tables[0].rows[0][4]
-    assert isinstance(history_loss, float)
+    expected = 0.75 * losses[:, :30].mean(1) + 0.25 * losses[:, 30:].mean(1)
+    np.testing.assert_allclose(validation_losses(t.problem, losses), expected)
 
 
 def test_losses_that_no_law_explains_are_not_to_be_used(task: Make) -> None:
