@@ -2,11 +2,11 @@
 
     log L(p) = c + Σ_i a_i p_i + b_i log(p_i + δ),    b ≤ 0
 
-p are the weights of the sources. The paper's law is that with b = 0. A loss then falls or rises along every line, so that the
-best mix is a single source whatever the data; the paper adds up the laws of several parts of the validation data, which
+p are the weights of the sources. The paper's law is that with b = 0. A loss then falls or rises along every line, so that
+the best mix is a single source whatever the data; the paper adds up the laws of several parts of the validation data, which
 bends the sum only where the parts need different sources. The logarithms say what the loss of a text that needs several
-sources does: it rises ever more steeply where one of them is missing, but for what is known without it, δ. With b ≤ 0 the law
-is convex and has one minimum. The paper also adds a constant to the exponential, which a few runs do not determine.
+sources does: it rises ever more steeply where one of them is missing, but for what is known without it, δ. With b ≤ 0 the
+law is convex and has one minimum. The paper also adds a constant to the exponential, which a few runs do not determine.
 """
 
 from __future__ import annotations

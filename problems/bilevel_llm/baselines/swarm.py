@@ -189,7 +189,8 @@ def validation_losses(problem: LLMReweighting, losses: NDArray[np.float64]) -> N
     """The validation loss of every run, from those of rows. Shape: (runs, rows) -> (runs,)."""
     tables, of_set = problem.validation_tables, set_shares(problem)
     of_row = np.concatenate([np.full(len(table), of_set[name] / len(table)) for name, table in tables.items()])
-    return losses @ of_row
+    mean: NDArray[np.float64] = losses @ of_row
+    return mean
 
 
 def law_finding(fit: Fit) -> Finding:
