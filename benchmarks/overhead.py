@@ -1,4 +1,4 @@
-"""CPU time of an upper step over that of a bare PyTorch loop of the same algorithm, where overhead counts: on small problems.
+"""CPU time of an upper step over that of a bare PyTorch loop of the same algorithm, on small problems: that is, overhead.
 
 The bare loops are below: the data are one batch, the variables are leaf tensors, each update is a line, and nothing is
 checked, recorded or written. Ours is `fit`, with a run directory unless `--in-memory` is given. Both run in one process, in

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -159,8 +159,13 @@ class ModuleBackend(Backend):
     def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
         """Run forward and backward passes, micro-batch by micro-batch."""
         variables = [own(variable) for variable in wrt]
-        with every(variable.receiving(wrt[variable]) for variable in variables):
+        try:
+            for variable, weight in zip(variables, wrt.values(), strict=True):
+                variable.receive(weight)
             return self._run(loss, batch, receivers=variables)
+        finally:
+            for variable in variables:
+                variable.stop_receiving()
 
     def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
         """Run forward passes only."""
@@ -183,14 +188,14 @@ class ModuleBackend(Backend):
         v = own(variable)
         v.reduce_gradients()
         taken, v.gradients = v.gradients, {}
-        parts = {name: taken.get(name, torch.zeros_like(master)) for name, master in v.masters.items()}
+        parts = {name: taken[name] if name in taken else torch.zeros_like(master) for name, master in v.masters.items()}
         return Vector(parts, v.sharding.whole)
 
     def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
-        """Accumulate copies of the vector's parts, so that the vector itself does not change."""
+        """Add to the gradients that are there, and leave the vector as it is."""
         v = own(variable)
         for name in v.masters:
-            v.add(name, vector.parts[name].clone(), weight)
+            v.add(name, vector.parts[name], weight)
 
     def read(self, variable: Variable) -> Vector:
         """Copies of the masters."""
@@ -208,7 +213,10 @@ class ModuleBackend(Backend):
     def dot(self, v: Vector, w: Vector) -> float:
         """Computed in float64."""
         products = [(part.double() * w.parts[name].double()).sum() for name, part in v.parts.items()]
-        total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
+        if not products:
+            total = torch.zeros((), dtype=torch.float64)
+        else:
+            total = products[0] if len(products) == 1 else torch.stack(products).sum()
         return float(total if v.whole else self._processes.all_reduce(total))
 
     def weights(self, variable: Variable) -> dict[str, Tensor]:
@@ -288,7 +296,7 @@ class ModuleBackend(Backend):
     def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:
         """The sum over micro-batches and processes. Gradients flow to `receivers`, if there are any."""
         precise = torch.float32 if self._device.type == "mps" else torch.float64
-        total = torch.zeros((), dtype=precise, device=self._device)
+        total: Tensor | None = None
         parts: dict[str, Tensor] = {}
         for micro_batch in batch:
             result = loss(to_device(micro_batch, self._device))
@@ -298,14 +306,16 @@ class ModuleBackend(Backend):
                     value.backward()  # type: ignore[no-untyped-call]
                 for variable in receivers:
                     variable.collect()
-                self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
+                self._count(micro_batch)
             for variable in self._variables:
                 variable.sharding.reshard()
-            total = total + value.detach().to(precise)
+            exact = value.detach().to(precise)
+            total = exact if total is None else total + exact
             for key, part in named.items():
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
-        values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
-        summed, *summed_parts = values.tolist()
+        if total is None:  # this process has no part of the batch
+            total = torch.zeros((), dtype=precise, device=self._device)
+        summed, *summed_parts = self._sum_over_processes([total, *parts.values()])
         if not math.isfinite(summed):
             for variable in self._variables:
                 variable.drop_gradients()
@@ -313,21 +323,35 @@ class ModuleBackend(Backend):
             raise NonFiniteError(f"the loss is {summed}" + (f", in {', '.join(odd)}" if odd else ""))
         return Evaluation(summed, dict(zip(parts, summed_parts, strict=True)))
 
+    def _count(self, micro_batch: Any) -> None:
+        """Count what has gone through a backward pass."""
+        self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
+
+    def _sum_over_processes(self, scalars: Sequence[Tensor]) -> list[float]:
+        """The sums, for which the device is waited for once."""
+        if len(scalars) == 1 and self._processes.world_size == 1:
+            return [float(scalars[0])]
+        sums: list[float] = self._processes.all_reduce(torch.stack([s.to(scalars[0].device) for s in scalars])).tolist()
+        return sums
+
     def _write_back(self, v: ModuleVariable) -> None:
         """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.
 
         Shards are rounded independently of each other; a parameter that every process has whole is rounded alike in all.
         """
-        shard = 0 if v.sharding.whole else self._processes.rank
-        noise = torch.Generator(self._device)
-        noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
+        noise = self._noise(v) if any(v.rounded(name) for name in v.masters) else None
         with torch.no_grad():
             for name, master in v.masters.items():
                 if v.has_master(name):
-                    low = v.parameter(name).dtype == torch.bfloat16
                     values = master.to(self._device, non_blocking=True)
-                    v.sharding.local(name).copy_(round_stochastically(values, noise) if low else values)
+                    v.sharding.local(name).copy_(round_stochastically(values, noise) if v.rounded(name) else values)
                 v.sharding.all_gather(name)
+
+    def _noise(self, v: ModuleVariable) -> torch.Generator:
+        """The noise with which the variable is rounded at its step."""
+        shard = 0 if v.sharding.whole else self._processes.rank
+        noise = torch.Generator(self._device)
+        return noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
 
 
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -372,22 +396,14 @@ def _aliases(module: nn.Module) -> dict[str, str]:
     return {alias: listed[id(tensor)] for alias, tensor in module.state_dict(keep_vars=True).items()}
 
 
-@contextmanager
-def every(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
-    """Enter all the contexts at once."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
     """The same batch (tensor, tuple, list, mapping or dataclass of them) with every tensor on the device."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if isinstance(batch, int | float | str) or batch is None:
+        return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **moved)
+        return _dataclass_to_device(batch, device)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -395,3 +411,21 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple | list):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def _dataclass_to_device(batch: Any, device: torch.device) -> Any:
+    """The batch itself, if it cannot be changed and everything is there already."""
+    names, frozen = _fields(type(batch))
+    there = True
+    moved = {}
+    for name in names:
+        value = getattr(batch, name)
+        moved[name] = to_device(value, device)
+        there = there and moved[name] is value
+    return batch if frozen and there else dataclasses.replace(batch, **moved)
+
+
+@cache
+def _fields(kind: type) -> tuple[tuple[str, ...], bool]:
+    """The fields of a dataclass that can be given, and whether it is frozen."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.init), kind.__dataclass_params__.frozen  # type: ignore[attr-defined]

@@ -84,12 +84,12 @@ class QuadraticForms:
     def f(self, x: Tensor, y: Tensor) -> Tensor:
         """The upper loss."""
         r = y - self.t
-        loss = _dot(r, r @ (0.5 * self.B)) + _dot(x, y @ self.E.T + x @ (0.5 * self.D) + self.d)
+        loss = 0.5 * _dot(r, r @ self.B) + _dot(x, y @ self.E.T + 0.5 * (x @ self.D) + self.d)
         return loss if self.rho == 0 else loss + self.rho * (1 - torch.cos(self.omega * x)).sum(-1)
 
     def g(self, x: Tensor, y: Tensor) -> Tensor:
         """The lower loss."""
-        return _dot(y, y @ (0.5 * self.A) + x @ self.C.T + self.b) + _dot(x, x @ (0.5 * self.Q) + self.q)
+        return _dot(y, 0.5 * (y @ self.A) + x @ self.C.T + self.b) + _dot(x, 0.5 * (x @ self.Q) + self.q)
 
     # The true problem.
 
@@ -110,11 +110,21 @@ class QuadraticForms:
 
     def lower_solution(self, x: Tensor) -> Tensor:
         """y*(x) = -A⁻¹(Cx + b)."""
-        return -_solve(self.A, x @ self.C.T + self.b)
+        v = x @ self.C.T + self.b
+        return -torch.linalg.lu_solve(*self._factors, v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape)
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """A as a product of triangular matrices, by which torch's `solve` solves too."""
+        LU, pivots = torch.linalg.lu_factor(self.A)
+        return LU, pivots
 
     def slope(self, x: Tensor) -> Tensor:
         """s(x) = ∇_y f(x, y*(x))."""
-        return (self.lower_solution(x) - self.t) @ self.B + x @ self.E
+        return self._slope(x, self.lower_solution(x))
+
+    def _slope(self, x: Tensor, y: Tensor) -> Tensor:
+        return (y - self.t) @ self.B + x @ self.E
 
     def phi(self, x: Tensor) -> Tensor:
         """Φ(x) = f(x, y*(x))."""
@@ -122,9 +132,12 @@ class QuadraticForms:
 
     def grad_phi(self, x: Tensor) -> Tensor:
         """∇Φ(x)."""
-        y = self.lower_solution(x)
-        wave = self.rho * self.omega * torch.sin(self.omega * x)
-        return x @ self.D + y @ self.E.T + self.d + self.slope(x) @ self.J + wave
+        return self.grad_phi_at(x, self.lower_solution(x))
+
+    def grad_phi_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """∇Φ(x), given y = y*(x)."""
+        slope = x @ self.D + y @ self.E.T + self.d + self._slope(x, y) @ self.J
+        return slope if self.rho == 0 else slope + self.rho * self.omega * torch.sin(self.omega * x)
 
     def solution(self) -> Tensor:
         """x* = argmin Φ, where ρ = 0."""
