@@ -25,6 +25,7 @@ from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, deferred_initialization
 from bilevel_backends import checkpoint as checkpoints
+from bilevel_backends.backward import run_backward
 from bilevel_backends.deferred_init import meta_copy
 from bilevel_backends.processes import Processes
 from bilevel_backends.rounding import round_stochastically
@@ -54,6 +55,7 @@ class ModuleBackend(Backend):
         self._seed = seed
         self._device = device
         self._processes = processes
+        self._shard = Shard(seed, processes.rank, processes.world_size, self.micro_batch_size)
         self._variables: list[ModuleVariable] = []
         self.processed = 0
         self._before: tuple[bool, bool] | None = None
@@ -99,7 +101,7 @@ class ModuleBackend(Backend):
     @property
     def shard(self) -> Shard:
         """This process's part of a batch, in micro-batches."""
-        return Shard(self._seed, self._processes.rank, self._processes.world_size, self.micro_batch_size)
+        return self._shard
 
     def all_gather(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
@@ -300,52 +302,52 @@ class ModuleBackend(Backend):
         parts: dict[str, Tensor] = {}
         for micro_batch in batch:
             result = loss(to_device(micro_batch, self._device))
-            value, named = result if isinstance(result, tuple) else (result, {})
+            value, named = result if isinstance(result, tuple) else (result, None)
             if receivers:
                 if value.requires_grad:  # it does not where f ignores x, say, and only x is in `wrt`
-                    value.backward()  # type: ignore[no-untyped-call]
+                    run_backward(value)
                 for variable in receivers:
                     variable.collect()
                 self._count(micro_batch)
             for variable in self._variables:
                 variable.sharding.reshard()
+            if not named and len(batch) == 1 and self._processes.world_size == 1:
+                return self._checked(value.item(), {})
             exact = value.detach().to(precise)
             total = exact if total is None else total + exact
-            for key, part in named.items():
+            for key, part in (named or {}).items():
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
         if total is None:  # this process has no part of the batch
             total = torch.zeros((), dtype=precise, device=self._device)
-        summed, *summed_parts = self._sum_over_processes([total, *parts.values()])
-        if not math.isfinite(summed):
-            for variable in self._variables:
-                variable.drop_gradients()
-            odd = [f"{key} ({part})" for key, part in zip(parts, summed_parts, strict=True) if not math.isfinite(part)]
-            raise NonFiniteError(f"the loss is {summed}" + (f", in {', '.join(odd)}" if odd else ""))
-        return Evaluation(summed, dict(zip(parts, summed_parts, strict=True)))
+        values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
+        summed, *summed_parts = values.tolist()
+        return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
+
+    def _checked(self, value: float, parts: Mapping[str, float]) -> Evaluation:
+        """What a pass has found. Raises `NonFiniteError`, and drops its gradients, if the loss is not finite."""
+        if math.isfinite(value):
+            return Evaluation(value, parts)
+        for variable in self._variables:
+            variable.drop_gradients()
+        odd = [f"{key} ({part})" for key, part in parts.items() if not math.isfinite(part)]
+        raise NonFiniteError(f"the loss is {value}" + (f", in {', '.join(odd)}" if odd else ""))
 
     def _count(self, micro_batch: Any) -> None:
         """Count what has gone through a backward pass."""
         self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
-
-    def _sum_over_processes(self, scalars: Sequence[Tensor]) -> list[float]:
-        """The sums, for which the device is waited for once."""
-        if len(scalars) == 1 and self._processes.world_size == 1:
-            return [float(scalars[0])]
-        sums: list[float] = self._processes.all_reduce(torch.stack([s.to(scalars[0].device) for s in scalars])).tolist()
-        return sums
 
     def _write_back(self, v: ModuleVariable) -> None:
         """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.
 
         Shards are rounded independently of each other; a parameter that every process has whole is rounded alike in all.
         """
-        noise = self._noise(v) if any(v.rounded(name) for name in v.masters) else None
-        with torch.no_grad():
-            for name, master in v.masters.items():
-                if v.has_master(name):
-                    values = master.to(self._device, non_blocking=True)
-                    v.sharding.local(name).copy_(round_stochastically(values, noise) if v.rounded(name) else values)
-                v.sharding.all_gather(name)
+        noise = self._noise(v) if any(map(v.rounded, v.separate)) else None
+        for name in v.separate:
+            values = v.masters[name].to(self._device, non_blocking=True)
+            low = values if noise is None or not v.rounded(name) else round_stochastically(values, noise)
+            v.sharding.local(name).copy_(low)
+        for name in v.masters:
+            v.sharding.all_gather(name)
 
     def _noise(self, v: ModuleVariable) -> torch.Generator:
         """The noise with which the variable is rounded at its step."""
@@ -415,17 +417,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 def _dataclass_to_device(batch: Any, device: torch.device) -> Any:
     """The batch itself, if it cannot be changed and everything is there already."""
-    names, frozen = _fields(type(batch))
-    there = True
+    kind: Any = type(batch)
     moved = {}
-    for name in names:
+    for name in _fields(kind):
         value = getattr(batch, name)
-        moved[name] = to_device(value, device)
-        there = there and moved[name] is value
-    return batch if frozen and there else dataclasses.replace(batch, **moved)
+        there = to_device(value, device)
+        if there is not value:
+            moved[name] = there
+    frozen = kind.__dataclass_params__.frozen
+    return batch if frozen and not moved else dataclasses.replace(batch, **moved)
 
 
 @cache
-def _fields(kind: type) -> tuple[tuple[str, ...], bool]:
-    """The fields of a dataclass that can be given, and whether it is frozen."""
-    return tuple(f.name for f in dataclasses.fields(kind) if f.init), kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+def _fields(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass that can be given."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.init)

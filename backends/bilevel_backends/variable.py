@@ -22,6 +22,7 @@ class ModuleVariable(Variable):
 
     masters: what the optimizer updates, for every active parameter: the shard that this process keeps, in full precision.
         Where the parameter is in full precision itself, and on the same device, the master shares its memory.
+    separate: the names of the masters that are tensors beside their parameters.
     gradients: the sum so far of weight * gradient, with the shapes, devices and precision of the masters.
     unreduced: gradients that are not summed over processes yet, for strategies that reduce at the step: whole, in the
         masters' precision.
@@ -54,6 +55,7 @@ class ModuleVariable(Variable):
         self.unreduced: dict[str, Tensor] = {}
         self.marked: dict[str, Tensor] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.separate: list[str] = []
         self._trained: list[nn.Parameter] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         sharding.module.requires_grad_(False)
@@ -65,7 +67,7 @@ class ModuleVariable(Variable):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward."""
-        return self.module(*args, **kwargs)
+        return self.sharding.module(*args, **kwargs)
 
     def parameter(self, name: str) -> nn.Parameter:
         """The module's parameter of that name."""
@@ -101,6 +103,7 @@ class ModuleVariable(Variable):
                 if (master := self.masters[name]) in old_optimizer.state:
                     self.optimizer.state[master] = old_optimizer.state[master]
         self.active = blocks
+        self.separate = [name for name in names if self.has_master(name)]
         self._trained = [self.parameter(name) for name in names]
         for hook in self._hooks:
             hook.remove()
@@ -173,11 +176,14 @@ class ModuleVariable(Variable):
 
     def checked_norm(self) -> float:
         """Norm of the gradient of all active parameters. Raises `NonFiniteError` if it is not finite."""
-        norms = torch._foreach_norm(list(self.gradients.values()))
-        total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        values = list(self.gradients.values())
+        if len(values) == 1:
+            total = torch.linalg.vector_norm(values[0])
+        else:
+            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
         if not self.sharding.whole:
             total = self.processes.all_reduce(total.double().square()).sqrt()
-        norm = float(total)
+        norm = float(total.item())
         if math.isfinite(norm):
             return norm
         odd = [name for name, gradient in self.gradients.items() if not bool(torch.isfinite(gradient).all())]

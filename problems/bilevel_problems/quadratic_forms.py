@@ -84,12 +84,13 @@ class QuadraticForms:
     def f(self, x: Tensor, y: Tensor) -> Tensor:
         """The upper loss."""
         r = y - self.t
-        loss = 0.5 * _dot(r, r @ self.B) + _dot(x, y @ self.E.T + 0.5 * (x @ self.D) + self.d)
+        loss = 0.5 * _dot(r, _times(self.B.T, r)) + _dot(x, _times(self.E, y) + 0.5 * _times(self.D.T, x) + self.d)
         return loss if self.rho == 0 else loss + self.rho * (1 - torch.cos(self.omega * x)).sum(-1)
 
     def g(self, x: Tensor, y: Tensor) -> Tensor:
         """The lower loss."""
-        return _dot(y, 0.5 * (y @ self.A) + x @ self.C.T + self.b) + _dot(x, 0.5 * (x @ self.Q) + self.q)
+        of_y = 0.5 * _times(self.A.T, y) + _times(self.C, x) + self.b
+        return _dot(y, of_y) + _dot(x, 0.5 * _times(self.Q.T, x) + self.q)
 
     # The true problem.
 
@@ -187,7 +188,12 @@ class QuadraticForms:
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return (u * v).sum(-1)
+    return torch.dot(u, v) if u.dim() == v.dim() == 1 else (u * v).sum(-1)
+
+
+def _times(matrix: Tensor, v: Tensor) -> Tensor:
+    """The matrix times each of the vectors."""
+    return matrix.mv(v) if v.dim() == 1 else v @ matrix.T
 
 
 def _form(matrix: Tensor, v: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ class RowTable:
     features: Tensor
     targets: Tensor
     sizes: tuple[int, ...]
-    _whole: dict[tuple[int, int, int | None], Sequence[Rows]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _whole: dict[tuple[int, int, int | None], Sequence[Rows]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def batch(self, index: int, shard: Shard, batch_size: int | None, stream: int) -> Sequence[Rows]:
         """Batch number `index`: `batch_size` rows, equally many of every source; None takes all rows, in order."""

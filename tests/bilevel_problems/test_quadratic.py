@@ -61,7 +61,6 @@ def test_noise_has_the_deviation_asked_for_and_is_independent_between_levels_and
     problem = Quadratic(upper_noise=0.5, lower_noise=2.0, batch_size=4, copies=2000)
     (upper,), (lower,) = problem.upper_batch(0, Shard()), problem.lower_batch(0, Shard())
     # the mean of 4 samples has half their deviation; 10 000 draws give it to 1 %
-    assert upper.along_x is not None and upper.along_y is not None and lower.along_x is not None
     assert float(upper.along_x.std()) == pytest.approx(0.25, rel=0.03)
     assert float(lower.along_y.std()) == pytest.approx(1.0, rel=0.03)
     pairs = torch.stack([upper.along_x[:, 0], lower.along_x[:, 0], upper.along_x[:, 1], upper.along_y[:, 0]])
