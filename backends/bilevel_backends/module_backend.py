@@ -58,17 +58,18 @@ class ModuleBackend(Backend):
         self._shard = Shard(seed, processes.rank, processes.world_size, self.micro_batch_size)
         self._variables: list[ModuleVariable] = []
         self.processed = 0
-        self._before: tuple[bool, bool] | None = None
+        self._before: tuple[int, bool, bool] | None = None
 
-    def be_deterministic(self) -> None:
-        """Let torch choose kernels that give the same result every time, until `close`."""
-        self._before = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        )
+    def be_deterministic(self, *, compiled: bool = False) -> None:
+        """Let torch choose kernels that give the same result every time, until `close`.
+
+        compiled: whether modules are compiled, so that the compiler has to be told as well.
+        """
+        fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        self._before = (torch.get_deterministic_debug_mode(), fill, compiled)
         if self._device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it in this mode
-        torch.use_deterministic_algorithms(True)
+        _set_determinism(2, compiled)
         # the mode would also fill every new tensor with NaN, which takes time; no tensor is read here before it is written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -274,8 +275,8 @@ class ModuleBackend(Backend):
     def close(self) -> None:
         """Restore torch's global settings."""
         if self._before is not None:
-            algorithms, fill = self._before
-            torch.use_deterministic_algorithms(algorithms)
+            mode, fill, compiled = self._before
+            _set_determinism(mode, compiled)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
         self._variables = []
@@ -354,6 +355,14 @@ class ModuleBackend(Backend):
         shard = 0 if v.sharding.whole else self._processes.rank
         noise = torch.Generator(self._device)
         return noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
+
+
+def _set_determinism(mode: int, compiled: bool) -> None:
+    """Set torch's mode: 0 takes any kernel, 1 warns of, and 2 refuses, one that does not give the same result every time."""
+    if compiled:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)  # the same, without loading the compiler, which takes seconds
 
 
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -71,7 +71,7 @@ class TorchBackend(ModuleBackend):
                 slower,
             )
         if self.deterministic:
-            self.be_deterministic()
+            self.be_deterministic(compiled=self.compile)
 
     def placement(self, world_size: int) -> Placement:
         """Everything on one device. Raises `InputError` for more than one process."""

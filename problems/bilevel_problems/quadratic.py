@@ -125,12 +125,8 @@ class Quadratic(Problem[Noise]):
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """Φ(x) and ‖∇Φ(x)‖, as means over the copies."""
-        forms, value = self.forms, x()
-        y = forms.lower_solution(value)
-        return {
-            "phi": float(forms.f(value, y).mean()),
-            "gradient": float(forms.grad_phi_at(value, y).norm(dim=-1).mean()),
-        }
+        phi, grad_phi = self.forms.expansion(x())
+        return {"phi": float(phi.mean()), "gradient": float(torch.linalg.vector_norm(grad_phi, dim=-1).mean())}
 
     def _shape(self, size: int) -> tuple[int, ...]:
         return (size,) if self.copies is None else (self.copies, size)

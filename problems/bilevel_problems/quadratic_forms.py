@@ -111,21 +111,11 @@ class QuadraticForms:
 
     def lower_solution(self, x: Tensor) -> Tensor:
         """y*(x) = -A⁻¹(Cx + b)."""
-        v = x @ self.C.T + self.b
-        return -torch.linalg.lu_solve(*self._factors, v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape)
-
-    @cached_property
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """A as a product of triangular matrices, by which torch's `solve` solves too."""
-        LU, pivots = torch.linalg.lu_factor(self.A)
-        return LU, pivots
+        return -_solve(self.A, x @ self.C.T + self.b)
 
     def slope(self, x: Tensor) -> Tensor:
         """s(x) = ∇_y f(x, y*(x))."""
-        return self._slope(x, self.lower_solution(x))
-
-    def _slope(self, x: Tensor, y: Tensor) -> Tensor:
-        return (y - self.t) @ self.B + x @ self.E
+        return (self.lower_solution(x) - self.t) @ self.B + x @ self.E
 
     def phi(self, x: Tensor) -> Tensor:
         """Φ(x) = f(x, y*(x))."""
@@ -133,12 +123,24 @@ class QuadraticForms:
 
     def grad_phi(self, x: Tensor) -> Tensor:
         """∇Φ(x)."""
-        return self.grad_phi_at(x, self.lower_solution(x))
+        y = self.lower_solution(x)
+        wave = self.rho * self.omega * torch.sin(self.omega * x)
+        return x @ self.D + y @ self.E.T + self.d + self.slope(x) @ self.J + wave
 
-    def grad_phi_at(self, x: Tensor, y: Tensor) -> Tensor:
-        """∇Φ(x), given y = y*(x)."""
-        slope = x @ self.D + y @ self.E.T + self.d + self._slope(x, y) @ self.J
-        return slope if self.rho == 0 else slope + self.rho * self.omega * torch.sin(self.omega * x)
+    def expansion(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Φ(x) and ∇Φ(x) from their values at 0 and ∇²Φ: the same numbers, and no linear system to solve at every x."""
+        phi, slope = self._at_zero
+        grad_phi = _times(self.H, x) + slope
+        phi = phi + 0.5 * _dot(x, grad_phi + slope)
+        if self.rho != 0:
+            phi = phi + self.rho * (1 - torch.cos(self.omega * x)).sum(-1)
+            grad_phi = grad_phi + self.rho * self.omega * torch.sin(self.omega * x)
+        return phi, grad_phi
+
+    @cached_property
+    def _at_zero(self) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(self.d)
+        return self.phi(zero), self.grad_phi(zero)
 
     def solution(self) -> Tensor:
         """x* = argmin Φ, where ρ = 0."""
