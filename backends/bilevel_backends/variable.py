@@ -16,6 +16,10 @@ from bilevel.optimizer import SGD, AdamW
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 
+SMALL = 1 << 16
+"""The most numbers that wait for the end of a backward pass. A hook that takes each gradient as it arrives, so that they
+need not exist side by side, would cost a small variable more time than it saves memory."""
+
 
 class ModuleVariable(Variable):
     """A module on a backend.
@@ -107,7 +111,9 @@ class ModuleVariable(Variable):
         self._trained = [self.parameter(name) for name in names]
         for hook in self._hooks:
             hook.remove()
-        self._hooks = [self._accumulate_on(name) for name in names] if self.sharding.hooked else []
+        small = sum(master.numel() for master in self.masters.values()) <= SMALL
+        hooked = self.sharding.hooked and not (small and self.sharding.whole)
+        self._hooks = [self._accumulate_on(name) for name in names] if hooked else []
 
     def mark(self) -> None:
         """See `Backend.mark`."""
@@ -143,7 +149,7 @@ class ModuleVariable(Variable):
 
     def collect(self) -> None:
         """Take the gradients that no hook has taken; called after a backward pass."""
-        for name in () if self.sharding.hooked else self.masters:
+        for name in () if self._hooks else self.masters:
             parameter = self.parameter(name)
             if parameter.grad is not None:
                 gradient, parameter.grad = parameter.grad, None

@@ -188,7 +188,8 @@ def test_the_module_of_a_variable_is_whole_on_one_device(backend: TorchBackend) 
     assert {name for name, _ in module.named_parameters()} == set(variable.blocks.parameters(variable.blocks.names))
 
 
-def test_nothing_piles_up_over_many_switches(backend: TorchBackend) -> None:
+def test_nothing_piles_up_over_many_switches(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bilevel_backends.variable.SMALL", 0)  # hooks are for large variables
     variable = place(backend)
     for switch in range(50):
         backend.activate(variable, some(switch % 4, (switch + 1) % 4))
@@ -478,6 +479,23 @@ def test_plain_gradient_descent_is_the_step_of_torchs_sgd(dtype: torch.dtype, cl
         torch.testing.assert_close(mine, other, rtol=50 * torch.finfo(dtype).eps, atol=50 * torch.finfo(dtype).eps)
     assert y.optimizer is None
     backend.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_that_hooks_take_train_alike_to_the_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for most in (0, 1 << 16):
+        monkeypatch.setattr("bilevel_backends.variable.SMALL", most)
+        backend = TorchBackend(device="cpu", dtype=dtype)  # type: ignore[arg-type]
+        backend.start(seed=0)
+        y = place(backend)
+        backend.activate(y, some(1, 3))
+        train(backend, y, steps=3)
+        assert bool(y._hooks) == (most == 0)
+        assert all(parameter.grad is None for parameter in y.module.parameters())
+        weights.append(backend.weights(y))
+        backend.close()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize(("dtype", "drawn"), [(None, 0), ("bfloat16", 1)])
