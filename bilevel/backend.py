@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -275,6 +276,25 @@ class Backend(ABC):
         constant.
         """
         raise InputError(f"the backend {type(self).__name__} has no second derivatives")
+
+    @contextmanager
+    def second_derivatives(
+        self, loss: Callable[[B], Loss], batch: Sequence[B], variable: Variable, *, wrt: Collection[Variable]
+    ) -> Iterator[Callable[[Vector, Mapping[Variable, float]], None]]:
+        """Within this context, take many products with the same second derivatives: those at the weights of now.
+
+        Yields a function of (vector, weights), which does what `backward_along` does with `wrt=weights`. The variables stay
+        where they are meanwhile, and nothing but `take_gradient` and vector arithmetic is asked of the backend.
+
+        wrt: the variables that any of the weights will name.
+
+        By default each product is a call of `backward_along`; a backend may keep what products have in common.
+        """
+
+        def along(vector: Vector, weights: Mapping[Variable, float]) -> None:
+            self.backward_along(loss, batch, variable, vector, wrt=weights)
+
+        yield along
 
     @abstractmethod
     def weights(self, variable: Variable) -> dict[str, Tensor]:

@@ -93,14 +93,16 @@ def guard(cls: type) -> None:
 
 
 def _guarded(
-    name: str, method: Callable[..., Any], sees: Sequence[str], check: Callable[[str, Any], None]
+    name: str, method: Callable[..., Any], sees: Sequence[str], check: Callable[[Any], str | None]
 ) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen = [_seen(value, name) for name, value in zip(sees, args, strict=False)]
-        named = {key: _seen(value, key) if key in sees else value for key, value in kwargs.items()}
-        returned = method(self, *seen, *args[len(seen) :], **named)
-        check(f"{type(self).__name__}.{name}", returned)
+        if sees:
+            args = (*map(_seen, args, sees), *args[len(sees) :])
+            kwargs = {key: _seen(value, key) if key in sees else value for key, value in kwargs.items()} if kwargs else {}
+        returned = method(self, *args, **kwargs)
+        if (wrong := check(returned)) is not None:
+            raise ProblemError(f"{type(self).__name__}.{name} returned {wrong}")
         return returned
 
     return guarded
@@ -110,35 +112,39 @@ def _seen(variable: Any, name: str) -> Any:
     return variable if type(variable) is CallOnly or not callable(variable) else CallOnly(variable, name)
 
 
-def _is_loss(name: str, returned: Any) -> None:
-    value, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
+def _loss(returned: Any) -> str | None:
+    value, parts = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim():
-        raise ProblemError(f"{name} returned {_described(value)}; return a scalar tensor of floating-point numbers")
-    if not isinstance(parts, Mapping) or not all(isinstance(part, Tensor) and not part.dim() for part in parts.values()):
-        raise ProblemError(
-            f"{name} returned {_described(parts)} with the loss; return a mapping from the names of parts to scalar tensors"
-        )
+        return f"{_described(value)}; return a scalar tensor of floating-point numbers"
+    return None if value is returned else _parts(parts)
 
 
-def _is_module(name: str, returned: Any) -> None:
-    if not isinstance(returned, nn.Module):
-        raise ProblemError(
-            f"{name} returned {_described(returned)}; return a torch.nn.Module, whose forward gives a loss what it needs"
-        )
+def _parts(parts: Any) -> str | None:
+    if isinstance(parts, Mapping) and all(isinstance(part, Tensor) and not part.dim() for part in parts.values()):
+        return None
+    return f"{_described(parts)} with the loss; return a mapping from the names of parts to scalar tensors"
 
 
-def _is_batch(name: str, returned: Any) -> None:
-    if not isinstance(returned, list | tuple) or hasattr(returned, "_fields"):
-        raise ProblemError(f"{name} returned {_described(returned)}; return the list of this process's micro-batches")
+def _module(returned: Any) -> str | None:
+    if isinstance(returned, nn.Module):
+        return None
+    return f"{_described(returned)}; return a torch.nn.Module, whose forward gives a loss what it needs"
 
 
-def _is_summary(name: str, returned: Any) -> None:
+def _batch(returned: Any) -> str | None:
+    if isinstance(returned, list | tuple) and not hasattr(returned, "_fields"):
+        return None
+    return f"{_described(returned)}; return the list of this process's micro-batches"
+
+
+def _summary(returned: Any) -> str | None:
     if not isinstance(returned, Mapping):
-        raise ProblemError(f"{name} returned {_described(returned)}; return a mapping from names to numbers")
+        return f"{_described(returned)}; return a mapping from names to numbers"
     for key, value in returned.items():
         number = isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
         if not number:
-            raise ProblemError(f"{name} returned {_described(value)} as {key!r}; return one number for each name")
+            return f"{_described(value)} as {key!r}; return one number for each name"
+    return None
 
 
 def _described(value: Any) -> str:
@@ -147,13 +153,13 @@ def _described(value: Any) -> str:
     return "None" if value is None else f"a value of the type {type(value).__qualname__}"
 
 
-_METHODS: Mapping[str, tuple[Sequence[str], Callable[[str, Any], None]]] = {
-    "upper": ((), _is_module),
-    "lower": ((), _is_module),
-    "upper_loss": (("x", "y"), _is_loss),
-    "lower_loss": (("x", "y"), _is_loss),
-    "upper_batch": ((), _is_batch),
-    "lower_batch": ((), _is_batch),
-    "summary": (("x",), _is_summary),
+_METHODS: Mapping[str, tuple[Sequence[str], Callable[[Any], str | None]]] = {
+    "upper": ((), _module),
+    "lower": ((), _module),
+    "upper_loss": (("x", "y"), _loss),
+    "lower_loss": (("x", "y"), _loss),
+    "upper_batch": ((), _batch),
+    "lower_batch": ((), _batch),
+    "summary": (("x",), _summary),
 }
-"""Method -> the names of the variables that it is given first, and the check of what it returns."""
+"""Method -> the names of the variables that it is given first, and what says what is wrong with what it returns."""

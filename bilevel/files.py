@@ -1,5 +1,6 @@
 """Write files and directories so that a reader, or a crash, never meets half of one."""
 
+import io
 import os
 import re
 import shutil
@@ -48,15 +49,44 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def append_whole(path: Path, data: bytes) -> None:
     """Add to a file, all or nothing: a full disk does not leave half a line for its readers."""
-    with named(path), path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            written = file.write(data)
-            while written < len(data):  # the rest raises why it did not fit
-                written += file.write(data[written:])
-        except OSError:
-            file.truncate(before)
-            raise
+    file = GrowingFile(path)
+    try:
+        file.append(data)
+    finally:
+        file.close()
+
+
+class GrowingFile:
+    """A file that is added to again and again, each time all or nothing, and stays open in between.
+
+    What was added is the system's at once: readers of this machine see it, and a kill does not lose it. Other machines that
+    share the file system may see it only when the file is closed; the next addition opens it anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: io.FileIO | None = None
+
+    def append(self, data: bytes) -> None:
+        """Add to the file. Raises `OSError`, naming the file, and leaves it as it was, if there is no room."""
+        with named(self.path):
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            before = self._file.tell()
+            try:
+                written = self._file.write(data)
+                while written < len(data):  # the rest raises why it did not fit
+                    written += self._file.write(data[written:])
+            except OSError:
+                self._file.truncate(before)
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 @contextmanager

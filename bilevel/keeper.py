@@ -28,7 +28,7 @@ from bilevel.solver import State
 
 log = logging.getLogger("bilevel")
 
-SHARE = 0.05  # of a run's time that may go into bringing artifacts up to date, which takes longer the longer the run is
+SHARE = 0.01  # of a run's time that may go into bringing artifacts up to date, which takes longer the longer the run is
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ def fit(
         first = backend.shard.rank == 0
         if directory is not None:
             lock = _take(directory, backend, leaving, lambda d: d.check_same(recipe) if resume else d.check_free())
+            leaving.callback(directory.close)
         require_same(backend, "recipe", recipe)
         require_same(backend, "environment", _ENVIRONMENT)
         together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find

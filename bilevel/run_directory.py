@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from bilevel.errors import DamagedError, InputError
-from bilevel.files import append_whole, hidden, leftovers, remove, remove_leftovers, write_atomic, write_through
+from bilevel.files import GrowingFile, hidden, leftovers, remove, remove_leftovers, write_atomic, write_through
 from bilevel.lock import Lock, is_lock, owned
 from bilevel.plain import flatten
 from bilevel.recipe import Recipe, dump
@@ -40,6 +40,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._metrics = GrowingFile(self.metrics_file)
 
     @property
     def recipe_file(self) -> Path:
@@ -132,6 +133,7 @@ class RunDirectory:
 
     def begin_checkpoint(self, steps_done: int) -> Path:
         """An empty directory to write into; it becomes a checkpoint by `finish_checkpoint`."""
+        self.close()
         remove_leftovers(self.checkpoints)
         part = hidden(self._checkpoint(steps_done))
         part.mkdir(parents=True)
@@ -168,14 +170,20 @@ class RunDirectory:
 
     def write_history(self, lines: bytes) -> None:
         """Replace the metrics file. The directory is made if it is missing."""
+        self.close()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.metrics_file, lines)
 
     def append(self, line: bytes) -> None:
         """Add the line of one step to the metrics file."""
-        append_whole(self.metrics_file, line)
+        self._metrics.append(line)
+
+    def close(self) -> None:
+        """Let everybody, also on a network file system, see all the lines that were added."""
+        self._metrics.close()
 
     def write(self, files: Mapping[str, str | bytes]) -> None:
         """Write the problem's artifacts."""
+        self.close()
         for name, content in files.items():
             write_atomic(self.path / name, content)

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, deferred_initialization
 from bilevel_backends import checkpoint as checkpoints
+from bilevel_backends.backward import run_backward
 from bilevel_backends.deferred_init import meta_copy
 from bilevel_backends.processes import Processes
 from bilevel_backends.rounding import round_stochastically
@@ -54,19 +55,21 @@ class ModuleBackend(Backend):
         self._seed = seed
         self._device = device
         self._processes = processes
+        self._shard = Shard(seed, processes.rank, processes.world_size, self.micro_batch_size)
         self._variables: list[ModuleVariable] = []
         self.processed = 0
-        self._before: tuple[bool, bool] | None = None
+        self._before: tuple[int, bool, bool] | None = None
 
-    def be_deterministic(self) -> None:
-        """Let torch choose kernels that give the same result every time, until `close`."""
-        self._before = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        )
+    def be_deterministic(self, *, compiled: bool = False) -> None:
+        """Let torch choose kernels that give the same result every time, until `close`.
+
+        compiled: whether modules are compiled, so that the compiler has to be told as well.
+        """
+        fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        self._before = (torch.get_deterministic_debug_mode(), fill, compiled)
         if self._device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it in this mode
-        torch.use_deterministic_algorithms(True)
+        _set_determinism(2, compiled)
         # the mode would also fill every new tensor with NaN, which takes time; no tensor is read here before it is written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -99,7 +102,7 @@ class ModuleBackend(Backend):
     @property
     def shard(self) -> Shard:
         """This process's part of a batch, in micro-batches."""
-        return Shard(self._seed, self._processes.rank, self._processes.world_size, self.micro_batch_size)
+        return self._shard
 
     def all_gather(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
@@ -159,8 +162,13 @@ class ModuleBackend(Backend):
     def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
         """Run forward and backward passes, micro-batch by micro-batch."""
         variables = [own(variable) for variable in wrt]
-        with every(variable.receiving(wrt[variable]) for variable in variables):
+        try:
+            for variable, weight in zip(variables, wrt.values(), strict=True):
+                variable.receive(weight)
             return self._run(loss, batch, receivers=variables)
+        finally:
+            for variable in variables:
+                variable.stop_receiving()
 
     def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
         """Run forward passes only."""
@@ -183,14 +191,14 @@ class ModuleBackend(Backend):
         v = own(variable)
         v.reduce_gradients()
         taken, v.gradients = v.gradients, {}
-        parts = {name: taken.get(name, torch.zeros_like(master)) for name, master in v.masters.items()}
+        parts = {name: taken[name] if name in taken else torch.zeros_like(master) for name, master in v.masters.items()}
         return Vector(parts, v.sharding.whole)
 
     def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
-        """Accumulate copies of the vector's parts, so that the vector itself does not change."""
+        """Add to the gradients that are there, and leave the vector as it is."""
         v = own(variable)
         for name in v.masters:
-            v.add(name, vector.parts[name].clone(), weight)
+            v.add(name, vector.parts[name], weight)
 
     def read(self, variable: Variable) -> Vector:
         """Copies of the masters."""
@@ -208,7 +216,10 @@ class ModuleBackend(Backend):
     def dot(self, v: Vector, w: Vector) -> float:
         """Computed in float64."""
         products = [(part.double() * w.parts[name].double()).sum() for name, part in v.parts.items()]
-        total = torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
+        if not products:
+            total = torch.zeros((), dtype=torch.float64)
+        else:
+            total = products[0] if len(products) == 1 else torch.stack(products).sum()
         return float(total if v.whole else self._processes.all_reduce(total))
 
     def weights(self, variable: Variable) -> dict[str, Tensor]:
@@ -264,8 +275,8 @@ class ModuleBackend(Backend):
     def close(self) -> None:
         """Restore torch's global settings."""
         if self._before is not None:
-            algorithms, fill = self._before
-            torch.use_deterministic_algorithms(algorithms)
+            mode, fill, compiled = self._before
+            _set_determinism(mode, compiled)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
         self._variables = []
@@ -288,46 +299,70 @@ class ModuleBackend(Backend):
     def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:
         """The sum over micro-batches and processes. Gradients flow to `receivers`, if there are any."""
         precise = torch.float32 if self._device.type == "mps" else torch.float64
-        total = torch.zeros((), dtype=precise, device=self._device)
+        total: Tensor | None = None
         parts: dict[str, Tensor] = {}
         for micro_batch in batch:
             result = loss(to_device(micro_batch, self._device))
-            value, named = result if isinstance(result, tuple) else (result, {})
+            value, named = result if isinstance(result, tuple) else (result, None)
             if receivers:
                 if value.requires_grad:  # it does not where f ignores x, say, and only x is in `wrt`
-                    value.backward()  # type: ignore[no-untyped-call]
+                    run_backward(value)
                 for variable in receivers:
                     variable.collect()
-                self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
+                self._count(micro_batch)
             for variable in self._variables:
                 variable.sharding.reshard()
-            total = total + value.detach().to(precise)
-            for key, part in named.items():
+            if not named and len(batch) == 1 and self._processes.world_size == 1:
+                return self._checked(value.item(), {})
+            exact = value.detach().to(precise)
+            total = exact if total is None else total + exact
+            for key, part in (named or {}).items():
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
+        if total is None:  # this process has no part of the batch
+            total = torch.zeros((), dtype=precise, device=self._device)
         values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
         summed, *summed_parts = values.tolist()
-        if not math.isfinite(summed):
-            for variable in self._variables:
-                variable.drop_gradients()
-            odd = [f"{key} ({part})" for key, part in zip(parts, summed_parts, strict=True) if not math.isfinite(part)]
-            raise NonFiniteError(f"the loss is {summed}" + (f", in {', '.join(odd)}" if odd else ""))
-        return Evaluation(summed, dict(zip(parts, summed_parts, strict=True)))
+        return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
+
+    def _checked(self, value: float, parts: Mapping[str, float]) -> Evaluation:
+        """What a pass has found. Raises `NonFiniteError`, and drops its gradients, if the loss is not finite."""
+        if math.isfinite(value):
+            return Evaluation(value, parts)
+        for variable in self._variables:
+            variable.drop_gradients()
+        odd = [f"{key} ({part})" for key, part in parts.items() if not math.isfinite(part)]
+        raise NonFiniteError(f"the loss is {value}" + (f", in {', '.join(odd)}" if odd else ""))
+
+    def _count(self, micro_batch: Any) -> None:
+        """Count what has gone through a backward pass."""
+        self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
 
     def _write_back(self, v: ModuleVariable) -> None:
         """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.
 
         Shards are rounded independently of each other; a parameter that every process has whole is rounded alike in all.
         """
+        noise = self._noise(v) if any(map(v.rounded, v.separate)) else None
+        for name in v.separate:
+            values = v.masters[name].to(self._device, non_blocking=True)
+            low = values if noise is None or not v.rounded(name) else round_stochastically(values, noise)
+            v.sharding.local(name).copy_(low)
+        for name in v.masters:
+            v.sharding.all_gather(name)
+
+    def _noise(self, v: ModuleVariable) -> torch.Generator:
+        """The noise with which the variable is rounded at its step."""
         shard = 0 if v.sharding.whole else self._processes.rank
         noise = torch.Generator(self._device)
-        noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
-        with torch.no_grad():
-            for name, master in v.masters.items():
-                if v.has_master(name):
-                    low = v.parameter(name).dtype == torch.bfloat16
-                    values = master.to(self._device, non_blocking=True)
-                    v.sharding.local(name).copy_(round_stochastically(values, noise) if low else values)
-                v.sharding.all_gather(name)
+        return noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
+
+
+def _set_determinism(mode: int, compiled: bool) -> None:
+    """Set torch's mode: 0 takes any kernel, 1 warns of, and 2 refuses, one that does not give the same result every time."""
+    if compiled:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)  # the same, without loading the compiler, which takes seconds
 
 
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -372,22 +407,14 @@ def _aliases(module: nn.Module) -> dict[str, str]:
     return {alias: listed[id(tensor)] for alias, tensor in module.state_dict(keep_vars=True).items()}
 
 
-@contextmanager
-def every(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
-    """Enter all the contexts at once."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
     """The same batch (tensor, tuple, list, mapping or dataclass of them) with every tensor on the device."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if isinstance(batch, int | float | str) or batch is None:
+        return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **moved)
+        return _dataclass_to_device(batch, device)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -395,3 +422,22 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple | list):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def _dataclass_to_device(batch: Any, device: torch.device) -> Any:
+    """The batch itself, if it cannot be changed and everything is there already."""
+    kind: Any = type(batch)
+    moved = {}
+    for name in _fields(kind):
+        value = getattr(batch, name)
+        there = to_device(value, device)
+        if there is not value:
+            moved[name] = there
+    frozen = kind.__dataclass_params__.frozen
+    return batch if frozen and not moved else dataclasses.replace(batch, **moved)
+
+
+@cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass that can be given."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.init)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -19,7 +20,7 @@ from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.problem import Loss
 from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
-from bilevel_backends.module_backend import ModuleBackend, every, own, to_device
+from bilevel_backends.module_backend import ModuleBackend, own, to_device
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.sharding.unsharded import Unsharded
@@ -70,7 +71,7 @@ class TorchBackend(ModuleBackend):
                 slower,
             )
         if self.deterministic:
-            self.be_deterministic()
+            self.be_deterministic(compiled=self.compile)
 
     def placement(self, world_size: int) -> Placement:
         """Everything on one device. Raises `InputError` for more than one process."""
@@ -121,27 +122,85 @@ class TorchBackend(ModuleBackend):
         *,
         wrt: Mapping[Variable, float],
     ) -> float:
-        """Differentiate twice, micro-batch by micro-batch. Fused attention has no second derivative, so it is not used."""
+        """Differentiate twice, micro-batch by micro-batch."""
         along, variables = own(variable), [own(v) for v in wrt]
-        directions = {name: vector.parts[name].to(along.parameter(name).dtype) for name in along.masters}
         total = 0.0
-        with sdpa_kernel(SDPBackend.MATH), every(v.receiving(0.0) for v in {along, *variables}):
+        with _receiving({along, *variables}):
             for micro_batch in batch:
-                result = loss(to_device(micro_batch, self._device))
-                value = result[0] if isinstance(result, tuple) else result
-                slopes = _gradients(value, [along.parameter(name) for name in directions], create_graph=True)
-                slope = torch.stack([(s * d).sum() for s, d in zip(slopes, directions.values(), strict=True)]).sum()
-                total += float(slope.detach())
-                self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
-                if not slope.requires_grad:
-                    continue  # the loss is linear: no second derivatives
-                targets = [(v, name) for v in variables for name in v.masters]
-                for (v, name), gradient in zip(
-                    targets, _gradients(slope, [v.parameter(name) for v, name in targets]), strict=True
-                ):
-                    v.weight = wrt[v]
-                    v.accumulate(name, gradient)
+                slopes = self._slopes(loss, micro_batch, along)
+                total += float(torch.stack([(s.detach() * d).sum() for s, d in _pairs(slopes, along, vector)]).sum())
+                _add_products(slopes, along, vector, wrt)
+                self._count(micro_batch)
         return total
+
+    @contextmanager
+    def second_derivatives(
+        self, loss: Callable[[B], Loss], batch: Sequence[B], variable: Variable, *, wrt: Collection[Variable]
+    ) -> Iterator[Callable[[Vector, Mapping[Variable, float]], None]]:
+        """Keep the graph of the gradient, if the batch is one micro-batch. Where it is cut, there is no memory for more."""
+        if len(batch) != 1:
+            with super().second_derivatives(loss, batch, variable, wrt=wrt) as along:
+                yield along
+            return
+        of = own(variable)
+        with _receiving({of, *(own(v) for v in wrt)}):
+            slopes = self._slopes(loss, batch[0], of)
+
+            def along(vector: Vector, weights: Mapping[Variable, float]) -> None:
+                _add_products(slopes, of, vector, weights, keep_graph=True)
+                self._count(batch[0])
+
+            yield along
+
+    def _slopes(self, loss: Callable[[B], Loss], micro_batch: B, variable: ModuleVariable) -> list[Tensor]:
+        """The gradient in each active parameter, to be differentiated. Fused attention cannot be, so it is not used."""
+        with sdpa_kernel(SDPBackend.MATH):
+            result = loss(to_device(micro_batch, self._device))
+            value = result[0] if isinstance(result, tuple) else result
+            return list(_gradients(value, [variable.parameter(name) for name in variable.masters], create_graph=True))
+
+
+@contextmanager
+def _receiving(variables: Collection[ModuleVariable]) -> Iterator[None]:
+    """Let losses be differentiated in these variables, past their hooks."""
+    try:
+        for variable in variables:
+            variable.receive(0.0)
+        yield
+    finally:
+        for variable in variables:
+            variable.stop_receiving()
+
+
+def _pairs(slopes: Sequence[Tensor], of: ModuleVariable, vector: Vector) -> list[tuple[Tensor, Tensor]]:
+    """The slopes in the active parameters of a variable, each with the same part of the vector."""
+    return [(slope, vector.parts[name].to(of.parameter(name).dtype)) for slope, name in zip(slopes, of.masters, strict=True)]
+
+
+def _add_products(
+    slopes: Sequence[Tensor],
+    of: ModuleVariable,
+    vector: Vector,
+    wrt: Mapping[Variable, float],
+    *,
+    keep_graph: bool = False,
+) -> None:
+    """Add weight * gradient of <slopes, vector> to every variable in `wrt`."""
+    pairs = [(slope, part) for slope, part in _pairs(slopes, of, vector) if slope.requires_grad]
+    if not pairs:
+        return  # the loss is linear: no second derivatives
+    differentiated, parts = zip(*pairs, strict=True)
+    targets = [(own(v), name) for v in wrt for name in own(v).masters]
+    gradients = torch.autograd.grad(
+        differentiated,
+        [v.parameter(name) for v, name in targets],
+        parts,
+        retain_graph=keep_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    for (v, name), gradient in zip(targets, gradients, strict=True):
+        v.add(name, gradient, wrt[v])  # which leaves it as it is: it may be a part of the vector itself
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:

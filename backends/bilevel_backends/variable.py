@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,15 +16,21 @@ from bilevel.optimizer import SGD, AdamW
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 
+SMALL = 1 << 16
+"""The most numbers that wait for the end of a backward pass. A hook that takes each gradient as it arrives, so that they
+need not exist side by side, would cost a small variable more time than it saves memory."""
+
 
 class ModuleVariable(Variable):
     """A module on a backend.
 
     masters: what the optimizer updates, for every active parameter: the shard that this process keeps, in full precision.
         Where the parameter is in full precision itself, and on the same device, the master shares its memory.
+    separate: the names of the masters that are tensors beside their parameters.
     gradients: the sum so far of weight * gradient, with the shapes, devices and precision of the masters.
     unreduced: gradients that are not summed over processes yet, for strategies that reduce at the step: whole, in the
         masters' precision.
+    plain: whether a step is gradient descent and nothing else, which needs no optimizer of torch's.
     marked: the shards, as they were when the variable was marked, of the parameters that have been active since; None if
         it was not marked. On the device of the masters, in the precision of the parameters.
     """
@@ -41,6 +47,7 @@ class ModuleVariable(Variable):
         self.name = name
         self.sharding = sharding
         self.settings = optimizer
+        self.plain = isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
         self.blocks = blocks
         self.processes = processes
         self.offload = offload  # where the masters and moments are kept, if not with the parameters
@@ -52,6 +59,8 @@ class ModuleVariable(Variable):
         self.unreduced: dict[str, Tensor] = {}
         self.marked: dict[str, Tensor] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.separate: list[str] = []
+        self._trained: list[nn.Parameter] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         sharding.module.requires_grad_(False)
 
@@ -62,7 +71,7 @@ class ModuleVariable(Variable):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward."""
-        return self.module(*args, **kwargs)
+        return self.sharding.module(*args, **kwargs)
 
     def parameter(self, name: str) -> nn.Parameter:
         """The module's parameter of that name."""
@@ -70,7 +79,11 @@ class ModuleVariable(Variable):
 
     def has_master(self, name: str) -> bool:
         """Whether the master of an active parameter is a tensor beside the parameter."""
-        return self.parameter(name).dtype == torch.bfloat16 or self.offload is not None
+        return self.offload is not None or self.rounded(name)
+
+    def rounded(self, name: str) -> bool:
+        """Whether a parameter holds less than its master."""
+        return self.parameter(name).dtype == torch.bfloat16
 
     def activate(self, blocks: frozenset[str]) -> None:
         """See `Backend.activate`."""
@@ -87,16 +100,20 @@ class ModuleVariable(Variable):
         filled = [
             master for master in self.masters.values() if master.numel()
         ]  # a small parameter may end before this shard
-        self.optimizer = self._build_optimizer(filled) if filled else None
+        self.optimizer = self._build_optimizer(filled) if filled and not self.plain else None
         self._forget_moments()
         if self.optimizer is not None and old_optimizer is not None:
             for name in kept:
                 if (master := self.masters[name]) in old_optimizer.state:
                     self.optimizer.state[master] = old_optimizer.state[master]
         self.active = blocks
+        self.separate = [name for name in names if self.has_master(name)]
+        self._trained = [self.parameter(name) for name in names]
         for hook in self._hooks:
             hook.remove()
-        self._hooks = [self._accumulate_on(name) for name in names] if self.sharding.hooked else []
+        small = sum(master.numel() for master in self.masters.values()) <= SMALL
+        hooked = self.sharding.hooked and not (small and self.sharding.whole)
+        self._hooks = [self._accumulate_on(name) for name in names] if hooked else []
 
     def mark(self) -> None:
         """See `Backend.mark`."""
@@ -117,21 +134,22 @@ class ModuleVariable(Variable):
         self._forget_moments()
         self.drop_gradients()
 
-    @contextmanager
-    def receiving(self, weight: float) -> Iterator[None]:
-        """Within this context, backward passes add weight * gradient to this variable's active parameters."""
+    def receive(self, weight: float) -> None:
+        """From now on, backward passes add weight * gradient to this variable's active parameters."""
         if not self.active:
             raise RuntimeError(f"no block of variable {self.name!r} is active; call backend.activate first")
         self.weight = weight
-        self._require_gradients(True)
-        try:
-            yield
-        finally:
-            self._require_gradients(False)
+        for parameter in self._trained:
+            parameter.requires_grad = True
+
+    def stop_receiving(self) -> None:
+        """From now on, backward passes pass this variable by."""
+        for parameter in self._trained:
+            parameter.requires_grad = False
 
     def collect(self) -> None:
         """Take the gradients that no hook has taken; called after a backward pass."""
-        for name in () if self.sharding.hooked else self.masters:
+        for name in () if self._hooks else self.masters:
             parameter = self.parameter(name)
             if parameter.grad is not None:
                 gradient, parameter.grad = parameter.grad, None
@@ -142,12 +160,16 @@ class ModuleVariable(Variable):
         if self.sharding.reduces_at_step:
             self._add(self.unreduced, name, gradient, self.weight)
         else:
-            precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            self._add(self.gradients, name, self.sharding.reduce(name, precise), self.weight)
+            low = gradient.dtype in (torch.bfloat16, torch.float16)
+            self._add(self.gradients, name, self.sharding.reduce(name, gradient.float() if low else gradient), self.weight)
 
     def add(self, name: str, shard: Tensor, weight: float) -> None:
-        """Add weight * (this process's shard of) a gradient that is reduced over processes already."""
-        self._add(self.gradients, name, shard, weight)
+        """Add weight * (this process's shard of) a gradient that is reduced over processes already, and stays as it is."""
+        if name in self.gradients:
+            self._add(self.gradients, name, shard, weight)
+        else:
+            master = self.masters[name]
+            self.gradients[name] = weight * shard.to(master.device, master.dtype)
 
     def reduce_gradients(self) -> None:
         """Reduce the unreduced gradients over processes, once for all micro-batches and passes."""
@@ -161,11 +183,15 @@ class ModuleVariable(Variable):
     def checked_norm(self) -> float:
         """Norm of the gradient of all active parameters. Raises `NonFiniteError` if it is not finite."""
         values = list(self.gradients.values())
-        norm = torch.nn.utils.get_total_norm(values).double()
+        if len(values) == 1:
+            total = torch.linalg.vector_norm(values[0])
+        else:
+            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
         if not self.sharding.whole:
-            norm = self.processes.all_reduce(norm.square()).sqrt()
-        if bool(torch.isfinite(norm)):
-            return float(norm)
+            total = self.processes.all_reduce(total.double().square()).sqrt()
+        norm = float(total.item())
+        if math.isfinite(norm):
+            return norm
         odd = [name for name, gradient in self.gradients.items() if not bool(torch.isfinite(gradient).all())]
         first = next((names[0] for names in self.processes.all_gather_object(odd) if names), None)
         if first is None:
@@ -177,9 +203,11 @@ class ModuleVariable(Variable):
         norm = self.checked_norm()
         if clip is not None and norm > clip:
             torch._foreach_mul_(list(self.gradients.values()), clip / norm)
-        for name, gradient in self.gradients.items():
-            self.masters[name].grad = gradient if gradient.numel() else None
-        if self.optimizer is not None:
+        if self.plain:
+            torch._foreach_add_([self.masters[name] for name in self.gradients], list(self.gradients.values()), alpha=-lr)
+        elif self.optimizer is not None:
+            for name, gradient in self.gradients.items():
+                self.masters[name].grad = gradient if gradient.numel() else None
             self.optimizer.param_groups[0]["lr"] = lr
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -229,7 +257,8 @@ class ModuleVariable(Variable):
             sums[name].add_(gradient.to(sums[name].device), alpha=weight)
         else:
             master = self.masters[name]
-            sums[name] = gradient.to(master.device if sums is self.gradients else gradient.device, master.dtype).mul_(weight)
+            first = gradient.to(master.device if sums is self.gradients else gradient.device, master.dtype)
+            sums[name] = first if weight == 1 else first.mul_(weight)
 
     def _forget_moments(self) -> None:
         if self.optimizer is None:
@@ -257,10 +286,6 @@ class ModuleVariable(Variable):
         if isinstance(s, AdamW):
             return torch.optim.AdamW(masters, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, fused=fused)
         return torch.optim.SGD(masters, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
-
-    def _require_gradients(self, required: bool) -> None:
-        for name in self.masters:
-            self.parameter(name).requires_grad_(required)
 
     def _accumulate_on(self, name: str) -> torch.utils.hooks.RemovableHandle:
         def accumulate(parameter: Tensor) -> None:

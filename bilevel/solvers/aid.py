@@ -72,17 +72,21 @@ class AID(Solver[State]):
         f_z = backend.backward(lambda b: f(x, z, b), ξ, wrt={x: 1, z: 1})
         grad_f = backend.take_gradient(z)
 
-        def hessian_times(p: Vector) -> Vector:
-            backend.backward_along(lambda b: g(x, z, b), ζ, z, p, wrt={z: 1})
-            return backend.take_gradient(z)
+        with backend.second_derivatives(lambda b: g(x, z, b), ζ, z, wrt=(x, z)) as along:
 
-        v, residual = conjugate_gradients(hessian_times, grad_f, backend, steps=self.cg_steps, tolerance=self.cg_tolerance)
-        if not residual <= self.cg_tolerance:
-            raise RunError(
-                f"step {t}: conjugate gradients left a residual of {residual:.1e}, above cg_tolerance; "
-                "raise cg_steps or cg_tolerance, or use a higher precision"
+            def hessian_times(p: Vector) -> Vector:
+                along(p, {z: 1})
+                return backend.take_gradient(z)
+
+            v, residual = conjugate_gradients(
+                hessian_times, grad_f, backend, steps=self.cg_steps, tolerance=self.cg_tolerance
             )
-        backend.backward_along(lambda b: g(x, z, b), ζ, z, v, wrt={x: -1})
+            if not residual <= self.cg_tolerance:
+                raise RunError(
+                    f"step {t}: conjugate gradients left a residual of {residual:.1e}, above cg_tolerance; "
+                    "raise cg_steps or cg_tolerance, or use a higher precision"
+                )
+            along(v, {x: -1})
         norm = backend.step(x, lr=at(self.lr_x, t))
         return {
             "upper_loss": f_z.value,

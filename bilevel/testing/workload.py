@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -76,6 +77,7 @@ class _Counter:
         noted: dict[str, Callable[..., Any]] = {"place": self._place, "replicate": self._replicate}
         for name in ("backward", "evaluate", "backward_along"):
             noted[name] = self._noting(getattr(backend, name), products=name == "backward_along")
+        noted["second_derivatives"] = self._noting_products(backend.second_derivatives)
         self._place_in, self._replicate_in = backend.place, backend.replicate
         self._lower_of, self._upper_batch_of = problem.lower, problem.upper_batch
         _shadow(backend, noted)
@@ -113,6 +115,22 @@ class _Counter:
                 key = f"{level}_forwards"
             self.counts[key] += len(self._called)
             return result
+
+        return noted
+
+    def _noting_products(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def noted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with method(*args, **kwargs) as along:
+
+                def product(*given: Any) -> None:
+                    before = self.counts["products"]
+                    along(*given)
+                    self.counts["products"] = (
+                        before + 1
+                    )  # also where it is a call of `backward_along`, which is noted itself
+
+                yield product
 
         return noted
 

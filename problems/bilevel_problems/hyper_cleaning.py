@@ -114,7 +114,8 @@ class HyperCleaning(Problem[Rows]):
         """g(x, y)."""
         scores, half_norm = y(batch.features)
         losses = F.cross_entropy(scores, batch.targets, reduction="none")
-        return torch.dot(batch.weight * x(batch.number), losses) + self.ridge * batch.share * half_norm
+        numbers = None if self.batch_size is None and batch.share == 1 else batch.number  # all rows are in order
+        return torch.dot(batch.weight * x(numbers), losses) + self.ridge * batch.share * half_norm
 
     def upper_batch(self, index: int, shard: Shard) -> Sequence[Rows]:
         """Validation rows."""

@@ -22,13 +22,13 @@ class Noise:
     """One micro-batch: its share of the loss, and the linear term that makes the gradient noisy.
 
     share: the share of the global batch's samples that are in this micro-batch.
-    along_x, along_y: what is added to the gradients of x and y. They have the shapes of these.
+    along_x, along_y: what is added to the gradients of x and y. They have the shapes of these. None: nothing.
     size: the number of samples.
     """
 
     share: float
-    along_x: Tensor
-    along_y: Tensor
+    along_x: Tensor | None
+    along_y: Tensor | None
     size: int
 
 
@@ -125,22 +125,19 @@ class Quadratic(Problem[Noise]):
 
     def summary(self, x: Forward) -> Mapping[str, float]:
         """Φ(x) and ‖∇Φ(x)‖, as means over the copies."""
-        forms, value = self.forms, x()
-        return {
-            "phi": float(forms.phi(value).mean()),
-            "gradient": float(forms.grad_phi(value).norm(dim=-1).mean()),
-        }
+        phi, grad_phi = self.forms.expansion(x())
+        return {"phi": float(phi.mean()), "gradient": float(torch.linalg.vector_norm(grad_phi, dim=-1).mean())}
 
     def _shape(self, size: int) -> tuple[int, ...]:
         return (size,) if self.copies is None else (self.copies, size)
 
     def _batch(self, index: int, shard: Shard, deviation: float, stream: Stream) -> list[Noise]:
-        shape = self._shape(self.m + self.n)
+        parts = shard.split(range(self.batch_size))
         if deviation == 0:
-            draws = np.zeros((self.batch_size, *([1] * (len(shape) - 1)), self.m + self.n))
-        else:
-            draws = deviation * generator(shard.seed, stream, index).standard_normal((self.batch_size, *shape))
-        return [self._noise(draws[list(part)]) for part in shard.split(range(self.batch_size))]
+            return [Noise(len(part) / self.batch_size, None, None, len(part)) for part in parts]
+        shape = (self.batch_size, *self._shape(self.m + self.n))
+        draws = deviation * generator(shard.seed, stream, index).standard_normal(shape)
+        return [self._noise(draws[list(part)]) for part in parts]
 
     def _noise(self, draws: np.ndarray[Any, np.dtype[np.float64]]) -> Noise:
         mean = torch.from_numpy(draws.sum(0) / self.batch_size)
@@ -148,4 +145,9 @@ class Quadratic(Problem[Noise]):
 
 
 def _with_noise(loss: Tensor, x: Forward, y: Forward, batch: Noise) -> Tensor:
-    return batch.share * loss.sum() + (batch.along_x * x()).sum() + (batch.along_y * y()).sum()
+    total = loss.sum() if loss.dim() else loss
+    if batch.share != 1:
+        total = batch.share * total
+    if batch.along_x is None or batch.along_y is None:
+        return total
+    return total + (batch.along_x * x()).sum() + (batch.along_y * y()).sum()

@@ -84,12 +84,13 @@ class QuadraticForms:
     def f(self, x: Tensor, y: Tensor) -> Tensor:
         """The upper loss."""
         r = y - self.t
-        loss = _dot(r, r @ (0.5 * self.B)) + _dot(x, y @ self.E.T + x @ (0.5 * self.D) + self.d)
+        loss = 0.5 * _dot(r, _times(self.B.T, r)) + _dot(x, _times(self.E, y) + 0.5 * _times(self.D.T, x) + self.d)
         return loss if self.rho == 0 else loss + self.rho * (1 - torch.cos(self.omega * x)).sum(-1)
 
     def g(self, x: Tensor, y: Tensor) -> Tensor:
         """The lower loss."""
-        return _dot(y, y @ (0.5 * self.A) + x @ self.C.T + self.b) + _dot(x, x @ (0.5 * self.Q) + self.q)
+        of_y = 0.5 * _times(self.A.T, y) + _times(self.C, x) + self.b
+        return _dot(y, of_y) + _dot(x, 0.5 * _times(self.Q.T, x) + self.q)
 
     # The true problem.
 
@@ -125,6 +126,21 @@ class QuadraticForms:
         y = self.lower_solution(x)
         wave = self.rho * self.omega * torch.sin(self.omega * x)
         return x @ self.D + y @ self.E.T + self.d + self.slope(x) @ self.J + wave
+
+    def expansion(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Φ(x) and ∇Φ(x) from their values at 0 and ∇²Φ: the same numbers, and no linear system to solve at every x."""
+        phi, slope = self._at_zero
+        grad_phi = _times(self.H, x) + slope
+        phi = phi + 0.5 * _dot(x, grad_phi + slope)
+        if self.rho != 0:
+            phi = phi + self.rho * (1 - torch.cos(self.omega * x)).sum(-1)
+            grad_phi = grad_phi + self.rho * self.omega * torch.sin(self.omega * x)
+        return phi, grad_phi
+
+    @cached_property
+    def _at_zero(self) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(self.d)
+        return self.phi(zero), self.grad_phi(zero)
 
     def solution(self) -> Tensor:
         """x* = argmin Φ, where ρ = 0."""
@@ -174,7 +190,12 @@ class QuadraticForms:
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return (u * v).sum(-1)
+    return torch.dot(u, v) if u.dim() == v.dim() == 1 else (u * v).sum(-1)
+
+
+def _times(matrix: Tensor, v: Tensor) -> Tensor:
+    """The matrix times each of the vectors."""
+    return matrix.mv(v) if v.dim() == 1 else v @ matrix.T
 
 
 def _form(matrix: Tensor, v: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bilevel.data import Stratified
@@ -49,20 +51,28 @@ class RowTable:
     features: Tensor
     targets: Tensor
     sizes: tuple[int, ...]
+    _whole: dict[tuple[int, int, int | None], Sequence[Rows]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def batch(self, index: int, shard: Shard, batch_size: int | None, stream: int) -> Sequence[Rows]:
         """Batch number `index`: `batch_size` rows, equally many of every source; None takes all rows, in order."""
-        if batch_size is None:
-            numbers = [(source, row) for source, size in enumerate(self.sizes) for row in range(size)]
-            counts = list(self.sizes)
-        else:
+        if batch_size is not None:
             sampler = Stratified(self.sizes, batch_size, stream)
-            numbers, counts = sampler.batch(index, shard.seed, shard.fold), sampler.counts(index).tolist()
-        first = [sum(self.sizes[:source]) for source in range(len(self.sizes))]
-        return [self._rows(part, counts, first, len(numbers)) for part in shard.split(numbers)]
+            return self._split(shard, sampler.batch(index, shard.seed, shard.fold), sampler.counts(index))
+        part = (shard.rank, shard.world_size, shard.micro_batch_size)
+        if part not in self._whole:  # it is the same at every index
+            numbers = [(source, row) for source, size in enumerate(self.sizes) for row in range(size)]
+            self._whole[part] = self._split(shard, numbers, np.array(self.sizes))
+        return self._whole[part]
 
-    def _rows(self, part: Sequence[tuple[int, int]], counts: list[int], first: list[int], total: int) -> Rows:
-        source = torch.tensor([source for source, _ in part])
-        number = torch.tensor([first[source] + row for source, row in part])
-        weight = (1 / torch.tensor(counts, dtype=torch.float64))[source]
-        return Rows(self.features[number], self.targets[number], source, number, weight, len(part) / total, len(part))
+    def _split(self, shard: Shard, numbers: Sequence[tuple[int, int]], counts: NDArray[np.int64]) -> Sequence[Rows]:
+        """This process's micro-batches of a batch: the rows, as (source, row in it), and how many each source has."""
+        first, weights = np.cumsum([0, *self.sizes[:-1]]), 1 / counts
+        made = []
+        for part in shard.split(numbers):
+            source, row = np.array(part, dtype=np.int64).reshape(-1, 2).T
+            number = torch.from_numpy(first[source] + row)
+            rows = self.features[number], self.targets[number], torch.from_numpy(source.copy()), number
+            made.append(Rows(*rows, torch.from_numpy(weights[source]), len(part) / len(numbers), len(part)))
+        return made

@@ -1,9 +1,11 @@
 import errno
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bilevel.files import named, write_atomic, written_whole
+from bilevel.files import GrowingFile, named, write_atomic, written_whole
 
 
 def test_nobody_sees_a_file_before_it_is_complete(tmp_path: Path) -> None:
@@ -75,3 +77,42 @@ def test_an_error_that_a_library_put_into_words_is_one_of_the_system(tmp_path: P
     assert caught.value.filename == str(tmp_path / "a")
     with pytest.raises(ValueError, match="as it is"), named(tmp_path / "a"):
         raise ValueError("as it is")
+
+
+def test_what_is_added_to_a_growing_file_is_seen_at_once_though_it_stays_open(tmp_path: Path) -> None:
+    file = GrowingFile(tmp_path / "metrics.jsonl")
+    for count in range(1, 4):
+        file.append(b"line\n")
+        assert (tmp_path / "metrics.jsonl").read_bytes() == count * b"line\n"
+        if count == 1:
+            opened = file._file
+    assert file._file is opened
+    file.close()
+    file.append(b"more\n")  # it is opened anew
+    file.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"line\nline\nline\nmore\n"
+
+
+def test_what_does_not_fit_leaves_a_growing_file_as_it_was(tmp_path: Path) -> None:
+    class Full(io.FileIO):
+        """Takes three bytes more, and no others."""
+
+        room = 3
+
+        def write(self, data: Any) -> int:
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken, self.room = min(self.room, len(data)), 0
+            return super().write(data[:taken])
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"line\n")
+    file = GrowingFile(path)
+    file._file = Full(path, "ab")
+    with pytest.raises(OSError, match="No space left") as raised:
+        file.append(b"more\n")
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == b"line\n"
+    file.append(b"more\n")  # there is room again
+    file.close()
+    assert path.read_bytes() == b"line\nmore\n"

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import SGD, AdamW, Forward, InputError, NonFiniteError, find_blocks
+from bilevel.data import generator
+from bilevel_backends.backward import run_backward
+from bilevel_backends.module_backend import to_device
 from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_backends.variable import ModuleVariable
@@ -185,7 +188,8 @@ def test_the_module_of_a_variable_is_whole_on_one_device(backend: TorchBackend) 
     assert {name for name, _ in module.named_parameters()} == set(variable.blocks.parameters(variable.blocks.names))
 
 
-def test_nothing_piles_up_over_many_switches(backend: TorchBackend) -> None:
+def test_nothing_piles_up_over_many_switches(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bilevel_backends.variable.SMALL", 0)  # hooks are for large variables
     variable = place(backend)
     for switch in range(50):
         backend.activate(variable, some(switch % 4, (switch + 1) % 4))
@@ -448,6 +452,91 @@ def test_throughput_counts_what_batches_say_they_hold(backend: TorchBackend) -> 
 def test_a_device_that_is_not_there_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"backend\.device is 'cuda:99'"):
         TorchBackend(device="cuda:99").start(seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_plain_gradient_descent_is_the_step_of_torchs_sgd(dtype: torch.dtype, clip: float | None) -> None:
+    """To rounding, as a fused multiplication and addition may be taken by one and not by the other."""
+    backend = TorchBackend(device="cpu")
+    backend.start(seed=0)
+    y = backend.place("y", lambda: Net().to(dtype), SGD(clip=clip), sharded=True, blocks=find_blocks)
+    backend.activate(y, y.blocks.names)
+    theirs = copy.deepcopy(y.module).requires_grad_(True)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.3)
+    for _ in range(5):
+        backend.backward(lambda b: loss(y, b), rows(), wrt={y: 1})
+        norm = backend.step(y, lr=0.3)
+        loss(theirs, rows()[0]).backward()  # type: ignore[no-untyped-call]
+        expected = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters() if p.grad is not None])
+        assert norm == pytest.approx(float(expected), rel=20 * torch.finfo(dtype).eps)
+        for parameter in theirs.parameters():
+            if clip is not None and parameter.grad is not None:
+                parameter.grad.mul_(clip / expected)  # torch's own clipping adds 1e-6 to the norm
+        optimizer.step()
+        optimizer.zero_grad()
+    for mine, other in zip(y.module.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=50 * torch.finfo(dtype).eps, atol=50 * torch.finfo(dtype).eps)
+    assert y.optimizer is None
+    backend.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_that_hooks_take_train_alike_to_the_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for most in (0, 1 << 16):
+        monkeypatch.setattr("bilevel_backends.variable.SMALL", most)
+        backend = TorchBackend(device="cpu", dtype=dtype)  # type: ignore[arg-type]
+        backend.start(seed=0)
+        y = place(backend)
+        backend.activate(y, some(1, 3))
+        train(backend, y, steps=3)
+        assert bool(y._hooks) == (most == 0)
+        assert all(parameter.grad is None for parameter in y.module.parameters())
+        weights.append(backend.weights(y))
+        backend.close()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(("dtype", "drawn"), [(None, 0), ("bfloat16", 1)])
+def test_noise_is_drawn_only_where_something_is_rounded(
+    dtype: str | None, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TorchBackend(device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    backend.start(seed=0)
+    y = place(backend)
+    backend.activate(y, y.blocks.names)
+    backend.backward(lambda b: loss(y, b), rows(), wrt={y: 1})
+    draws = []
+    monkeypatch.setattr(
+        "bilevel_backends.module_backend.generator",
+        lambda *key: draws.append(key) or generator(*key),  # type: ignore[func-returns-value]
+    )
+    backend.step(y, lr=0.1)
+    assert len(draws) == drawn
+    backend.close()
+
+
+def test_a_batch_that_is_there_and_cannot_be_changed_is_handed_on_as_it_is() -> None:
+    @dataclass
+    class Changeable:
+        inputs: Tensor
+
+    (batch,) = rows()
+    cpu, elsewhere = torch.device("cpu"), torch.device("meta")
+    assert to_device(batch, cpu) is batch
+    moved = to_device(batch, elsewhere)
+    assert (moved.inputs.device, moved.targets.device, moved.total) == (elsewhere, elsewhere, batch.total)
+    assert batch.inputs.device == cpu
+    assert to_device((changeable := Changeable(batch.inputs)), cpu) is not changeable
+
+
+@pytest.mark.parametrize("kind", [Tensor, nn.Parameter])  # torch itself deals with what is more than a tensor
+def test_the_backward_pass_is_that_of_torch(kind: type[Tensor]) -> None:
+    leaf = nn.Parameter(torch.linspace(-1, 1, 4))
+    run_backward(torch.sin(leaf).sum().as_subclass(kind))
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, torch.cos(leaf.detach()))
 
 
 def test_torch_settings_are_given_back() -> None:

@@ -37,6 +37,15 @@ def test_it_keeps_the_contract_of_a_problem(problem: Problem) -> None:  # type: 
     check_problem(problem, tolerance=1e-9)
 
 
+def test_a_batch_of_all_rows_is_made_once_for_each_way_to_divide_it() -> None:
+    problem = RidgeReweighting()
+    whole, cut = Shard(), Shard(micro_batch_size=50)
+    assert problem.lower_batch(3, whole) is problem.lower_batch(0, whole)
+    assert [rows.size for rows in problem.lower_batch(0, cut)] == [50, 50, 50, 50]
+    assert [rows.size for rows in problem.lower_batch(0, whole)] == [200]
+    assert problem.upper_batch(0, whole)[0].size == problem.validation_rows
+
+
 def test_minibatch_gradients_of_ridge_reweighting_are_unbiased() -> None:
     problem = RidgeReweighting(rows=6, validation_rows=6, batch_size=10)
     x, y = problem.upper(), problem.lower()

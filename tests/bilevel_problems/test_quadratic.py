@@ -38,6 +38,17 @@ def test_closed_forms_take_leading_dimensions() -> None:
     torch.testing.assert_close(forms.phi(xs)[1, 5], forms.phi(xs[1, 5]))
 
 
+def test_the_expansion_around_0_gives_phi_and_its_gradient() -> None:
+    """To the rounding of the linear systems, of condition number 50, that the direct formulas solve at every point."""
+    for rho in (0.0, 2.0):
+        forms = QuadraticForms.random(3, 6, 50.0, 0, rho=rho)
+        xs = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for x in (xs, xs[0]):
+            phi, grad_phi = forms.expansion(x)
+            torch.testing.assert_close(phi, forms.phi(x), rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(grad_phi, forms.grad_phi(x), rtol=1e-11, atol=1e-11)
+
+
 def test_weights_that_are_no_difference_leave_an_error_that_the_formula_has() -> None:
     forms = QuadraticForms.random(2, 3, 3.0, 0)
     x = torch.ones(2, dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import SGD, InputError, Vector
+from bilevel import SGD, InputError, Vector, find_blocks
 from bilevel.backend import Backend
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_backends.variable import ModuleVariable
@@ -141,6 +141,39 @@ def test_second_derivatives_are_those_of_autograd_for_any_micro_batches(placed, 
     torch.testing.assert_close(got_x.parts["value"], -torch.func.grad(slope_at, 0)(x_, flat), rtol=1e-11, atol=1e-12)
     joined = torch.cat([got_y.parts[name].flatten() for name in names])
     torch.testing.assert_close(joined, 3 * torch.func.grad(slope_at, 1)(x_, flat), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [[ROWS], HALVES])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_second_derivatives_can_be_used_again_and_leave_vectors_as_they_are(
+    batch: list[Tensor], checkpointing: bool
+) -> None:
+    """In several micro-batches each product is computed anew: all their graphs at once would take the memory of all."""
+    backend = TorchBackend(device="cpu", activation_checkpointing=checkpointing)
+    backend.start(0)
+    x = backend.place("x", Scale, SGD(), sharded=False)
+    y = backend.place("y", Net, SGD(), sharded=True, blocks=find_blocks)
+    backend.activate(y, y.blocks.names)
+    forwards = []
+    y.module.register_forward_hook(lambda *_: forwards.append(1))
+    first, second = backend.read(y), 2.0 * backend.read(y) - 0.5 * backend.read(y)
+    before = {name: part.clone() for name, part in second.parts.items()}
+    expected = []
+    for vector, weights in ((first, {x: -1.0, y: 3.0}), (second, {y: 2.0})):
+        backend.backward_along(loss(x, y), batch, y, vector, wrt=weights)
+        expected += [backend.take_gradient(v) for v in weights]
+    once = len(forwards) // 2
+    found = []
+    with backend.second_derivatives(loss(x, y), batch, y, wrt=(x, y)) as along:
+        for vector, weights in ((first, {x: -1.0, y: 3.0}), (second, {y: 2.0})):
+            along(vector, weights)
+            found += [backend.take_gradient(v) for v in weights]
+    assert len(forwards) - 2 * once == once * (1 if batch == [ROWS] else 2), "one micro-batch is passed forward once"
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one.parts[name], other.parts[name]) for name in other.parts)
+    assert all(torch.equal(second.parts[name], before[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in y.module.parameters())
+    backend.close()
 
 
 def test_second_derivatives_of_a_linear_loss_are_zero(placed) -> None:  # type: ignore[no-untyped-def]

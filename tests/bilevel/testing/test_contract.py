@@ -122,7 +122,8 @@ class Forgetful(TorchBackend):
     def load(self, directory: Any, variables: Any) -> None:
         super().load(directory, variables)
         for variable in variables:
-            variable.optimizer.state.clear()
+            if variable.optimizer is not None:
+                variable.optimizer.state.clear()
 
 
 class Thawing(TorchBackend):
