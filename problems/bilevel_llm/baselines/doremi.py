@@ -27,7 +27,8 @@ from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
 from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch
-from bilevel_llm.model.language_model import batch_logits, token_losses
+from bilevel_llm.model.language_model import batch_logits
+from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 

@@ -28,7 +28,8 @@ from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import source_means
 from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch, micro_batches, per_token
-from bilevel_llm.model.language_model import batch_logits, token_losses
+from bilevel_llm.model.language_model import batch_logits
+from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 DRAW = 31

@@ -26,9 +26,10 @@ from bilevel_llm.data.reading import OnBadRow
 from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.files import find_model
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.limits import check_limits
 from bilevel_llm.model.suitability import examine
+from bilevel_llm.model.token_losses import token_losses
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilevel import Forward
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.packing import Packing
 from bilevel_llm.model.packed_attention import packed_inputs, use_packed_attention
+from bilevel_llm.model.token_losses import token_losses
 
 
 class LanguageModel(nn.Module):
@@ -67,15 +67,6 @@ class LanguageModel(nn.Module):
         finally:
             hook.remove()
         return logits.squeeze(0)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target, in float32 at least. Shapes: (n, vocabulary), (n,) -> (n,).
-
-    The difference of two such losses is multiplied by the penalty, which bfloat16 would not survive.
-    """
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(precise, targets, reduction="none")
 
 
 def batch_logits(model: Forward, batch: TokenBatch) -> Tensor:

@@ -16,9 +16,10 @@ from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.packing import Packing
 from bilevel_llm.evaluation.scores import score
 from bilevel_llm.finetuning.problem import FineTuning
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.lora import LoRA
 from bilevel_llm.model.suitability import Probe, can_be_packed, examine, probe_packed
+from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.model.test_suitability import CAUSAL
 from tests.bilevel_llm.tiny import make_tokenizer
