@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel_llm.data.packing import Packing
+from bilevel_llm.model.cpu_attention import grouped_attention, serves
 
 NAME = "packed_sdpa"
 """What transformers calls it. Without a packing it does what `sdpa` does."""
@@ -112,7 +113,10 @@ def _attend(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output, None
     query, key, value = map(packed_rows.spread, (query, key, value))
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    if serves(module, query, settings):
+        output = grouped_attention(query, key, value, attention_mask, settings.get("scaling"))
+    else:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     return packed_rows.collect(output), None
 
 

@@ -95,7 +95,8 @@ def probe_packed(model: Forward, batch: Probe) -> dict[str, Tensor]:
     base = model(ids, positions)
     try:
         moved = _distance(base, model(ids, positions, packing), 5)
-    except Exception:  # whatever a model raises that does not expect such input
+    except Exception as error:  # whatever a model raises that does not expect such input
+        log.debug("packed rows: %r", error)
         moved = base.new_tensor(torch.inf)
     return {"packed": torch.nan_to_num(moved.double(), 1e9, 1e9).clamp_max(1e9)}
 
