@@ -14,20 +14,21 @@ LONGEST = 256
 _OTHER = ("dropout", "softcap", "position_bias", "is_causal", "cache", "output_attentions")
 
 
-def serves(module: nn.Module, query: Tensor, settings: Mapping[str, Any]) -> bool:
-    """Whether `grouped_attention` computes what is asked for, and quicker than torch does.
+def serves(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, settings: Mapping[str, Any]) -> bool:
+    """Whether `grouped_attention` computes what an attention function of transformers is asked for, and quicker than torch.
 
-    module, settings: of an attention function of transformers. query: Shape: (rows, heads, length, size).
+    It is not asked for rows with a padding of their own, nor for new tokens after ones that are known.
     """
     quicker = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= LONGEST
-    return quicker and getattr(module, "is_causal", True) and not any(settings.get(name) for name in _OTHER)
+    whole = query.shape[2] == key.shape[2] and (mask is None or (len(mask) == 1 and mask.dtype == torch.bool))
+    return quicker and whole and getattr(module, "is_causal", True) and not any(settings.get(name) for name in _OTHER)
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Attention in float32, with one matrix product for all the query heads that share a key head.
 
     query, key, value: Shape: (rows, heads, length, size); there may be fewer heads of keys and values. mask: where a query
-    sees a key, shape (1 or rows, 1, length, length); None for what precedes it. scaling: of the scores; None takes the root
+    sees a key, shape (1, 1, length, length); None for what precedes it. scaling: of the scores; None takes the root
     of the size. Returns: (rows, length, heads, size of the values), in the precision of the query.
     """
     rows, heads, length, size = query.shape

@@ -109,15 +109,13 @@ def _attend(
     """Shapes: (rows, heads, length, size), with 1 row of all tokens where they are packed -> (rows, length, heads, size)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if packed_rows is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-        return output, None
-    query, key, value = map(packed_rows.spread, (query, key, value))
-    if serves(module, query, settings):
+    if packed_rows is not None:
+        query, key, value = map(packed_rows.spread, (query, key, value))
+    if serves(module, query, key, attention_mask, settings):
         output = grouped_attention(query, key, value, attention_mask, settings.get("scaling"))
     else:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    return packed_rows.collect(output), None
+    return (output if packed_rows is None else packed_rows.collect(output)), None
 
 
 def _mask(*args: Any, **settings: Any) -> Tensor | None:
