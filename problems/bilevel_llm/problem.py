@@ -27,7 +27,7 @@ from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
 from bilevel_llm.model.limits import check_limits
-from bilevel_llm.model.suitability import LENGTH, Probe, probe, require_independent
+from bilevel_llm.model.suitability import LENGTH, Probe, can_be_packed, probe, probe_packed, require_independent
 
 
 @dataclass
@@ -67,6 +67,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         check_set_weights(self.validation)
+        self.packed = False  # until `examine` has seen that the model can take it
 
     @property
     @abstractmethod
@@ -132,10 +133,12 @@ class LanguageModelProblem(Problem[TokenBatch]):
         return self._as_trained(model, read)
 
     def examine(self, measure: Measure) -> None:
-        """The model must be causal, and must treat the rows of a batch one by one."""
+        """The model must be causal, and must treat the rows of a batch one by one; see whether it can take packed rows."""
         # the configuration of code that came with the model may hide what changes in long rows
         longest = max(int(table.lengths.max()) for table in self._tables) if self.trust_remote_code else 0
-        require_independent(measure(probe, Probe.of(self._tokenizer, max(LENGTH, longest))))
+        batch = Probe.of(self._tokenizer, max(LENGTH, longest))
+        require_independent(measure(probe, batch))
+        self.packed = can_be_packed(measure(probe_packed, batch))
 
     def validation_loss(self, y: Forward, batch: TokenBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A micro-batch's part of the weighted mean over validation sets, and of the mean of each."""
@@ -188,7 +191,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
         self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard
     ) -> list[TokenBatch]:
         """Batch `index` of the sampler over these tables, with weights by which a table's losses give its mean."""
-        return micro_batches(list(tables.values()), sampler, index, shard)
+        return micro_batches(list(tables.values()), sampler, index, shard, packed=self.packed)
 
     def _tokenize(self, patterns: Sequence[str], format: FormatName | None) -> TokenTable:
         return tokenize(

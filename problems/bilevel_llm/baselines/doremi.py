@@ -27,7 +27,8 @@ from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
 from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch
-from bilevel_llm.model.language_model import token_losses
+from bilevel_llm.model.language_model import batch_logits
+from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
@@ -162,13 +163,13 @@ class DoReMi(Solver[State], Baseline):
 
 def _excess(y: Forward, z: Forward, batch: TokenBatch, names: Sequence[str]) -> Loss:
     """λ: the excess loss is clipped for each token, then averaged."""
-    losses = [token_losses(model(batch.ids, batch.positions), batch.targets) for model in (y, z)]
+    losses = [token_losses(batch_logits(model, batch), batch.targets) for model in (y, z)]
     means = source_means((losses[0] - losses[1]).clamp_min(0), batch)
     return means.sum(), dict(zip(names, means, strict=True))
 
 
 def _weighted(model: Forward, batch: TokenBatch, α: Tensor, names: Sequence[str]) -> Loss:
-    means = source_means(token_losses(model(batch.ids, batch.positions), batch.targets), batch)
+    means = source_means(token_losses(batch_logits(model, batch), batch.targets), batch)
     return torch.dot(α.to(means), means), dict(zip(names, means.detach(), strict=True))
 
 

@@ -28,7 +28,8 @@ from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import source_means
 from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch, micro_batches, per_token
-from bilevel_llm.model.language_model import token_losses
+from bilevel_llm.model.language_model import batch_logits
+from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 DRAW = 31
@@ -144,11 +145,12 @@ def _batch(problem: LLMReweighting, source: int, index: int, shard: Shard) -> tu
     sampler = Stratified((len(table),), problem.batch_size, Stream.LOWER)
     rows = sampler.batch(index, shard.seed)
     tokens = sum(len(table.row(row)[0]) for _, row in rows)
-    return per_token(micro_batches([table], sampler, index, shard), [table], rows), tokens
+    batches = micro_batches([table], sampler, index, shard, packed=problem.packed)
+    return per_token(batches, [table], rows), tokens
 
 
 def _mean(model: Forward, batch: TokenBatch) -> Loss:
-    return source_means(token_losses(model(batch.ids, batch.positions), batch.targets), batch).sum()
+    return source_means(token_losses(batch_logits(model, batch), batch.targets), batch).sum()
 
 
 def _check_problem(problem: LLMReweighting) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bilevel import InputError
 from bilevel_llm.data.padding import as_ids, predicting_places
 from bilevel_llm.data.tokens import TokenTable
-from bilevel_llm.model.language_model import token_losses
+from bilevel_llm.model.token_losses import token_losses
 
 log = logging.getLogger("bilevel.llm")
 

@@ -98,7 +98,8 @@ class SwarmRuns(Problem[TokenBatch]):
         tables = list(self.data.source_tables.values())
         sampler, t = self._sampler(index), index % self.length
         parts = torch.from_numpy(self.parts(index)).float().unsqueeze(1)
-        return [replace(batch, weights=batch.weights * parts) for batch in micro_batches(tables, sampler, t, shard)]
+        batches = micro_batches(tables, sampler, t, shard, packed=self.data.packed)
+        return [replace(batch, weights=batch.weights * parts) for batch in batches]
 
     def parts(self, index: int) -> NDArray[np.float64]:
         """The part of each source in the rows of lower batch number `index`. Shape: (sources,)."""
@@ -193,6 +194,7 @@ def row_losses(y: Variable, data: LLMReweighting, name: str, backend: Backend) -
             sums = losses.new_zeros(rows).index_add(0, (batch.rows - first)[batch.row_of_target], in_row * losses)
             return sums.sum() / rows, {str(row): value for row, value in enumerate(sums)}
 
-        parts = backend.evaluate(by_row, micro_batches([table], in_order, index, shard)).parts
+        batches = micro_batches([table], in_order, index, shard, packed=data.packed)
+        parts = backend.evaluate(by_row, batches).parts
         found[first : first + rows] = list(parts.values())
     return found

@@ -159,14 +159,14 @@ def score_model(
         model.float()
     module = LanguageModel(model)
     tokenizer = files.load_tokenizer(trust_remote_code)
-    examine(module, tokenizer)
+    packed = examine(module, tokenizer)
     scores, written = {}, {}
     for held_out in sets:
         sums: dict[str, NDArray[np.float64]] = {}
         counts: dict[str, NDArray[np.float64]] = {}
         ones = np.ones(len(held_out.table))
         if set(held_out.metrics) - {"exact_match"}:
-            found = score(module, held_out.table)
+            found = score(module, held_out.table, packed=packed)
             targets = found.targets.astype(np.float64)
             sums = {
                 "loss": found.losses,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bilevel import Shard, Stratified
+from bilevel_llm.data.packing import Packing
 from bilevel_llm.data.padding import PaddedRows
 from bilevel_llm.data.tokens import TokenTable
 
@@ -26,6 +27,7 @@ class TokenBatch:
     share: this micro-batch's share of the rows of the global batch; the shares of all sum to 1.
     size: tokens, without padding.
     rows: number of every row, counted through all tables. Shape: (rows,).
+    packing: which places of the rows are computed; None for all.
     """
 
     ids: Tensor
@@ -35,6 +37,7 @@ class TokenBatch:
     share: float
     size: int
     rows: Tensor
+    packing: Packing | None = None
 
     @property
     def row_of_target(self) -> Tensor:
@@ -46,8 +49,12 @@ class TokenBatch:
         return self.weights.to(losses) @ losses
 
 
-def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard) -> list[TokenBatch]:
+def micro_batches(
+    tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard, *, packed: bool = False
+) -> list[TokenBatch]:
     """This process's part of batch `index` of the sampler over the tables.
+
+    packed: whether the batches come with a packing, for a model that can take it (see `suitability`).
 
     Rows are grouped by length, so that little is padded. How they are grouped changes no result: every target's weight
     is fixed by the global batch.
@@ -59,7 +66,7 @@ def micro_batches(tables: Sequence[TokenTable], sampler: Stratified, index: int,
         for source, row in sampler.batch(index, shard.seed, shard.fold)
     ]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
-    return [_batch(part, len(tables), len(rows)) for part in shard.split(rows)]
+    return [_batch(part, len(tables), len(rows), packed) for part in shard.split(rows)]
 
 
 def per_token(
@@ -82,7 +89,7 @@ class _Row(NamedTuple):
     weight: float
 
 
-def _batch(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
+def _batch(rows: Sequence[_Row], sources: int, total: int, packed: bool) -> TokenBatch:
     padded = PaddedRows.of([(row.ids, row.labels) for row in rows])
     of_row = torch.tensor([row.weight for row in rows], dtype=torch.float64)
     of_target = (of_row / torch.bincount(padded.row, minlength=len(rows)))[padded.row]
@@ -96,4 +103,5 @@ def _batch(rows: Sequence[_Row], sources: int, total: int) -> TokenBatch:
         share=len(rows) / total,
         size=sum(len(row.ids) for row in rows),
         rows=torch.tensor([row.number for row in rows]),
+        packing=Packing.of(padded.ids, padded.positions) if packed else None,
     )

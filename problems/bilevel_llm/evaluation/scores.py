@@ -20,14 +20,16 @@ from bilevel import InputError, NonFiniteError
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.files import find_files
+from bilevel_llm.data.packing import Packing
 from bilevel_llm.data.padding import PaddedRows
 from bilevel_llm.data.reading import OnBadRow
 from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.files import find_model
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.limits import check_limits
 from bilevel_llm.model.suitability import examine
+from bilevel_llm.model.token_losses import token_losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +74,11 @@ class Scores:
 
 
 @torch.inference_mode()
-def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) -> Scores:
+def score(model: nn.Module, table: TokenTable, *, packed: bool = False, tokens_per_batch: int = 4096) -> Scores:
     """Score every row of a table once.
 
     model: a `LanguageModel`, on the device to be used.
+    packed: whether to compute tokens without padding, and equal ones once: what `suitability.examine` returns.
     tokens_per_batch: tokens of one forward pass, padding included; a longer row is a batch of its own. It
         bounds the memory of the logits (4096 x vocabulary x 4 bytes), and changes no result beyond rounding.
 
@@ -86,7 +89,8 @@ def score(model: nn.Module, table: TokenTable, *, tokens_per_batch: int = 4096) 
     losses, correct = np.zeros(len(table)), np.zeros(len(table), np.int64)
     for rows in _batches(table.lengths, tokens_per_batch):
         padded = PaddedRows.of([table.row(int(row)) for row in rows])
-        logits, targets = model(padded.ids.to(device), padded.positions.to(device)), padded.targets.to(device)
+        packing = [Packing.of(padded.ids, padded.positions).to(device)] if packed else []
+        logits, targets = model(padded.ids.to(device), padded.positions.to(device), *packing), padded.targets.to(device)
         owners = padded.row.numpy()
         here = np.bincount(owners, token_losses(logits, targets).double().cpu().numpy(), len(rows))
         hits = np.bincount(owners, (logits.argmax(-1) == targets).cpu().numpy(), len(rows))
@@ -139,8 +143,8 @@ def evaluate(
         report_table(path, read, max_length)
     check_limits(files.build_empty(trust_remote_code=trust_remote_code), tables)
     module = LanguageModel(files.load_model(trust_remote_code=trust_remote_code)).to(where)
-    examine(module, tokenizer)
-    return {path: score(module, table) for path, table in tables.items()}
+    packed = examine(module, tokenizer)
+    return {path: score(module, table, packed=packed) for path, table in tables.items()}
 
 
 def table(scores: Mapping[str, Scores]) -> Table:

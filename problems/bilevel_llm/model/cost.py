@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bilevel_llm.model.language_model import token_losses
+from bilevel_llm.model.token_losses import token_losses
 
 
 def full_loss(module: nn.Module, rows: int, *, length: int, sources: int, labelled_share: float) -> Tensor:

@@ -1,14 +1,16 @@
 """A causal language model that computes logits only where something is to be predicted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilevel import Forward
 from bilevel_llm.data.batches import TokenBatch
+from bilevel_llm.data.packing import Packing
+from bilevel_llm.model.packed_attention import packed_inputs, use_packed_attention
+from bilevel_llm.model.token_losses import token_losses
 
 
 class LanguageModel(nn.Module):
@@ -26,7 +28,8 @@ class LanguageModel(nn.Module):
         self.model = model
         if read is not None:
             self.stored_weight = lambda name: read(name.removeprefix("model."))
-        self.eval()  # no dropout: the two replicas must see the same function
+        self.can_pack = use_packed_attention(model)
+        self.eval()  # no dropout: the two replicas, and all rows that share a token, must see the same function
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding, for block discovery."""
@@ -36,32 +39,41 @@ class LanguageModel(nn.Module):
         """The output layer, for block discovery."""
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, packing: Packing | None = None) -> Tensor:
         """Logits of the next token at the given places.
 
         ids: (rows, length), padded on the right. positions: indices into the flattened (rows * length), shape (n,).
-        Returns: (n, vocabulary), in the model's precision.
+        packing: of these rows and positions; None computes every place of the rows. The logits are the same, to rounding,
+            in a model for which `suitability.examine` says so.
+        Returns: (n, vocabulary), in the model's precision. Raises `ValueError` for a packing that the model cannot take.
         """
+        if packing is None:
+            # right padding under causal attention needs no mask
+            return self._logits({"input_ids": ids}, positions)
+        if not self.can_pack or self.training:
+            raise ValueError("this model cannot take packed rows: its attention is its own, or it may draw dropout")
+        with packed_inputs(ids, packing) as inputs:
+            return self._logits(inputs, packing.token[positions // ids.shape[1], positions % ids.shape[1]])
+
+    def _logits(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+        """The logits at places of the flattened inputs."""
 
         def pick(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0].flatten(0, 1).index_select(0, positions).unsqueeze(0), *inputs[1:])
 
         hook = self.get_output_embeddings().register_forward_pre_hook(pick)
         try:
-            # right padding under causal attention needs no mask
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            logits: Tensor = self.model(**inputs, use_cache=False).logits
         finally:
             hook.remove()
         return logits.squeeze(0)
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target, in float32 at least. Shapes: (n, vocabulary), (n,) -> (n,).
-
-    The difference of two such losses is multiplied by the penalty, which bfloat16 would not survive.
-    """
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(precise, targets, reduction="none")
+def batch_logits(model: Forward, batch: TokenBatch) -> Tensor:
+    """The logits from which every target of a micro-batch is predicted. Shape: (targets, vocabulary)."""
+    packing = () if batch.packing is None else (batch.packing,)
+    logits: Tensor = model(batch.ids, batch.positions, *packing)
+    return logits
 
 
 def batch_losses(model: Forward, batch: TokenBatch) -> Tensor:
@@ -69,5 +81,5 @@ def batch_losses(model: Forward, batch: TokenBatch) -> Tensor:
 
     To be summed in float64 (where the device has it): what moves the weights of data is a small difference of such sums.
     """
-    losses = token_losses(model(batch.ids, batch.positions), batch.targets)
+    losses = token_losses(batch_logits(model, batch), batch.targets)
     return losses.to(torch.float32 if losses.device.type == "mps" else torch.float64)

@@ -1,11 +1,12 @@
 """Whether a language model is what the losses assume: a row's loss depends on that row alone, a token's on what precedes it.
 
 What a model declares is read from its configuration (`limits`). The rest is measured here: four forward passes of a few
-tokens tell how much logits move with tokens that must not matter.
+tokens tell how much logits move with tokens that must not matter, and two more whether they are the same in packed rows.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Forward, InputError
+from bilevel_llm.data.packing import Packing
+
+log = logging.getLogger("bilevel.llm")
 
 SEEN, LENGTH = 8, 24
 """Tokens that are watched, and those of the rows that they stand in."""
@@ -57,26 +61,66 @@ def probe(model: Forward, batch: Probe) -> dict[str, Tensor]:
     """
     places = torch.arange(SEEN, device=batch.base.device)
     base = model(batch.base, places)
-    scale = base.float().std(-1).mean().clamp_min(torch.finfo(torch.float32).tiny)
-    exact = base.dtype in (torch.float32, torch.float64)
 
     def moved(ids: Tensor, slack: float) -> Tensor:
-        distances: Tensor = (model(ids, places).double() - base.double()).abs().amax(-1) / scale
-        exceeded = torch.maximum(distances.median() / 0.01, distances.amax() / 0.1) / slack
-        return distances.amax() / 1e-3 if exact else exceeded
+        return _distance(base, model(ids, places), slack)
 
     found = {"later": moved(batch.later, 1), "beside": moved(batch.beside, 1), "padding": moved(batch.alone, 5)}
     odd = torch.stack([base.isfinite().all().logical_not().double(), *(~torch.isfinite(v) for v in found.values())]).amax()
     return {**{name: torch.nan_to_num(value, 0.0, 0.0) for name, value in found.items()}, "odd": odd}
 
 
-def examine(model: nn.Module, tokenizer: Any) -> None:
-    """Raise `InputError` if a `LanguageModel` that is whole on one device is not suitable; see above."""
+def _distance(base: Tensor, other: Tensor, slack: float) -> Tensor:
+    """How far logits have moved, as a multiple of what rounding can explain; see `probe`."""
+    scale = base.float().std(-1).mean().clamp_min(torch.finfo(torch.float32).tiny)
+    distances: Tensor = (other.double() - base.double()).abs().amax(-1) / scale
+    if base.dtype in (torch.float32, torch.float64):
+        return distances.amax() / 1e-3
+    return torch.maximum(distances.median() / 0.01, distances.amax() / 0.1) / slack
+
+
+def probe_packed(model: Forward, batch: Probe) -> dict[str, Tensor]:
+    """How far logits move when rows are packed, as `probe` measures it.
+
+    The rows differ in length and two of them begin alike, so that a model that ignores positions, mixes rows in any layer,
+    or knows nothing of packed rows is found. A model that fails with them is infinitely far (1e9, for numbers are finite).
+    """
+    first, second = batch.base
+    half = torch.cat([first[: SEEN // 2], second[SEEN // 2 :]])
+    ids = torch.stack([second, first, half])
+    length = ids.shape[1]
+    positions = torch.cat([torch.arange(SEEN), length + torch.arange(length - 1), 2 * length + torch.arange(2 * SEEN)])
+    packing = Packing.of(ids.cpu(), positions).to(ids.device)
+    positions = positions.to(ids.device)
+    base = model(ids, positions)
+    try:
+        moved = _distance(base, model(ids, positions, packing), 5)
+    except Exception as error:  # whatever a model raises that does not expect such input
+        log.debug("packed rows: %r", error)
+        moved = base.new_tensor(torch.inf)
+    return {"packed": torch.nan_to_num(moved.double(), 1e9, 1e9).clamp_max(1e9)}
+
+
+def can_be_packed(found: Mapping[str, float]) -> bool:
+    """Whether `probe_packed` has found the same logits. If not, the log says that rows are padded."""
+    same = found["packed"] <= 1
+    if not same:
+        log.info("rows are padded: this model's layers, or its attention, cannot take packed rows")
+    return same
+
+
+def examine(model: nn.Module, tokenizer: Any) -> bool:
+    """Whether rows can be packed for a `LanguageModel` that is whole on one device.
+
+    Raises `InputError` if the model is not suitable; see above.
+    """
     device = next(model.parameters()).device
     batch = Probe.of(tokenizer)
+    batch = Probe(*(getattr(batch, field.name).to(device) for field in fields(batch)))
     with torch.no_grad():
-        found = probe(model, Probe(*(getattr(batch, field.name).to(device) for field in fields(batch))))
+        found, packed = probe(model, batch), probe_packed(model, batch)
     require_independent({name: float(value) for name, value in found.items()})
+    return can_be_packed({name: float(value) for name, value in packed.items()})
 
 
 def require_independent(found: Mapping[str, float]) -> None:

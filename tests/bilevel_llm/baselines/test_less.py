@@ -34,7 +34,8 @@ from bilevel_llm.baselines.less import ADAM, LESS, Adam
 from bilevel_llm.baselines.projection import Projection
 from bilevel_llm.baselines.row_gradients import How, RowBatch, RowGradients, row_batch, row_batches
 from bilevel_llm.data.settings import Source, ValidationSet
-from bilevel_llm.model.language_model import LanguageModel, token_losses
+from bilevel_llm.model.language_model import LanguageModel
+from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import FAMILIES, SIZES, make_tokenizer, sentences, write_rows
 
