@@ -8,12 +8,16 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
+
+try:
+    from torch.autograd.graph import _engine_run_backward
+except ImportError:  # it is private to torch, which may call it something else one day
+    _engine_run_backward = None  # type: ignore[assignment]
 
 
 def run_backward(loss: Tensor) -> None:
     """Accumulate the gradients of a scalar in the leaves that require one."""
-    if type(loss) is not Tensor:  # a subclass may have a way of its own
+    if type(loss) is not Tensor or _engine_run_backward is None:  # a subclass may have a way of its own
         loss.backward()  # type: ignore[no-untyped-call]
         return
     seed = _one(loss.dtype, loss.device)
