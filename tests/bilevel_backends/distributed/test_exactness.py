@@ -100,7 +100,7 @@ def test_one_process_goes_on_where_two_stopped(kind: str, work: Work, one_proces
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fifty_switches_leave_nothing_behind(kind: str, work: Work) -> None:
+def test_thirty_switches_leave_nothing_behind(kind: str, work: Work) -> None:
     """worker.py has asserted at every step that frozen blocks stay bit for bit."""
     found = [json.loads((work("switches") / f"switches-{rank}.json").read_text())[kind] for rank in (0, 1)]
     layer = 2 * 6 + (13 * 6 + 13) + (6 * 13 + 6) + 1  # norm, up, down, scale
