@@ -86,10 +86,6 @@ class ModelFiles:
                 output_loading_info=True,
             )
         require_fit(found, self.path)
-        if _is_tied(skeleton) and not _is_tied(model):  # before transformers 5.4 also where both are stored and are the same
-            inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-            if torch.equal(inputs.weight, outputs.weight):
-                outputs.weight = inputs.weight
         if _is_tied(model) != _is_tied(skeleton):
             raise InputError(
                 f"config.json and the files in {self.path} disagree: the output layer is tied to the embedding "

@@ -125,10 +125,6 @@ def _mask(*args: Any, **settings: Any) -> Tensor | None:
     rows = _rows.get()
     if rows is not None:
         length = rows.token.shape[1]
-        settings |= {"batch_size": 1, "kv_length": length, "attention_mask": None}
-        if "cache_position" in settings:  # what the first versions of transformers 5 ask for
-            settings["cache_position"] = torch.arange(length, device=rows.token.device)
-        else:
-            settings["q_length"] = length
+        settings |= {"batch_size": 1, "q_length": length, "kv_length": length, "attention_mask": None}
     mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **settings)
     return mask

@@ -54,7 +54,7 @@ class _TokenLosses(torch.autograd.Function):
 def _chunks(logits: Tensor) -> Iterator[slice]:
     n, vocabulary = logits.shape
     rows = max(1, CHUNK // vocabulary)
-    return (slice(start, start + rows) for start in range(0, n, rows))
+    return (slice(start, start + rows) for start in range(0, max(n, 1), rows))
 
 
 def _precise(part: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def read(place: Path, way: str) -> Any:
 
 BROKEN: dict[str, tuple[str, Callable[[Tensors], object] | None, dict[str, Any], str]] = {
     "a lost tensor": ("llama", lambda t: t.pop(UP), {}, f"lack {UP}, which the model of config.json has"),
-    "a lost tensor, renamed": ("gpt-neox", lambda t: t.pop("embed_out.weight"), {}, "lack (lm_head|embed_out).weight"),
+    "a lost tensor, renamed": ("gpt-neox", lambda t: t.pop("embed_out.weight"), {}, "lack lm_head.weight"),
     "no output layer": ("llama", lambda t: t.pop(HEAD), {}, f"lack {HEAD}"),
     "tied files": ("llama-tied", None, {"tie_word_embeddings": False}, f"lack {HEAD}"),
     "tied config": ("llama", None, {"tie_word_embeddings": True}, f"{EMBEDDING} and {HEAD} are tied .* different values"),

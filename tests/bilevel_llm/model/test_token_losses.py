@@ -32,3 +32,7 @@ def test_the_gradient_is_that_of_cross_entropy_in_chunks_too(monkeypatch: pytest
 def test_the_losses_can_be_differentiated_twice() -> None:
     logits, targets = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 3, 1])
     assert torch.autograd.gradgradcheck(lambda logits: token_losses(logits, targets), logits)
+
+
+def test_nothing_to_predict_has_no_loss() -> None:
+    assert token_losses(torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)).shape == (0,)
