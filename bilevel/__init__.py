@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
     from bilevel.hookspecs import hookimpl
     from bilevel.loop import Interrupted, Result, fit
+    from bilevel.many import Runs, fit_many
     from bilevel.optimizer import SGD, AdamW
     from bilevel.problem import Forward, Loss, Problem, Shard
     from bilevel.record import Record
@@ -44,6 +45,7 @@ _HOMES = {
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
     "hookspecs": ("hookimpl",),
     "loop": ("Interrupted", "Result", "fit"),
+    "many": ("Runs", "fit_many"),
     "optimizer": ("SGD", "AdamW"),
     "problem": ("Forward", "Loss", "Problem", "Shard"),
     "record": ("Record",),
@@ -68,8 +70,8 @@ __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
     "BilevelError", "Blocks", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding", "Forward", "InputError",
     "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result", "Rounds",
-    "Run", "RunError", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "Workload",
-    "find_blocks", "fit", "hookimpl",
+    "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "Workload",
+    "find_blocks", "fit", "fit_many", "hookimpl",
 ]  # fmt: skip
 
 

@@ -155,6 +155,17 @@ class Backend(ABC):
         """
         return {}
 
+    def side_by_side(self, seeds: Sequence[int]) -> Backend:
+        """A backend like this one that holds a run for each seed, all at once; see `bilevel.many`.
+
+        Its numbers (losses, norms, inner products) are `PerRun`s, and it takes them as weights and step sizes. Its tensors
+        have a first dimension for the runs. It takes the batches of a `bilevel.many.ForSeeds`. A run whose numbers are no
+        longer finite does not end the others.
+
+        Raises `InputError` if it cannot be done.
+        """
+        raise InputError(f"the backend {type(self).__name__} holds one run at a time; use the torch backend, or `fit`")
+
     @abstractmethod
     def place(
         self,

@@ -30,8 +30,7 @@ DEAL = 2**32 - 1  # a counter that no walk reaches: the shuffle by which rows ar
 
 def generator(seed: int, stream: int, *counters: int) -> np.random.Generator:
     """A random generator that is a function of its arguments."""
-    key = np.random.SeedSequence([seed, int(stream), *counters]).generate_state(2, np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(stream), *counters])))
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,15 @@ class Stratified:
         return each * index + turns + (np.arange(k) < part).astype(np.int64)
 
 
-@lru_cache(maxsize=256)
 def _permutation(size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+    return _short(size, key) if size <= 1024 else _long(size, key)
+
+
+@lru_cache(maxsize=4096)  # 32 MB at most, and enough for many seeds side by side
+def _short(size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+    return generator(*key).permutation(size)
+
+
+@lru_cache(maxsize=256)
+def _long(size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
     return generator(*key).permutation(size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from bilevel.per_run import PerRun
 from bilevel.ranges import Count, Finite, NonNegative, Positive
 
 
@@ -77,8 +78,21 @@ Schedule = NonNegative | Annotated[Cosine | Power | Linear, Field(discriminator=
 """A constant, one of the classes above, or any function of the step (from Python)."""
 
 
+class EachRun:
+    """A schedule for each of several runs that go side by side; its values are `PerRun`s."""
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self.schedules = tuple(schedules)
+
+    def __call__(self, t: int) -> float:
+        """The values at step t."""
+        return at(self, t)
+
+
 def at(schedule: Schedule, t: int) -> float:
     """The value of a schedule at step t (from 0). Raises `ValueError` if it is negative or not finite."""
+    if isinstance(schedule, EachRun):
+        return PerRun.of([at(own, t) for own in schedule.schedules])  # type: ignore[return-value]  # it stands for one
     value = float(schedule(t)) if callable(schedule) else float(schedule)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd as _Dropout
 from torch.utils.checkpoint import checkpoint
 
 from bilevel.backend import Backend, Evaluation, Variable, Vector
+from bilevel.batch import map_tensors
 from bilevel.blocks import REST, Blocks
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError, NonFiniteError
@@ -122,8 +122,8 @@ class ModuleBackend(Backend):
             torch.manual_seed(int(generator(self._seed, Stream.INIT).integers(2**63)))
             with deferred_initialization() if sharded else nullcontext():
                 module = build()
-        _require_function(name, module)
-        grouping = blocks(module) if blocks is not None else _one_block(module)
+        require_function(name, module)
+        grouping = blocks(module) if blocks is not None else one_block(module)
         if not sharded:
             variable = ModuleVariable(name, self.replicate_module(module), optimizer, grouping, self._processes)
             variable.activate(grouping.names)
@@ -378,7 +378,7 @@ def own(variable: Variable) -> ModuleVariable:
     return variable
 
 
-def _require_function(name: str, module: nn.Module) -> None:
+def require_function(name: str, module: nn.Module) -> None:
     """Raise `InputError` if the module's output would not be a function of weights and batch.
 
     Replicas would then differ by more than their weights, and every pass would change what the next one computes.
@@ -397,7 +397,8 @@ def _require_function(name: str, module: nn.Module) -> None:
             )
 
 
-def _one_block(module: nn.Module) -> Blocks:
+def one_block(module: nn.Module) -> Blocks:
+    """All that trains, as a single block."""
     return Blocks({REST: tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)})
 
 
@@ -408,36 +409,5 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch (tensor, tuple, list, mapping or dataclass of them) with every tensor on the device."""
-    if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if isinstance(batch, int | float | str) or batch is None:
-        return batch
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return _dataclass_to_device(batch, device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
-def _dataclass_to_device(batch: Any, device: torch.device) -> Any:
-    """The batch itself, if it cannot be changed and everything is there already."""
-    kind: Any = type(batch)
-    moved = {}
-    for name in _fields(kind):
-        value = getattr(batch, name)
-        there = to_device(value, device)
-        if there is not value:
-            moved[name] = there
-    frozen = kind.__dataclass_params__.frozen
-    return batch if frozen and not moved else dataclasses.replace(batch, **moved)
-
-
-@cache
-def _fields(kind: Any) -> tuple[str, ...]:
-    """The fields of a dataclass that can be given."""
-    return tuple(f.name for f in dataclasses.fields(kind) if f.init)
+    """The same batch with every tensor on the device."""
+    return map_tensors(lambda tensor: tensor if tensor.device == device else tensor.to(device, non_blocking=True), batch)

@@ -25,6 +25,7 @@ from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
+from bilevel_backends.vectorized_backend import VectorizedBackend
 
 log = logging.getLogger("bilevel")
 
@@ -83,6 +84,11 @@ class TorchBackend(ModuleBackend):
             micro_batch_size=self.micro_batch_size,
             activation_checkpointing=self.activation_checkpointing,
         )
+
+    def side_by_side(self, seeds: Sequence[int]) -> VectorizedBackend:
+        """A run for each seed, on this device and in this precision. `compile` compiles whole passes."""
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        return VectorizedBackend(seeds, _pick_device(self.device), dtype, self.compile)
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Put the whole module on the device, in the backend's precision."""

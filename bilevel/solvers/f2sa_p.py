@@ -88,13 +88,13 @@ class F2SAp(Solver[State]):
         for j in c:
             y = state.replicas[_name(j)]
             for k in range(last - self.lower_steps, last):
-                lower_step(problem, backend, x, y, k, lr=at(self.lr_z, t), tilt=j / λ)
+                lower_step(problem, backend, x, y, k, lr=at(self.lr_z, t), tilt=j / λ if j else None)
             lowers.append(backend.backward(partial(problem.lower_loss, x, y), ζ, wrt={x: c[j] * λ}))
             if j:
                 uppers.append(backend.backward(partial(problem.upper_loss, x, y), ξ, wrt={x: c[j] * j}))
         if self.normalized:
             Φ = backend.take_gradient(x)
-            backend.add_gradient(x, Φ, 1 / math.sqrt(backend.dot(Φ, Φ) or 1.0))
+            backend.add_gradient(x, Φ, (backend.dot(Φ, Φ) or 1.0) ** -0.5)
         norm = backend.step(x, lr=at(self.lr_x, t))
         return report(
             upper=_sum([j * c[j] for j in c if j], uppers),

@@ -21,12 +21,12 @@ def place(
 
 
 def lower_step(
-    problem: Problem[Any], backend: Backend, x: Variable, y: Variable, index: int, *, lr: float, tilt: float = 0.0
+    problem: Problem[Any], backend: Backend, x: Variable, y: Variable, index: int, *, lr: float, tilt: float | None = None
 ) -> Evaluation:
     """One step of y on g + tilt * f, with minibatch number `index`. Returns g before the step."""
     ζ = problem.lower_batch(index, backend.shard)
     lower = backend.backward(lambda b: problem.lower_loss(x, y, b), ζ, wrt={y: 1})
-    if tilt:
+    if tilt is not None:
         ξ = problem.upper_batch(index, backend.shard)
         backend.backward(lambda b: problem.upper_loss(x, y, b), ξ, wrt={y: tilt})
     backend.step(y, lr=lr)

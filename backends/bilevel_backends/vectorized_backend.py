@@ -1,0 +1,299 @@
+"""Many runs side by side on one device: every tensor has a first dimension for the runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.backend import Backend, Evaluation, Variable, Vector
+from bilevel.blocks import Blocks
+from bilevel.data import Stream, generator
+from bilevel.errors import InputError
+from bilevel.many import Together
+from bilevel.optimizer import SGD, AdamW
+from bilevel.per_run import PerRun
+from bilevel.problem import Loss, Shard
+from bilevel_backends.module_backend import one_block, require_function
+from bilevel_backends.vectorized_pass import Pass, key_of
+
+B = TypeVar("B")
+
+
+class VectorizedVariable(Variable):
+    """A module of which every run has its own values.
+
+    module: the module, on which the values of one run are put while a loss is recorded.
+    values: the parameters by name. Shapes: (runs, *shape of the parameter).
+    buffers: the module's buffers, likewise.
+    gradients: the sum so far of weight * gradient, with the shapes of the values.
+    moments: what the optimizer remembers: by its name of it, then by parameter.
+    steps: how many steps the optimizer has taken.
+    """
+
+    def __init__(self, name: str, modules: Sequence[nn.Module], settings: SGD | AdamW, blocks: Blocks) -> None:
+        self.name = name
+        self.module = modules[0].requires_grad_(False)
+        self.settings = settings
+        self.blocks = blocks
+        self.active: frozenset[str] = frozenset()
+        self.values = _stacked([dict(module.named_parameters()) for module in modules])
+        self.buffers = _stacked([dict(module.named_buffers()) for module in modules])
+        self.gradients: dict[str, Tensor] = {}
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        self.steps = 0
+        self._bound: dict[str, Tensor] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, with the values of one run."""
+        if self._bound is None:
+            raise RuntimeError(f"variable {self.name!r} has the values of many runs; only a loss can call it")
+        return torch.func.functional_call(self.module, self._bound, args, kwargs)
+
+    def tensors(self) -> list[Tensor]:
+        """Parameters, then buffers."""
+        return [*self.values.values(), *self.buffers.values()]
+
+    def bind(self, tensors: Sequence[Tensor] | None) -> None:
+        """Use these, in the order of `tensors`, as the values of the run for which a loss is computed."""
+        names = [*self.values, *self.buffers]
+        self._bound = None if tensors is None else dict(zip(names, tensors, strict=True))
+
+    def add(self, name: str, gradient: Tensor, weight: float | PerRun) -> None:
+        """Add weight * gradient."""
+        weighted = gradient if not isinstance(weight, PerRun) and weight == 1 else weight * gradient
+        self.gradients[name] = self.gradients[name] + weighted if name in self.gradients else weighted
+
+
+@dataclass
+class VectorizedBackend(Backend):
+    """A run for each seed. `TorchBackend.side_by_side` makes it.
+
+    seeds: the seed of each run.
+    device: where the tensors are.
+    dtype: precision of the lower variables; None keeps what the problem builds.
+    compile: whether passes are compiled, which takes some seconds for each before the first step.
+    """
+
+    seeds: Sequence[int]
+    device: torch.device
+    dtype: torch.dtype | None = None
+    compile: bool = False
+
+    def start(self, seed: int) -> None:
+        """Start with no variables."""
+        self._variables: list[VectorizedVariable] = []
+        self._passes: dict[tuple[Any, ...], Pass] = {}
+        self._shard = Shard(self.seeds[0])
+
+    @property
+    def shard(self) -> Shard:
+        """Everything; `ForSeeds` puts in the seed of each run."""
+        return self._shard
+
+    def place(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        optimizer: SGD | AdamW,
+        *,
+        sharded: bool,
+        blocks: Callable[[nn.Module], Blocks] | None = None,
+    ) -> VectorizedVariable:
+        """Build the module of every run, each with its seed."""
+        built = {}
+        for seed in dict.fromkeys(self.seeds):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(generator(seed, Stream.INIT).integers(2**63)))
+                module = build().to(self.device)
+            built[seed] = module.to(self.dtype) if sharded and self.dtype is not None else module
+        modules = [built[seed] for seed in self.seeds]
+        require_function(name, modules[0])
+        frozen = [key for key, parameter in modules[0].named_parameters() if not parameter.requires_grad]
+        if frozen:
+            raise InputError(f"variable {name!r}: {frozen[0]} does not train, which runs side by side do not know; make it a buffer")
+        grouping = blocks(modules[0]) if blocks is not None else one_block(modules[0])
+        variable = VectorizedVariable(name, modules, optimizer, grouping)
+        if not sharded:
+            variable.active = grouping.names
+        self._variables.append(variable)
+        return variable
+
+    def replicate(self, source: Variable, name: str, optimizer: SGD | AdamW | None = None) -> VectorizedVariable:
+        """Copy the values."""
+        source = _own(source)
+        replica = copy.copy(source)
+        replica.name, replica.settings, replica.active = name, optimizer or source.settings, frozenset()
+        replica.values = dict(source.values)  # a step makes new tensors, so that the two never share one that changes
+        replica.gradients, replica.moments, replica.steps = {}, {}, 0
+        self._variables.append(replica)
+        return replica
+
+    def assign(self, target: Variable, source: Variable) -> None:
+        """Copy values and moments."""
+        target, source = _own(target), _own(source)
+        target.values, target.gradients, target.steps = dict(source.values), {}, source.steps
+        target.moments = {kind: dict(moments) for kind, moments in source.moments.items()}
+
+    def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
+        """Raise `InputError` unless all blocks train."""
+        if blocks != variable.blocks.names:
+            raise InputError("runs side by side train all blocks at every step; call `fit` for each run")
+        variable.active = blocks
+
+    def backward(
+        self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float | PerRun]
+    ) -> Evaluation:
+        """Run the pass of all runs."""
+        variables = [_own(variable) for variable in wrt]
+        evaluations = []
+        for micro_batch in batch:
+            evaluation, gradients = self._run(loss, micro_batch, variables)
+            evaluations.append(evaluation)
+            queue = iter(gradients)
+            for variable, weight in zip(variables, wrt.values(), strict=True):
+                for name in variable.values:
+                    variable.add(name, next(queue), weight)
+                for _ in variable.buffers:
+                    next(queue)
+        return _total(evaluations)
+
+    def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
+        """Run the forward passes."""
+        return _total([self._run(loss, micro_batch, [])[0] for micro_batch in batch])
+
+    def step(self, variable: Variable, *, lr: float | PerRun) -> PerRun:
+        """Clip each run's gradient by its own norm, and update."""
+        v = _own(variable)
+        if not v.gradients:
+            raise RuntimeError(f"variable {v.name!r} has no gradient to step with; name it in the wrt of a backward")
+        squares = [gradient.double().flatten(1).square().sum(1) for gradient in v.gradients.values()]
+        norm = sum(squares[1:], squares[0]).sqrt()
+        clip = v.settings.clip
+        if clip is not None:
+            factor = PerRun(torch.where(norm > clip, clip / norm, 1.0))
+            v.gradients = {name: factor * gradient for name, gradient in v.gradients.items()}
+        v.steps += 1
+        update = _adamw if isinstance(v.settings, AdamW) else _sgd
+        for name, gradient in v.gradients.items():
+            v.values[name] = update(v, name, gradient, lr)
+        v.gradients = {}
+        return PerRun(norm)
+
+    def take_gradient(self, variable: Variable) -> Vector:
+        """Return the accumulated gradients and clear them."""
+        v = _own(variable)
+        taken, v.gradients = v.gradients, {}
+        return Vector({name: taken.get(name, torch.zeros_like(value)) for name, value in v.values.items()}, whole=True)
+
+    def add_gradient(self, variable: Variable, vector: Vector, weight: float | PerRun = 1.0) -> None:
+        """Add to the gradients that are there."""
+        for name, part in vector.parts.items():
+            _own(variable).add(name, part, weight)
+
+    def read(self, variable: Variable) -> Vector:
+        """The values, of which a step makes new ones."""
+        return Vector(dict(_own(variable).values), whole=True)
+
+    def write(self, variable: Variable, vector: Vector) -> None:
+        """Set the values. A part without a dimension for runs is that of all of them."""
+        v = _own(variable)
+        v.values = {
+            name: vector.parts[name].to(value.device, value.dtype).expand_as(value).clone() for name, value in v.values.items()
+        }
+
+    def dot(self, v: Vector, w: Vector) -> PerRun:
+        """The inner product of each run, in float64."""
+        products = [(part.double() * w.parts[name].double()).flatten(1).sum(1) for name, part in v.parts.items()]
+        return PerRun(sum(products[1:], products[0]))
+
+    def weights(self, variable: Variable) -> dict[str, Tensor]:
+        """Copies of all values on the CPU. Shapes: (runs, *shape)."""
+        v = _own(variable)
+        return {name: value.to("cpu", copy=True) for name, value in {**v.values, **v.buffers}.items()}
+
+    def optimizer_bytes(self, variable: Variable) -> int:
+        """Moments and gradients of all runs."""
+        v = _own(variable)
+        held = [*v.gradients.values(), *(moment for kind in v.moments.values() for moment in kind.values())]
+        return sum(tensor.nbytes for tensor in held)
+
+    def checkpoint_bytes(self, variables: Sequence[Variable]) -> int:
+        """Nothing is written."""
+        return 0
+
+    def save(self, directory: Path, variables: Sequence[Variable]) -> Sequence[str]:
+        """Raise `InputError`: runs side by side are not saved."""
+        raise InputError("runs side by side are not saved; call `fit` for each run")
+
+    def load(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """Raise `InputError`: runs side by side are not saved."""
+        raise InputError("runs side by side are not saved; call `fit` for each run")
+
+    def close(self) -> None:
+        """Forget the variables and the recorded passes."""
+        self._variables, self._passes = [], {}
+
+    def _run(
+        self, loss: Callable[[Any], Loss], batch: Any, wrt: Sequence[VectorizedVariable]
+    ) -> tuple[Evaluation, Sequence[Tensor]]:
+        if not isinstance(batch, Together):
+            raise TypeError("runs side by side take the batches of a `ForSeeds` problem")
+        batch = batch.to(self.device)
+        key = key_of(loss, wrt, batch)
+        found = self._passes.get(key) if key is not None else None
+        if found is None:
+            found = Pass(loss, list(self._variables), wrt, compile=self.compile)
+            if key is not None:
+                self._passes[key] = found
+        value, parts, gradients = found(batch)
+        return Evaluation(PerRun(value.double()), {key: PerRun(part.double()) for key, part in parts.items()}), gradients
+
+
+def _sgd(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRun) -> Tensor:
+    """Gradient descent with heavy-ball momentum, as in `torch.optim.SGD`."""
+    settings, value = v.settings, v.values[name]
+    assert isinstance(settings, SGD)
+    if settings.weight_decay:
+        gradient = gradient + settings.weight_decay * value
+    if settings.momentum:
+        before = v.moments.setdefault("momentum", {})
+        gradient = settings.momentum * before[name] + gradient if name in before else gradient
+        before[name] = gradient
+    return value - lr * gradient
+
+
+def _adamw(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRun) -> Tensor:
+    """Adam with decoupled weight decay (arXiv 1711.05101), as in `torch.optim.AdamW`."""
+    settings, value = v.settings, v.values[name]
+    assert isinstance(settings, AdamW)
+    β1, β2 = settings.betas
+    firsts, seconds = v.moments.setdefault("first", {}), v.moments.setdefault("second", {})
+    first = firsts[name] = β1 * firsts.get(name, 0.0) + (1 - β1) * gradient
+    second = seconds[name] = β2 * seconds.get(name, 0.0) + (1 - β2) * gradient.square()
+    direction = first / (1 - β1**v.steps) / ((second / (1 - β2**v.steps)).sqrt() + settings.eps)
+    return value - lr * (direction + settings.weight_decay * value)
+
+
+def _total(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The sum over micro-batches."""
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        first = Evaluation(first.value + other.value, {key: first.parts[key] + other.parts[key] for key in first.parts})
+    return first
+
+
+def _own(variable: Variable) -> VectorizedVariable:
+    """The variable, as what this backend placed. Raises `TypeError` if another backend placed it."""
+    if not isinstance(variable, VectorizedVariable):
+        raise TypeError(f"variable {variable.name!r} was placed by another backend")
+    return variable
+
+
+def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
