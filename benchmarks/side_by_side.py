@@ -2,10 +2,10 @@
 
 The runs are F2SA with ten lower steps and different step sizes of x, on the problems of `benchmarks/overhead.py`, whose bare
 loop is the unit. All variants run in one process, in turn, so that a change in the machine's speed hits all; printed is the
-median over the rounds of a step's time, without what is done once (recording, and compiling with --compile), and that time
+median over the rounds of a step's time, without what is done once (recording), and that time
 by itself. The first run must arrive where the bare loop arrives, or the benchmark fails.
 
-Usage: OMP_NUM_THREADS=1 python benchmarks/side_by_side.py [--rounds 3] [--runs 1 8 64] [--problems NAME ...] [--compile]
+Usage: OMP_NUM_THREADS=1 python benchmarks/side_by_side.py [--rounds 3] [--runs 1 8 64] [--problems NAME ...]
        [--json FILE]
 """
 
@@ -45,7 +45,7 @@ class Timed(F2SA):
         return found
 
 
-def run_many(case: Case, runs: int, steps: int, *, compile: bool) -> tuple[float, float, torch.Tensor]:
+def run_many(case: Case, runs: int, steps: int) -> tuple[float, float, torch.Tensor]:
     """CPU seconds of a step of all runs, of what comes before the first timed one, and where the first run arrives.
 
     The step of x becomes smaller from run to run.
@@ -55,7 +55,7 @@ def run_many(case: Case, runs: int, steps: int, *, compile: bool) -> tuple[float
         Timed(penalty=PENALTY, lr_z=LR_Z, lr_x=LR_X * 0.98**k, lower_steps=LOWER_STEPS, ends=ends) for k in range(runs)
     ]
     started = time.process_time()
-    found = fit_many(case.problem, solvers, TorchBackend(device="cpu", compile=compile), steps=FEW + steps)
+    found = fit_many(case.problem, solvers, TorchBackend(device="cpu"), steps=FEW + steps)
     return (ends[-1] - ends[FEW - 1]) / steps, ends[FEW - 1] - started, next(iter(found.x.values()))[0, 0]
 
 
@@ -65,7 +65,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--problems", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,7 +83,7 @@ def main() -> None:
             bare.append(seconds)
             ours.append(run_ours(method, case, LOWER_STEPS, FEW + count, None)[0])
             for n in options.runs:
-                seconds, once, here = run_many(case, n, count, compile=options.compile)
+                seconds, once, here = run_many(case, n, count)
                 torch.testing.assert_close(here, there, rtol=AGREE, atol=AGREE)
                 many[n].append(seconds / n)
         unit = median(bare)
@@ -93,7 +92,7 @@ def main() -> None:
         table.add_row(name, f"{1e3 * unit:.2f}", *(f"{ratio:.3f}" for ratio in ratios.values()), f"{once:.1f}")
     console = Console(width=120)
     console.print(table)
-    console.print(f"load {os.getloadavg()[0]:.1f}, {'compiled' if options.compile else 'recorded'}")
+    console.print(f"load {os.getloadavg()[0]:.1f}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

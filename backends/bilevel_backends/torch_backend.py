@@ -86,9 +86,12 @@ class TorchBackend(ModuleBackend):
         )
 
     def side_by_side(self, seeds: Sequence[int]) -> VectorizedBackend:
-        """A run for each seed, on this device and in this precision. `compile` compiles whole passes."""
+        """A run for each seed, on this device and in this precision."""
+        for name in ("micro_batch_size", "activation_checkpointing", "compile"):
+            if getattr(self, name):
+                raise InputError(f"backend.{name} is not for runs side by side; leave it out, or call `fit` for each run")
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        return VectorizedBackend(seeds, _pick_device(self.device), dtype, self.compile)
+        return VectorizedBackend(seeds, _pick_device(self.device), dtype)
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Put the whole module on the device, in the backend's precision."""

@@ -77,13 +77,11 @@ class VectorizedBackend(Backend):
     seeds: the seed of each run.
     device: where the tensors are.
     dtype: precision of the lower variables; None keeps what the problem builds.
-    compile: whether passes are compiled, which takes some seconds for each before the first step.
     """
 
     seeds: Sequence[int]
     device: torch.device
     dtype: torch.dtype | None = None
-    compile: bool = False
 
     def start(self, seed: int) -> None:
         """Start with no variables."""
@@ -248,7 +246,7 @@ class VectorizedBackend(Backend):
         key = key_of(loss, wrt, batch)
         found = self._passes.get(key) if key is not None else None
         if found is None:
-            found = Pass(loss, list(self._variables), wrt, compile=self.compile)
+            found = Pass(loss, list(self._variables), wrt)
             if key is not None:
                 self._passes[key] = found
         value, parts, gradients = found(batch)

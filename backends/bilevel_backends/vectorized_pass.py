@@ -1,4 +1,4 @@
-"""A forward and backward pass of many runs at once: a loss, differentiated and mapped over the runs by `torch.func`."""
+"""A forward and backward pass of many runs at once: a loss, mapped over the runs by `torch.func.vmap`."""
 
 from __future__ import annotations
 
@@ -9,77 +9,89 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from bilevel.backend import Variable
 from bilevel.errors import InputError
 from bilevel.many import Together
 from bilevel.problem import Problem
+from bilevel_backends.recording import NotRecordable, record
 
 Tensors = Sequence[Tensor]
 Outcome = tuple[Tensor, Mapping[str, Tensor], Sequence[Tensor]]
 """The losses, their named parts, and the gradients; each with a first dimension for the runs."""
 
-CHECKED = 2
-"""How often a recorded pass is compared with the loss itself: at its first call, and at one that sees other values."""
-
-
 class Pass:
     """A loss with its gradients in some variables, for all runs.
 
-    The tensor operations are recorded once and repeated from then on, without the Python code of the loss and the
-    transformations of `torch.func`, which take much longer than small operations do.
+    Its tensor operations are recorded and repeated; see `bilevel_backends.recording`.
 
     loss: a function of one run's batch that calls the variables.
     variables: all variables that it may call.
     wrt: those in which it is differentiated.
-    compile: whether the recorded operations are compiled (torch.compile).
     """
 
-    def __init__(self, loss: Callable[[Any], Any], variables: Sequence[Any], wrt: Sequence[Any], *, compile: bool) -> None:
+    def __init__(self, loss: Callable[[Any], Any], variables: Sequence[Any], wrt: Sequence[Any]) -> None:
         self.loss = loss
         self.variables = variables
         self.wrt = wrt
-        self.compile = compile
         self.parts: list[str] = []
+        self.calls = 0
+        self.recordable = True
         self.recorded: Callable[..., Tensors] | None = None
-        self.checked = 0
+        self.repeat: Callable[..., Tensors] | None = None
 
     def __call__(self, batch: Together) -> Outcome:
         """Run the pass. Raises `InputError` if torch cannot map the loss over runs."""
-        inputs = [tensor for variable in self.variables for tensor in variable.tensors()]
-        data = batch.tensors
-        if self.recorded is None:
-            self.recorded = self._record(batch, inputs, data)
-        found = self.recorded(*inputs, *data)
-        if self.checked < CHECKED:
-            self.checked += 1
-            self._compare(found, self._mapped(batch)(*inputs, *data))
+        inputs = [tensor for variable in self.variables for tensor in variable.tensors()] + list(batch.tensors)
+        if self.repeat is not None:
+            found = self.repeat(*inputs)
+        else:
+            found = self._first_calls(batch, inputs)
         value, *rest = found
         return value, dict(zip(self.parts, rest, strict=False)), rest[len(self.parts) :]
 
-    def _record(self, batch: Together, inputs: Tensors, data: Tensors) -> Callable[..., Tensors]:
-        self._call_plainly(batch, data)
+    def _first_calls(self, batch: Together, inputs: Tensors) -> Tensors:
+        """Record at the second call, and compare at the third, which sees other values."""
+        self.calls += 1
+        if self.calls == 1:
+            self._call_plainly(batch)
         mapped = self._mapped(batch)
         try:
-            with torch.no_grad():
-                graph = make_fx(mapped)(*inputs, *data)
+            if self.calls == 1 or not self.recordable:
+                return mapped(*inputs)
+            if self.recorded is None:
+                self.recorded, found = record(mapped, inputs)
+                return found
+            found = mapped(*inputs)
+        except NotRecordable:
+            self.recordable = False
+            return mapped(*inputs)
         except (RuntimeError, NotImplementedError) as error:
             raise InputError(
                 f"{_name(self.loss)} cannot be computed for many runs at once: {error}; write it with tensor operations "
                 "alone, or call `fit` for each run"
             ) from error
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return torch.compile(graph, fullgraph=True) if self.compile else graph.forward
+        self._compare(self.recorded(*inputs), found)
+        self.repeat = self.recorded
+        return found
 
-    def _call_plainly(self, batch: Together, data: Tensors) -> None:
+    def _compare(self, mine: Tensors, right: Tensors) -> None:
+        """Raise `InputError` if the recorded operations do not give what the loss gives."""
+        for a, b in zip(mine, right, strict=True):
+            tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
+            if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True):
+                raise InputError(
+                    f"{_name(self.loss)} gives other numbers when it is called again: it must be a function of its variables "
+                    "and its batch alone; draw what is random in `lower_batch` and `upper_batch`"
+                )
+
+    def _call_plainly(self, batch: Together) -> None:
         """Compute the loss of the first run, so that what a problem computes once and keeps is not recorded as an operation."""
         for variable in self.variables:
             variable.bind([tensor[0] for tensor in variable.tensors()])
         try:
             with torch.no_grad():
-                self.loss(batch.with_tensors(data if batch.shared else [tensor[0] for tensor in data]))
+                self.loss(batch.with_tensors(batch.tensors if batch.shared else [tensor[0] for tensor in batch.tensors]))
         finally:
             for variable in self.variables:
                 variable.bind(None)
@@ -89,43 +101,43 @@ class Pass:
         ends = [0]
         for variable in self.variables:
             ends.append(ends[-1] + len(variable.tensors()))
+        slices = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
-        def one(*tensors: Tensor) -> Tensors:
-            values = [tensors[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-            data = batch.with_tensors(tensors[ends[-1] :])
-            differentiated = [self.variables.index(variable) for variable in self.wrt]
-
-            def scalar(wrt: list[Tensors]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
-                own = dict(zip(differentiated, wrt, strict=True))
-                for k, variable in enumerate(self.variables):
-                    variable.bind(own.get(k, values[k]))
-                try:
-                    result = self.loss(data)
-                finally:
-                    for variable in self.variables:
-                        variable.bind(None)
-                value, named = result if isinstance(result, tuple) else (result, {})
-                self.parts = list(named)
-                return value, (value, [part.to(value) for part in named.values()])
-
-            if not self.wrt:
-                _, (value, parts) = scalar([])
-                return [value, *parts]
-            slopes, (value, parts) = torch.func.grad(scalar, has_aux=True)([values[k] for k in differentiated])
-            return [value, *parts, *(slope for group in slopes for slope in group)]
+        def forward(*tensors: Tensor) -> Tensors:
+            for variable, own in zip(self.variables, slices, strict=True):
+                variable.bind(tensors[own])
+            try:
+                result = self.loss(batch.with_tensors(tensors[ends[-1] :]))
+            finally:
+                for variable in self.variables:
+                    variable.bind(None)
+            value, named = result if isinstance(result, tuple) else (result, {})
+            self.parts = list(named)
+            return [value, *(part.to(value) for part in named.values())]
 
         data_dims = (None if batch.shared else 0,) * len(batch.tensors)
-        return torch.vmap(one, in_dims=((0,) * ends[-1] + data_dims))
+        losses = torch.vmap(forward, in_dims=(0,) * ends[-1] + data_dims)
+        differentiated = [k for variable in self.wrt for k in range(ends[-1])[slices[self.variables.index(variable)]]]
 
-    def _compare(self, found: Tensors, right: Tensors) -> None:
-        for mine, other in zip(found, right, strict=True):
-            tolerance = 1e-9 if mine.dtype == torch.float64 else 1e-4
-            if not torch.allclose(mine, other, rtol=tolerance, atol=tolerance, equal_nan=True):
-                raise InputError(
-                    f"{_name(self.loss)} gives other numbers when it is called again, so that it cannot be recorded: it must "
-                    "be a function of its variables and its batch alone; draw what is random in `lower_batch` and "
-                    "`upper_batch`"
-                )
+        def run(*tensors: Tensor) -> Tensors:
+            inputs = list(tensors)
+            for k in differentiated:
+                inputs[k] = inputs[k].detach().requires_grad_()
+            with torch.set_grad_enabled(bool(differentiated)):
+                found = losses(*inputs)
+            wrt = [inputs[k] for k in differentiated]
+            # no run's loss depends on the values of another: the gradient of their sum is that of each in its own values
+            slopes = _gradients(found[0].sum(), wrt)
+            return [*(value.detach() for value in found), *slopes]
+
+        return run
+
+
+def _gradients(value: Tensor, wrt: Tensors) -> Tensors:
+    """The gradients; zero where the value does not depend on a tensor."""
+    if not wrt or not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in wrt]
+    return torch.autograd.grad(value, wrt, allow_unused=True, materialize_grads=True)
 
 
 def key_of(loss: Callable[[Any], Any], wrt: Sequence[Variable], batch: Together) -> tuple[Any, ...] | None:

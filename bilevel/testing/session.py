@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from bilevel.active import Active, All
 from bilevel.backend import Backend, Variable, Vector
+from bilevel.errors import InputError
+from bilevel.many import side_by_side
 from bilevel.optimizer import SGD
+from bilevel.per_run import PerRun
 from bilevel.plugins import Plugins, load_plugins
 from bilevel.problem import Problem
 from bilevel.solver import Metrics, Solver
@@ -65,7 +68,7 @@ class After:
 
 
 class Session:
-    """A run in progress. Use it as a context manager; then call `step`, and read `values`.
+    """A run in progress, or several. Use it as a context manager; then call `step`, and read `values`.
 
     problem, solver: what to run.
     backend: a new torch backend by default.
@@ -88,6 +91,14 @@ class Session:
         self.seed = seed
         self.active = active or All()
         self.t = 0
+        self.lead = 0
+
+    @classmethod
+    def of_many(cls, problem: Problem[Any], solvers: Sequence[Solver[Any]], seeds: Sequence[int] = (0,)) -> Self:
+        """A session of several runs side by side: of every solver with every seed; see `bilevel.many`."""
+        session = cls(*side_by_side(problem, solvers, default_backend(), seeds))
+        session.lead = 1
+        return session
 
     def __enter__(self) -> Self:
         self.problem.prepare()
@@ -113,9 +124,14 @@ class Session:
         return metrics
 
     def values(self, name: str) -> Tensor:
-        """The parameters of variable `name` in one tensor: as it is if there is one parameter, else flattened and joined."""
+        """The parameters of variable `name` in one tensor: as it is if there is one parameter, else flattened and joined.
+
+        In a session of several runs it has a first dimension for them.
+        """
         tensors = list(self.backend.weights(self.variable(name)).values())
-        return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([tensor.flatten(self.lead) for tensor in tensors], -1)
 
     def put(self, name: str, values: Mapping[str, Tensor]) -> None:
         """Set the parameters of variable `name` to these values, including frozen ones."""
@@ -153,9 +169,48 @@ def direction(
 
     It is derived from the move itself, with a step size of 1.
     """
-    chosen = configure(solver, needs=("lr_x", *needs), **{"lr_x": After(hold, 1.0), **settings})
-    with Session(problem, chosen) as session:
-        session.step(hold)
-        before, lower = session.values("x"), {name: session.values(name) for name in session.state.replicas}
-        metrics = session.step()
-        return Direction(before - session.values("x"), lower, metrics)
+    with Session(problem, _held(solver, hold, needs, settings)) as session:
+        return _direction(session, hold)
+
+
+def directions(
+    problem: Problem[Any],
+    solver: type[Solver[Any]],
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    hold: int,
+    needs: tuple[str, ...] = (),
+    **settings: Any,
+) -> list[Direction]:
+    """The same for several cases, whose own settings are added to the others. They run side by side where they can."""
+    solvers = [_held(solver, hold, needs, {**settings, **case}) for case in cases]
+    try:
+        with Session.of_many(problem, solvers) as session:
+            found = _direction(session, hold)
+    except InputError:  # the solver decides something for each run, or the loss can be computed for one alone
+        return [direction(problem, solver, hold=hold, needs=needs, **settings, **case) for case in cases]
+    return [
+        Direction(
+            found.gradient[k],
+            {name: value[k] for name, value in found.lower.items()},
+            {name: _of_run(value, k) for name, value in found.metrics.items()},
+        )
+        for k in range(len(cases))
+    ]
+
+
+def _held(solver: type[Solver[Any]], hold: int, needs: tuple[str, ...], settings: Mapping[str, Any]) -> Solver[Any]:
+    return configure(solver, needs=("lr_x", *needs), **{"lr_x": After(hold, 1.0), **settings})
+
+
+def _direction(session: Session, hold: int) -> Direction:
+    session.step(hold)
+    before, lower = session.values("x"), {name: session.values(name) for name in session.state.replicas}
+    metrics = session.step()
+    return Direction(before - session.values("x"), lower, metrics)
+
+
+def _of_run(value: Any, k: int) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _of_run(part, k) for name, part in value.items()}
+    return float(value.values[k]) if isinstance(value, PerRun) else value

@@ -15,4 +15,4 @@ class F2SARate(ScheduledRate):
     scheduled = F2SA
     order = "lower first"
     regimes = (("both", 0.03, 0.03, -2 / 7), ("upper", 0.1, 0.0, -2 / 5), ("none", 0.0, 0.0, -2 / 3))
-    sampled_steps = 600
+    sampled_steps = 300

@@ -15,4 +15,4 @@ class F3SARate(ScheduledRate):
     scheduled = F3SA
     order = "together"
     regimes = (("both", 0.1, 0.1, -2 / 5), ("upper", 0.1, 0.0, -1 / 2), ("none", 0.0, 0.0, -2 / 3))
-    sampled_steps = 500
+    sampled_steps = 250

@@ -44,7 +44,7 @@ class FiniteHorizon(Check):
         solver = configure(self.solver or ScaleBiO, penalty=steps.penalty, lr_z=steps.lr_z, lr_y=steps.lr_y, lr_x=steps.lr_x)
         yield from solver_readings(
             solver, system, lambda t: steps, upper_noise=NOISE, lower_noise=NOISE,
-            steps=200 if self.quick else 600, copies=400, seed=self.seed,
+            steps=200 if self.quick else 300, copies=800, seed=self.seed,
         )  # fmt: skip
 
 

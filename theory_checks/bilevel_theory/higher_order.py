@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bilevel.solvers.f2sa_p import F2SAp, difference
-from bilevel.testing.session import direction
+from bilevel.testing.session import directions
 from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import FASTEST, default_forms, random_x
@@ -30,11 +30,10 @@ class HigherOrder(Check):
         penalties = [float(α) for α in np.geomspace(50, 1000, 3 if self.quick else 4)]
         for p in (1, 2, 3, 4):
             weights = {j: float(c) for j, c in difference(p).items()}
-            sizes, exact = [], []
-            for α in penalties:
-                found = direction(
-                    Quadratic.of(forms, x=x), self.solver or F2SAp, hold=0, lower_steps=90, p=p, penalty=α, lr_z=FASTEST
-                )
-                sizes.append(float((found.gradient - forms.grad_phi(x)).norm()))
-                exact.append(float(forms.difference_bias(x, α, weights).norm()))
+            found = directions(
+                Quadratic.of(forms, x=x), self.solver or F2SAp, [{"penalty": α} for α in penalties],
+                hold=0, lower_steps=90, p=p, lr_z=FASTEST,
+            )  # fmt: skip
+            sizes = [float((one.gradient - forms.grad_phi(x)).norm()) for one in found]
+            exact = [float(forms.difference_bias(x, α, weights).norm()) for α in penalties]
             yield exponent(f"bias, p = {p}", "α", penalties, sizes, -p, 0.1, BECAUSE, exact=exact, allowed=1e-3)

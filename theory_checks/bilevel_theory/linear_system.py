@@ -14,8 +14,9 @@ exactly for the moving point, and nothing else remains of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -25,13 +26,19 @@ from numpy.typing import NDArray
 from bilevel_problems.quadratic_forms import QuadraticForms
 
 Matrix = NDArray[np.float64]
+CHUNK = 1024
+"""How many steps are turned into matrices at a time."""
+
 Order = Literal["together", "lower first"]
 """Whether x moves together with y and z (ScaleBiO, F3SA) or after them, at their new values (F2SA)."""
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """The settings of one step: λ, the steps β of y, γ of z and η of x, and the momentum weight μ (1: none)."""
+    """The settings of one step: λ, the steps β of y, γ of z and η of x, and the momentum weight μ (1: none).
+
+    Those of many steps at once are arrays of shape (steps, 1, 1).
+    """
 
     penalty: float
     lr_y: float
@@ -121,7 +128,7 @@ class LinearSystem:
         self.variance = np.diag([lower_noise**2] * n + [upper_noise**2] * (n + m))
 
     def matrices(self, s: StepSizes) -> tuple[Matrix, Matrix]:
-        """The matrices M and N of a step."""
+        """The matrices M and N of a step, or of many."""
         identity = np.eye(self.size)
         lower = s.lr_z * self.g_z + s.lr_y * self.g_y + s.lr_y / s.penalty * self.f_y
         lower_noise = s.lr_z * self.noise_g_z + s.lr_y * self.noise_g_y + s.lr_y / s.penalty * self.noise_f_y
@@ -141,17 +148,24 @@ class LinearSystem:
         first = np.append(start, 1.0)
         second = np.zeros((noises + size, noises + size))  # of (e, s)
         second[noises:, noises:] = np.outer(first, first)
-        drive = np.zeros((noises + size, noises))
-        step = np.zeros((noises + size, noises + size))
-        for s in steps:
-            M, N = self.matrices(s)
-            keep = 1 - s.momentum
-            step[:noises, :noises] = keep * np.eye(noises)
-            step[noises:, :noises] = keep * N
-            step[noises:, noises:] = M
-            drive[:noises], drive[noises:] = s.momentum * np.eye(noises), s.momentum * N
-            second = step @ second @ step.T + drive @ self.variance @ drive.T
-            yield Moments(self, second[noises:, noises:], s)
+        rest = iter(steps)
+        while some := list(islice(rest, CHUNK)):
+            for s, step, added in zip(some, *self._transitions(some), strict=True):
+                second = step @ second @ step.T + added
+                yield Moments(self, second[noises:, noises:], s)
+
+    def _transitions(self, steps: Sequence[StepSizes]) -> tuple[Matrix, Matrix]:
+        """What each step multiplies (e, s) with, and the second moments that its noise adds. Shapes: (steps, k, k)."""
+        several = StepSizes(*np.array([(s.penalty, s.lr_y, s.lr_z, s.lr_x, s.momentum) for s in steps]).T[:, :, None, None])
+        M, N = self.matrices(several)
+        noises, size = len(self.variance), self.size
+        keep = 1 - several.momentum
+        step = np.zeros((len(steps), noises + size, noises + size))
+        step[:, :noises, :noises] = keep * np.eye(noises)
+        step[:, noises:, :noises] = keep * N
+        step[:, noises:, noises:] = M
+        drive = several.momentum * np.concatenate([np.broadcast_to(np.eye(noises), (len(steps), noises, noises)), N], 1)
+        return step, drive @ self.variance @ drive.transpose(0, 2, 1)
 
     def stationary(self, s: StepSizes) -> Moments:
         """The moments that the process keeps once the settings are held at these values.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.session import direction
+from bilevel.testing.session import directions
 from bilevel.verify.claims import Check, Reading, bound, exponent
 from bilevel_problems.quadratic import Quadratic
 from bilevel_theory.instances import FASTEST, default_forms, random_x
@@ -28,8 +28,9 @@ class LowerDistance(Check):
         x = random_x(5)
         penalties = [float(α) for α in np.geomspace(1e2, 1e5, 4 if self.quick else 7)]
         distances, gaps, values = [], [], []
-        for α in penalties:
-            found = direction(Quadratic.of(forms, x=x), self.solver or ScaleBiO, hold=90, penalty=α, lr_z=FASTEST)
+        cases = [{"penalty": α} for α in penalties]
+        every = directions(Quadratic.of(forms, x=x), self.solver or ScaleBiO, cases, hold=90, lr_z=FASTEST)
+        for α, found in zip(penalties, every, strict=True):
             y, z = found.lower["y"], found.lower["z"]
             distances.append(float((y - z).norm()))
             gaps.append(float(forms.g(x, y) - forms.g(x, z)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.session import direction
+from bilevel.testing.session import directions
 from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_problems.quadratic import Quadratic
 from bilevel_problems.quadratic_forms import QuadraticForms
@@ -33,7 +33,7 @@ class PenaltyBias(Check):
         problem, truth = Quadratic.of(forms, x=x), forms.grad_phi(x)
         penalties = [float(α) for α in np.geomspace(1e2, 1e4 if self.general else 1e5, 4 if self.quick else 8)]
         if self.general:
-            gradients = [self._gradient(problem, α, hold=400, step=0.4) for α in penalties]
+            gradients = self._gradients(problem, penalties, hold=400, step=0.4)
             # some methods scale x's gradient, by 1/α for example: compare the best multiple
             yield exponent(
                 "‖c ∇L_α - ∇Φ‖, best c", "α", penalties,
@@ -41,7 +41,7 @@ class PenaltyBias(Check):
                 "the next term of the expansion counts at α = 100; a faster fall is welcome", at_most=True,
             )  # fmt: skip
             return
-        biases = [self._gradient(problem, α, hold=90, step=FASTEST) - truth for α in penalties]
+        biases = [gradient - truth for gradient in self._gradients(problem, penalties, hold=90, step=FASTEST)]
         exact = [forms.bias(x, α) for α in penalties]
         yield exponent(
             "‖∇L_α - ∇Φ‖", "α", penalties, [float(bias.norm()) for bias in biases], -1, 0.05,
@@ -54,8 +54,9 @@ class PenaltyBias(Check):
             because="rounding errors of 1e-16 and what 90 lower steps leave are multiplied by α and compared with 1/α",
         )
 
-    def _gradient(self, problem: Quadratic, α: float, *, hold: int, step: float) -> Tensor:
-        return direction(
-            problem, self.solver or ScaleBiO, hold=hold, needs=("penalty",),
-            penalty=α, lr_z=step, lr_y=step, lower_steps=1, p=1,
-        ).gradient  # fmt: skip
+    def _gradients(self, problem: Quadratic, penalties: Sequence[float], *, hold: int, step: float) -> list[Tensor]:
+        found = directions(
+            problem, self.solver or ScaleBiO, [{"penalty": α} for α in penalties], hold=hold, needs=("penalty",),
+            lr_z=step, lr_y=step, lower_steps=1, p=1,
+        )  # fmt: skip
+        return [one.gradient for one in found]

@@ -44,7 +44,7 @@ class ScheduledRate(Check):
         system = LinearSystem(noisy_forms(), upper_noise=0.1, lower_noise=0.1, order=self.order)
         yield from solver_readings(
             _for_noise(chosen, "both"), system, schedule_of(_for_noise(self.scheduled, "both")),
-            upper_noise=0.1, lower_noise=0.1, steps=200 if self.quick else self.sampled_steps, copies=400, seed=self.seed,
+            upper_noise=0.1, lower_noise=0.1, steps=200 if self.quick else self.sampled_steps, copies=800, seed=self.seed,
         )  # fmt: skip
 
 
