@@ -32,8 +32,9 @@ class VectorizedVariable(Variable):
     values: the parameters by name. Shapes: (runs, *shape of the parameter).
     buffers: the module's buffers, likewise.
     gradients: the sum so far of weight * gradient, with the shapes of the values.
-    moments: what the optimizer remembers: by its name of it, then by parameter.
-    steps: how many steps the optimizer has taken.
+    moments: what the optimizer remembers of each parameter, by its name for it.
+    trained: the names of the active parameters.
+    marked: the values when the variable was marked; None if it was not.
     """
 
     def __init__(self, name: str, modules: Sequence[nn.Module], settings: SGD | AdamW, blocks: Blocks) -> None:
@@ -45,8 +46,9 @@ class VectorizedVariable(Variable):
         self.values = _stacked([dict(module.named_parameters()) for module in modules])
         self.buffers = _stacked([dict(module.named_buffers()) for module in modules])
         self.gradients: dict[str, Tensor] = {}
-        self.moments: dict[str, dict[str, Tensor]] = {}
-        self.steps = 0
+        self.moments: dict[str, dict[str, Any]] = {}
+        self.trained: set[str] = set()
+        self.marked: dict[str, Tensor] | None = None
         self._bound: dict[str, Tensor] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +67,9 @@ class VectorizedVariable(Variable):
         self._bound = None if tensors is None else dict(zip(names, tensors, strict=True))
 
     def add(self, name: str, gradient: Tensor, weight: float | PerRun) -> None:
-        """Add weight * gradient."""
+        """Add weight * gradient, if the parameter trains."""
+        if name not in self.trained:
+            return
         weighted = gradient if not isinstance(weight, PerRun) and weight == 1 else weight * gradient
         self.gradients[name] = self.gradients[name] + weighted if name in self.gradients else weighted
 
@@ -118,7 +122,7 @@ class VectorizedBackend(Backend):
         grouping = blocks(modules[0]) if blocks is not None else one_block(modules[0])
         variable = VectorizedVariable(name, modules, optimizer, grouping)
         if not sharded:
-            variable.active = grouping.names
+            self.activate(variable, grouping.names)
         self._variables.append(variable)
         return variable
 
@@ -126,23 +130,40 @@ class VectorizedBackend(Backend):
         """Copy the values."""
         source = _own(source)
         replica = copy.copy(source)
-        replica.name, replica.settings, replica.active = name, optimizer or source.settings, frozenset()
+        replica.name, replica.settings = name, optimizer or source.settings
+        replica.active, replica.trained, replica.marked = frozenset(), set(), None
         replica.values = dict(source.values)  # a step makes new tensors, so that the two never share one that changes
-        replica.gradients, replica.moments, replica.steps = {}, {}, 0
+        replica.gradients, replica.moments = {}, {}
         self._variables.append(replica)
         return replica
 
     def assign(self, target: Variable, source: Variable) -> None:
         """Copy values and moments."""
         target, source = _own(target), _own(source)
-        target.values, target.gradients, target.steps = dict(source.values), {}, source.steps
-        target.moments = {kind: dict(moments) for kind, moments in source.moments.items()}
+        target.values, target.gradients = dict(source.values), {}
+        target.moments = {name: dict(moments) for name, moments in source.moments.items()}
 
     def activate(self, variable: Variable, blocks: frozenset[str]) -> None:
-        """Raise `InputError` unless all blocks train."""
-        if blocks != variable.blocks.names:
-            raise InputError("runs side by side train all blocks at every step; call `fit` for each run")
-        variable.active = blocks
+        """Let these blocks train in all runs. Gradients are computed in all blocks; those of the others are dropped."""
+        v = _own(variable)
+        if blocks == v.active:
+            return
+        v.active = blocks
+        v.trained = set(v.blocks.parameters(blocks))
+        v.gradients = {name: gradient for name, gradient in v.gradients.items() if name in v.trained}
+        v.moments = {name: moments for name, moments in v.moments.items() if name in v.trained}
+
+    def mark(self, variable: Variable) -> None:
+        """Remember the values."""
+        v = _own(variable)
+        v.marked = dict(v.values)
+
+    def rewind(self, variable: Variable) -> None:
+        """Bring the values back."""
+        v = _own(variable)
+        if v.marked is None:
+            raise RuntimeError(f"variable {v.name!r} was not marked, so there is nothing to rewind it to")
+        v.values, v.gradients, v.moments = dict(v.marked), {}, {}
 
     def backward(
         self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float | PerRun]
@@ -176,7 +197,6 @@ class VectorizedBackend(Backend):
         if clip is not None:
             factor = PerRun(torch.where(norm > clip, clip / norm, 1.0))
             v.gradients = {name: factor * gradient for name, gradient in v.gradients.items()}
-        v.steps += 1
         update = _adamw if isinstance(v.settings, AdamW) else _sgd
         for name, gradient in v.gradients.items():
             v.values[name] = update(v, name, gradient, lr)
@@ -187,7 +207,8 @@ class VectorizedBackend(Backend):
         """Return the accumulated gradients and clear them."""
         v = _own(variable)
         taken, v.gradients = v.gradients, {}
-        return Vector({name: taken.get(name, torch.zeros_like(value)) for name, value in v.values.items()}, whole=True)
+        active = {name: value for name, value in v.values.items() if name in v.trained}
+        return Vector({name: taken.get(name, torch.zeros_like(value)) for name, value in active.items()}, whole=True)
 
     def add_gradient(self, variable: Variable, vector: Vector, weight: float | PerRun = 1.0) -> None:
         """Add to the gradients that are there."""
@@ -196,14 +217,15 @@ class VectorizedBackend(Backend):
 
     def read(self, variable: Variable) -> Vector:
         """The values, of which a step makes new ones."""
-        return Vector(dict(_own(variable).values), whole=True)
+        v = _own(variable)
+        return Vector({name: value for name, value in v.values.items() if name in v.trained}, whole=True)
 
     def write(self, variable: Variable, vector: Vector) -> None:
         """Set the values. A part without a dimension for runs is that of all of them."""
         v = _own(variable)
-        v.values = {
-            name: vector.parts[name].to(value.device, value.dtype).expand_as(value).clone() for name, value in v.values.items()
-        }
+        for name in v.trained:
+            value = v.values[name]
+            v.values[name] = vector.parts[name].to(value.device, value.dtype).expand_as(value).clone()
 
     def dot(self, v: Vector, w: Vector) -> PerRun:
         """The inner product of each run, in float64."""
@@ -218,8 +240,8 @@ class VectorizedBackend(Backend):
     def optimizer_bytes(self, variable: Variable) -> int:
         """Moments and gradients of all runs."""
         v = _own(variable)
-        held = [*v.gradients.values(), *(moment for kind in v.moments.values() for moment in kind.values())]
-        return sum(tensor.nbytes for tensor in held)
+        moments = [moment for own in v.moments.values() for moment in own.values() if isinstance(moment, Tensor)]
+        return sum(tensor.nbytes for tensor in [*v.gradients.values(), *moments])
 
     def checkpoint_bytes(self, variables: Sequence[Variable]) -> int:
         """Nothing is written."""
@@ -260,9 +282,8 @@ def _sgd(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRun)
     if settings.weight_decay:
         gradient = gradient + settings.weight_decay * value
     if settings.momentum:
-        before = v.moments.setdefault("momentum", {})
-        gradient = settings.momentum * before[name] + gradient if name in before else gradient
-        before[name] = gradient
+        moments = v.moments.setdefault(name, {})
+        moments["momentum"] = gradient = settings.momentum * moments.get("momentum", 0.0) + gradient
     return value - lr * gradient
 
 
@@ -271,10 +292,11 @@ def _adamw(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRu
     settings, value = v.settings, v.values[name]
     assert isinstance(settings, AdamW)
     β1, β2 = settings.betas
-    firsts, seconds = v.moments.setdefault("first", {}), v.moments.setdefault("second", {})
-    first = firsts[name] = β1 * firsts.get(name, 0.0) + (1 - β1) * gradient
-    second = seconds[name] = β2 * seconds.get(name, 0.0) + (1 - β2) * gradient.square()
-    direction = first / (1 - β1**v.steps) / ((second / (1 - β2**v.steps)).sqrt() + settings.eps)
+    moments = v.moments.setdefault(name, {})
+    moments["steps"] = k = moments.get("steps", 0) + 1
+    moments["first"] = first = β1 * moments.get("first", 0.0) + (1 - β1) * gradient
+    moments["second"] = second = β2 * moments.get("second", 0.0) + (1 - β2) * gradient.square()
+    direction = first / (1 - β1**k) / ((second / (1 - β2**k)).sqrt() + settings.eps)
     return value - lr * (direction + settings.weight_decay * value)
 
 

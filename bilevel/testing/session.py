@@ -94,9 +94,16 @@ class Session:
         self.lead = 0
 
     @classmethod
-    def of_many(cls, problem: Problem[Any], solvers: Sequence[Solver[Any]], seeds: Sequence[int] = (0,)) -> Self:
+    def of_many(
+        cls,
+        problem: Problem[Any],
+        solvers: Sequence[Solver[Any]],
+        seeds: Sequence[int] = (0,),
+        *,
+        active: Active | None = None,
+    ) -> Self:
         """A session of several runs side by side: of every solver with every seed; see `bilevel.many`."""
-        session = cls(*side_by_side(problem, solvers, default_backend(), seeds))
+        session = cls(*side_by_side(problem, solvers, default_backend(), seeds), active=active)
         session.lead = 1
         return session
 

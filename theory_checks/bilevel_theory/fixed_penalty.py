@@ -28,15 +28,17 @@ class FixedPenalty(Check):
         solution = forms.solution()
         curvature = float(torch.linalg.eigvalsh(forms.H)[-1])
         penalties = [float(α) for α in np.geomspace(1e2, 1e4, 3 if self.quick else 4)]
-        ends = []
-        for α in penalties:
-            solver = configure(
+        solvers = [
+            configure(
                 self.solver or ScaleBiO, needs=("penalty", "lr_x"),
                 penalty=α, lr_x=0.5 / curvature, lr_z=1.0, lr_y=1.0, lower_steps=2,
-            )  # fmt: skip
-            with Session(Quadratic.of(forms, x=solution, y=forms.lower_solution(solution)), solver) as session:
-                session.step(STEPS)
-                ends.append(session.values("x"))
+            )
+            for α in penalties
+        ]  # fmt: skip
+        problem = Quadratic.of(forms, x=solution, y=forms.lower_solution(solution))
+        with Session.of_many(problem, solvers) as session:
+            session.step(STEPS)
+            ends = session.values("x")
         exact = [forms.penalized_shift(α) for α in penalties]
         yield exponent(
             "‖x_∞ - x*‖", "α", penalties, [float((x - solution).norm()) for x in ends], -1, 0.05,

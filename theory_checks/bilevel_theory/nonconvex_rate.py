@@ -74,7 +74,9 @@ class NonconvexRate(Check):
         forms = dataclasses.replace(default_forms(), rho=6.0, omega=3.0)
         η = 1 / (float(torch.linalg.eigvalsh(forms.H)[-1]) + forms.rho * forms.omega**2)
         horizon = 200 if self.quick else 400
-        xs = self._trajectory(forms, 1e4, η, horizon)
+        penalties = [1e2, 1e3, 1e4]
+        paths = self._trajectories(forms, penalties, η, horizon)
+        xs = paths[:, -1]
         squares = forms.grad_phi(xs).square().sum(-1)
         counts = [float(k) for k in np.geomspace(25, horizon, 5).round()]
         means = [float(squares[: int(k)].mean()) for k in counts]
@@ -89,8 +91,7 @@ class NonconvexRate(Check):
             "the bound itself, for a step η ≤ 1/L; min Φ is bounded by that of its quadratic part",
         )  # fmt: skip
 
-        penalties = [1e2, 1e3, 1e4]
-        ends = torch.stack([self._trajectory(forms, α, η, horizon)[-1] for α in penalties[:-1]] + [xs[-1]])
+        ends = paths[-1]
         yield exponent(
             "‖∇Φ(x_K)‖²", "α", penalties, [float(forms.grad_phi(x).square().sum()) for x in ends], -2, 0.05,
             "the next term of the expansion is 1/α³",
@@ -100,11 +101,14 @@ class NonconvexRate(Check):
         for q, step in ((0.5, 20.0), (0.1, 60.0)) if not self.quick else ((0.5, 20.0),):
             yield self._iterations(q, step)
 
-    def _trajectory(self, forms: QuadraticForms, α: float, η: float, count: int) -> Tensor:
-        """x_0 … x_{count-1}."""
-        solver = configure(self.solver or ScaleBiO, needs=("penalty", "lr_x"), penalty=α, lr_x=η, lr_z=1.0, lower_steps=2)
+    def _trajectories(self, forms: QuadraticForms, penalties: Sequence[float], η: float, count: int) -> Tensor:
+        """x_0 … x_{count-1} for each penalty. Shape: (count, penalties, m)."""
+        solvers = [
+            configure(self.solver or ScaleBiO, needs=("penalty", "lr_x"), penalty=α, lr_x=η, lr_z=1.0, lower_steps=2)
+            for α in penalties
+        ]
         start = torch.full((5,), 2.0, dtype=torch.float64)
-        with Session(Quadratic.of(forms, x=start, y=forms.lower_solution(start)), solver) as session:
+        with Session.of_many(Quadratic.of(forms, x=start, y=forms.lower_solution(start)), solvers) as session:
             return torch.stack([_after(session, k > 0) for k in range(count)])
 
     def _iterations(self, q: float, step: float) -> Reading:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bilevel.solvers.pbgd import PBGD
-from bilevel.testing.session import NotApplicable, Session, configure, direction
+from bilevel.testing.session import NotApplicable, Session, configure, directions
 from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_problems.quadratic import Quadratic
 from bilevel_problems.quadratic_forms import QuadraticForms
@@ -48,10 +49,11 @@ class PBGDRate(Check):
         x = torch.tensor([0.5, -1.0], dtype=torch.float64)
         γs, violations, biases, exact = [1e2, 1e3, 1e4], [], [], []
         fastest = 2 / float(torch.linalg.eigvalsh(p.P)[[0, -1]].sum())
-        for γ in γs:
-            found = direction(
-                Quadratic.of(forms, x=x), chosen, hold=60, kind=kind, penalty=γ, lr_z=4 / 3, lr_y=fastest, lower_steps=1
-            )
+        every = directions(
+            Quadratic.of(forms, x=x), chosen, [{"penalty": γ} for γ in γs],
+            hold=60, kind=kind, lr_z=4 / 3, lr_y=fastest, lower_steps=1,
+        )  # fmt: skip
+        for γ, found in zip(γs, every, strict=True):
             violations.append(p.value(x, found.lower["y"]))
             biases.append(float((found.gradient - forms.grad_phi(x)).norm()))
             exact.append(torch.linalg.solve(γ * p.P + forms.B, forms.slope(x)))
@@ -70,16 +72,16 @@ class PBGDRate(Check):
         start = forms.solution()
         problem = Quadratic.of(forms, x=start, y=forms.lower_solution(start))
         η = 1.0 / p.smoothness()
+        solvers = [configure(chosen, penalty=γ, lr_x=η / γ, lr_y=η, lr_z=4 / 3, lower_steps=2) for γ in γs]
+        last = int(20 * γs[-1])
+        with Session.of_many(problem, solvers) as session:
+            xs, ys = (torch.stack(values) for values in zip(*(_both(session) for _ in range(last)), strict=True))
         violations, distances, rates = [], [], []
-        for γ in γs:
-            solver = configure(chosen, penalty=γ, lr_x=η / γ, lr_y=η, lr_z=4 / 3, lower_steps=2)
+        for k, γ in enumerate(γs):
+            early, late = int(12 * γ), int(12 * γ) + int(8 * γ)
             end, _ = p.solution(γ)
-            with Session(problem, solver) as session:
-                session.step(int(12 * γ))
-                before = float((session.values("x") - end).norm())
-                session.step(int(8 * γ))
-                x, y = session.values("x"), session.values("y")
-            rates.append(-math.log(float((x - end).norm()) / before) / int(8 * γ))
+            x, y = xs[late - 1, k], ys[late - 1, k]
+            rates.append(-math.log(float((x - end).norm() / (xs[early - 1, k] - end).norm())) / (late - early))
             violations.append(p.value(x, y))
             distances.append(float((x - start).norm()))
         ends = [p.solution(γ) for γ in γs]
@@ -113,3 +115,9 @@ class PBGDRate(Check):
             [float(np.argmax(np.array(slopes) <= ε)) + 1 for ε in targets], -(q + 2) / (q + 1), 0.05,
             "steps count from x = 1.5, and discrete steps lag behind the flow by log k",
         )  # fmt: skip
+
+
+def _both(session: Session) -> tuple[Tensor, Tensor]:
+    """x and y after one more step."""
+    session.step()
+    return session.values("x"), session.values("y")
