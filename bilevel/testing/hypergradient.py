@@ -131,50 +131,101 @@ def penalized_solution(
     tolerance: float = 1e-12, dense: int = DENSE,
 ) -> Values:  # fmt: skip
     """y*_α(x) = argmin_y g + f/α, found as in `hypergradient`."""
+    return penalized_solutions(problem, [penalty], x=x, y=y, index=index, tolerance=tolerance, dense=dense)[0]
+
+
+def penalized_solutions(
+    problem: Problem[Any], penalties: Sequence[float], *, x: Values | None = None, y: Values | None = None, index: int = 0,
+    tolerance: float = 1e-12, dense: int = DENSE,
+) -> list[Values]:  # fmt: skip
+    """y*_α(x) for several α, each sought from the one before. They share what is known of the second derivatives."""
     losses = Losses.of(problem, index=index)
     x_ = losses.x.start if x is None else losses.x.join(x)
     y_ = losses.y.start if y is None else losses.y.join(y)
-    return losses.y.split(
-        minimize(lambda v: losses.g(x_, v) + losses.f(x_, v) / penalty, y_, tolerance=tolerance, dense=dense)
-    )
+    newton, found = Newton(dense), []
+    for penalty in penalties:
+
+        def penalized(v: Tensor, penalty: float = penalty) -> Tensor:
+            return losses.g(x_, v) + losses.f(x_, v) / penalty
+
+        y_ = newton.minimize(penalized, y_, tolerance=tolerance)
+        found.append(losses.y.split(y_))
+    return found
 
 
 def minimize(
     function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, dense: int = DENSE, steps: int = 200
 ) -> Tensor:
     """Find a local minimum by Newton's method with step halving; where the function is not convex, L-BFGS comes first."""
-    y, near = start, False
-    gradient = grad(function)
-    for _ in range(steps):
+    return Newton(dense).minimize(function, start, tolerance=tolerance, steps=steps)
+
+
+class Newton:
+    """Newton's method, which keeps the factors of a Hessian for as long as they serve.
+
+    dense: see `DENSE`.
+    """
+
+    def __init__(self, dense: int = DENSE) -> None:
+        self.dense = dense
+        self.factor: Tensor | None = None
+
+    def minimize(
+        self, function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, steps: int = 200
+    ) -> Tensor:
+        """Find a local minimum. Raises `NotSolvedError` if there is none near, or after so many steps."""
+        y, near = start, False
+        gradient = grad(function)
         slope = gradient(y)
-        if float(slope.norm()) <= tolerance:
-            return y
-        try:
-            step = solve_hessian(function, y, slope, dense=dense)
-        except NotSolvedError:
-            if near:
-                raise
-            y, near = _approach(function, y), True
-            continue
-        value, length = function(y), 1.0
-        # near the minimum the values no longer differ; there the gradient tells whether a step is good
-        while function(y - length * step) > value and gradient(y - length * step).norm() > slope.norm():
-            length /= 2
-            if length < 1e-8:
-                raise NotSolvedError(f"no step reduces the lower loss, at a gradient norm of {float(slope.norm()):.1e}")
-        y = y - length * step
-    raise NotSolvedError(f"the lower level is not solved after {steps} Newton steps")
+        for _ in range(steps):
+            size = float(slope.norm())
+            if self.factor is not None:
+                ahead = y - torch.cholesky_solve(slope[:, None], self.factor)[:, 0]
+                slope_ahead = gradient(ahead)
+                if float(slope_ahead.norm()) <= size / 4:  # also below the tolerance: such a step costs little
+                    y, slope = ahead, slope_ahead
+                    continue
+            if size <= tolerance:
+                return y
+            try:
+                step = self._step(function, y, slope)
+            except NotSolvedError:
+                if near:
+                    raise
+                y, near = _approach(function, y), True
+                slope = gradient(y)
+                continue
+            value, length = function(y), 1.0
+            # near the minimum the values no longer differ; there the gradient tells whether a step is good
+            while function(y - length * step) > value and gradient(y - length * step).norm() > slope.norm():
+                length /= 2
+                if length < 1e-8:
+                    raise NotSolvedError(f"no step reduces the lower loss, at a gradient norm of {size:.1e}")
+            y = y - length * step
+            slope = gradient(y)
+        raise NotSolvedError(f"the lower level is not solved after {steps} Newton steps")
+
+    def _step(self, function: Callable[[Tensor], Tensor], y: Tensor, slope: Tensor) -> Tensor:
+        if y.numel() > self.dense:
+            return solve_hessian(function, y, slope, dense=self.dense)
+        self.factor = factor_hessian(function, y)
+        return torch.cholesky_solve(slope[:, None], self.factor)[:, 0]
 
 
 def solve_hessian(function: Callable[[Tensor], Tensor], y: Tensor, right: Tensor, *, dense: int = DENSE) -> Tensor:
     """[∇² function(y)]⁻¹ right. Raises `NotSolvedError` if the Hessian is not positive definite."""
     if y.numel() <= dense:
-        factor, failed = torch.linalg.cholesky_ex(jacrev(grad(function))(y))
-        if int(failed):
-            raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularized?")
-        return torch.cholesky_solve(right[:, None], factor)[:, 0]
+        return torch.cholesky_solve(right[:, None], factor_hessian(function, y))[:, 0]
     pullback = vjp(grad(function), y)[1]
     return conjugate_gradients(lambda v: pullback(v)[0], right)
+
+
+def factor_hessian(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """The Cholesky factor of ∇² function(y). Raises `NotSolvedError` if the Hessian is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(jacrev(grad(function))(y))
+    if int(failed):
+        raise NotSolvedError("the Hessian of the lower loss is not positive definite; is the lower level regularized?")
+    return factor
 
 
 def conjugate_gradients(

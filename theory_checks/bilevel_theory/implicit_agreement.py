@@ -13,7 +13,7 @@ from bilevel.problem import Problem
 from bilevel.solver import Solver
 from bilevel.solvers.f2sa_p import F2SAp
 from bilevel.solvers.scalebio import ScaleBiO
-from bilevel.testing.hypergradient import hypergradient, penalized_solution
+from bilevel.testing.hypergradient import hypergradient, penalized_solutions
 from bilevel.testing.session import Session, configure
 from bilevel.verify.claims import Check, Reading, bound, exponent
 from bilevel_problems.logistic_regularization import LogisticRegularization
@@ -44,8 +44,10 @@ class ImplicitAgreement(Check):
         size = float(_flat(truth.value).norm())
         penalties = [float(α) for α in np.geomspace(1e3, 3e4, 3)]
         first, second = [], []
+        tilts = [α / j for α in penalties for j in (1, -1)]
+        solved = iter(penalized_solutions(problem, tilts, y=truth.y))
         for α in penalties:
-            path = {j: penalized_solution(problem, α / j, y=truth.y) for j in (1, -1)}
+            path = {j: next(solved) for j in (1, -1)}
             gradient = solver_gradient(problem, self.solver or ScaleBiO, {"y": path[1], "z": truth.y}, penalty=α)
             first.append(float((gradient - _flat(truth.value)).norm()) / size)
             gradient = solver_gradient(problem, F2SAp, {"y-1": path[-1], "y+1": path[1]}, penalty=α, p=2, lower_steps=1)
