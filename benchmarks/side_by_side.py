@@ -29,6 +29,7 @@ from bilevel import F2SA, Backend, Metrics, Problem, State, fit_many
 from bilevel_backends.torch_backend import TorchBackend
 
 LOWER_STEPS = 10
+TITLE = "CPU time of a step of one run, over that of a bare loop"
 FEW = 3  # steps of each run that are not timed by themselves
 
 
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     method = METHODS["f2sa"]
     columns = [f"{n} runs" for n in options.runs]
-    table = Table("problem", "bare, ms", "fit", *columns, "once, s", title="CPU time of a step of one run / that of a bare loop")
+    table = Table("problem", "bare, ms", "fit", *columns, "once, s", title=TITLE)
     found = {}
     for name in options.problems:
         case = CASES[name]

@@ -69,9 +69,9 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
     "BilevelError", "Blocks", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding", "Forward", "InputError",
-    "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result", "Rounds",
-    "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "Workload",
-    "find_blocks", "fit", "fit_many", "hookimpl",
+    "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result",
+    "Rounds", "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector",
+    "Workload", "find_blocks", "fit", "fit_many", "hookimpl",
 ]  # fmt: skip
 
 

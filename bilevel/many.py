@@ -18,7 +18,6 @@ from bilevel.batch import leaves, map_tensors
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.per_run import PerRun
-from bilevel.plain import name_of
 from bilevel.problem import Forward, Loss, Measure, Problem, Shard
 from bilevel.schedule import EachRun
 from bilevel.solver import Metrics, Solver
@@ -31,7 +30,7 @@ class Runs:
     x: the upper variable's parameters at the end, by name. Shape: (solvers, seeds, *shape of the parameter).
     trajectory: the same after each recorded step. Shape: (solvers, seeds, recorded steps, *shape).
     metrics: the numbers that the solver reports for each recorded step, by name; a named part of one is `metric/part`.
-        Shape: (solvers, seeds, recorded steps).
+        NaN where a step does not report it. Shape: (solvers, seeds, recorded steps).
     steps: the numbers of the recorded steps, from 0.
     diverged: which runs met a number that is not finite. Their x is NaN. Shape: (solvers, seeds).
     """
@@ -57,7 +56,7 @@ def fit_many(
     Each run ends where `fit` with its solver and its seed ends, up to rounding. For small problems, on which the time of a
     step is that of calling torch rather than of computing, many runs take little longer than one.
 
-    solvers: of one class, alike but for their schedules (step sizes, penalties) and other settings that are no whole numbers.
+    solvers: of one class, alike but for schedules (step sizes, penalties) and other settings that are real numbers.
     backend: one that can hold many runs: `torch`.
     steps: the number of steps of each run.
     seeds: the seeds of each solver's runs: they decide initial values and batches, as in `fit`.
@@ -95,10 +94,13 @@ def fit_many(
 
     def by_run(values: Sequence[Tensor]) -> Tensor:
         """(records, runs, *shape) -> (solvers, seeds, records, *shape)."""
-        return torch.stack(list(values), 1).unflatten(0, (len(chosen), len(seeds)))
+        joined = torch.stack(list(values), 1)
+        return joined.view(len(chosen), len(seeds), *joined.shape[1:])
 
     trajectory = {name: by_run([point[name] for point in x]) for name in x[0]}
-    numbers = {name: by_run([found[name] for found in metrics if name in found]) for name in _always(metrics)}
+    nothing = torch.full((len(chosen) * len(seeds),), torch.nan, dtype=torch.float64)
+    names = dict.fromkeys(name for found in metrics for name in found)
+    numbers = {name: by_run([found.get(name, nothing) for found in metrics]) for name in names}
     end = {name: path[:, :, -1] for name, path in trajectory.items()}
     finite = torch.stack([value.flatten(2).isfinite().all(-1) for value in end.values()])
     return Runs(end, trajectory, numbers, recorded, ~finite.all(0))
@@ -136,9 +138,7 @@ class Together:
     def form(self) -> tuple[Any, ...]:
         """What two batches that differ in the values of their tensors only have in common."""
         queue = iter(self.tensors)
-        leaf_forms = [
-            (next(queue).shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves(self.batch)
-        ]
+        leaf_forms = [(next(queue).shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves(self.batch)]
         return (self.shared, *leaf_forms)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
@@ -218,8 +218,8 @@ class ForSeeds(Problem[Any]):
         for same in zip(*map(leaves, batches), strict=False):
             if not _alike(same):
                 raise InputError(
-                    f"the batches of different seeds of {name_of(self.problem)} differ in more than the values of their "
-                    "tensors, so that these runs cannot go side by side; call `fit` for each"
+                    f"the batches of different seeds of {type(self.problem).__name__} differ in more than the values of "
+                    "their tensors, so that these runs cannot go side by side; call `fit` for each"
                 )
             if isinstance(same[0], Tensor):
                 stacked = torch.stack(same)
@@ -239,7 +239,8 @@ def _merge(solvers: Sequence[Solver[Any]], seeds: int) -> Solver[Any]:
     """One solver whose settings are those of each run, where they differ."""
     first = solvers[0]
     if any(type(solver) is not type(first) for solver in solvers):
-        raise InputError(f"runs side by side have one class of solver, not {', '.join({name_of(s): 0 for s in solvers})}")
+        kinds = ", ".join(dict.fromkeys(type(solver).__name__ for solver in solvers))
+        raise InputError(f"runs side by side have one class of solver, not {kinds}")
     merged = copy.copy(first)
     hints = typing.get_type_hints(type(first))
     for field in dataclasses.fields(first):  # type: ignore[arg-type]  # solvers are dataclasses
@@ -253,8 +254,8 @@ def _merge(solvers: Sequence[Solver[Any]], seeds: int) -> Solver[Any]:
             object.__setattr__(merged, field.name, PerRun.of(every))
         else:
             raise InputError(
-                f"{name_of(first)}: {field.name} differs between solvers ({values[0]!r}, {_other(values)!r}); runs side by "
-                "side may differ in step sizes, penalties and other real numbers only; call fit_many for each value"
+                f"{type(first).__name__}: {field.name} differs between solvers ({values[0]!r}, {_other(values)!r}); runs "
+                "side by side may differ in step sizes, penalties and other real numbers only; call fit_many for each value"
             )
     return merged
 
@@ -269,18 +270,16 @@ def _is_schedule(hint: Any) -> bool:
 
 
 def _refuse_to_measure(what: Callable[[Forward, Any], Mapping[str, Tensor]], batch: Any) -> Mapping[str, float]:
-    raise InputError("this problem examines its lower variable, which many runs side by side do not let it; call `fit` for each")
+    raise InputError(
+        "this problem examines its lower variable, which many runs side by side do not let it; call `fit` for each"
+    )
 
 
 def _flat(metrics: Metrics, runs: int) -> dict[str, Tensor]:
     """Every number of a step as a tensor of shape (runs,)."""
     found = {}
     for name, value in metrics.items():
-        for key, number in ({f"{name}/{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}).items():
+        parts = {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        for key, number in parts.items():
             found[key] = number.values if isinstance(number, PerRun) else torch.full((runs,), number, dtype=torch.float64)
     return found
-
-
-def _always(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names that every record has."""
-    return [name for name in metrics[0] if all(name in found for found in metrics)]

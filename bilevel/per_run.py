@@ -96,16 +96,16 @@ class PerRun:
         return self._agreed(0.0, operator.ne)
 
     def __float__(self) -> float:
-        self._refuse("takes one number")
+        self._refuse("asks for one number where every run has its own")
 
     def __index__(self) -> int:
-        self._refuse("takes one number")
+        self._refuse("asks for one number where every run has its own")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        self._refuse("takes one number")
+        self._refuse("asks for one number where every run has its own")
 
     def __iter__(self) -> Any:
-        self._refuse("takes several numbers")
+        self._refuse("asks for several numbers where every run has one of its own")
 
     def __repr__(self) -> str:
         return f"PerRun({self.values.tolist()})"
@@ -123,7 +123,7 @@ class PerRun:
             return bool(answers)
         first = bool(answers.flatten()[0])
         if bool((answers != first).any()):
-            self._refuse("decides")
+            self._refuse("decides for all runs at once by numbers that do not agree")
         return first
 
     def _refuse(self, what: str) -> NoReturn:
@@ -132,7 +132,9 @@ class PerRun:
         while frame.f_back is not None and frame.f_code.co_filename == __file__:
             frame = frame.f_back
         where = f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
-        raise InputError(
-            f"{where} {what} for all runs at once where each has a number of its own, and they differ; such runs cannot go "
-            "side by side: call `fit` for each"
-        )
+        raise InputError(f"{where} {what}, so that these runs cannot go side by side; call `fit` for each")
+
+
+def at_least(low: float, value: Any) -> Any:
+    """The value, or `low` where it is below that: for each run its own."""
+    return PerRun(value.values.clamp(min=low)) if isinstance(value, PerRun) else max(value, low)

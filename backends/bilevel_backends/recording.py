@@ -6,6 +6,7 @@ on small tensors do. A repeated function skips it. Unlike torch.compile this tak
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def record(function: Callable[..., Tensors], arguments: Tensors) -> tuple[Callab
     return recorder.build(results), results
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation, with a name for every tensor."""
 
     @classmethod
@@ -45,12 +46,13 @@ class _Recorder(TorchDispatchMode):
         return False
 
     def __init__(self, arguments: Tensors) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.arguments = [f"a{k}" for k in range(len(arguments))]
         self.names = {id(tensor): f"a{k}" for k, tensor in enumerate(arguments)}
         self.kept: list[Any] = list(arguments)  # an id is that of one tensor only as long as the tensor exists
-        self.calls: list[tuple[str, list[str], set[str], bool]] = []  # the line, what it gives, needs, whether it changes that
+        self.calls: list[tuple[str, list[str], set[str], bool]] = []  # line, what it gives, what it needs, in place
         self.space: dict[str, Any] = {}
+        self.numbers = itertools.count()
         self.constants: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,7 +73,7 @@ class _Recorder(TorchDispatchMode):
         words += [f"{key}={self._word(value)}" for key, value in (kwargs or {}).items()]
         gives = [self._name(tensor) if changes else self._new(tensor) for tensor in _tensors(found)]
         target = gives[0] if isinstance(found, Tensor) else f"({''.join(f'{name}, ' for name in gives)})"
-        self.space[function := f"f{len(self.space)}"] = func
+        self.space[function := f"f{next(self.numbers)}"] = func
         self.calls.append((f"{target} = {function}({', '.join(words)})", gives, needed, changes))
         return found
 
@@ -83,7 +85,8 @@ class _Recorder(TorchDispatchMode):
             if changes or needed.intersection(gives):
                 needed |= needs
                 lines.append(f"    {line}")
-        source = "\n".join([f"def repeat({', '.join(self.arguments)}):", *reversed(lines), f"    return [{', '.join(ends)}]"])
+        head, end = f"def repeat({', '.join(self.arguments)}):", f"    return [{', '.join(ends)}]"
+        source = "\n".join([head, *reversed(lines), end])
         exec(compile(source, "<recorded>", "exec"), self.space)
         repeat: Callable[..., Tensors] = self.space["repeat"]
         return repeat
@@ -92,12 +95,12 @@ class _Recorder(TorchDispatchMode):
         return self.names[id(tensor)] if id(tensor) in self.names else self._constant(tensor)
 
     def _new(self, tensor: Tensor) -> str:
-        self.names[id(tensor)] = name = f"t{len(self.names)}"
+        self.names[id(tensor)] = name = f"t{next(self.numbers)}"
         return name
 
     def _constant(self, tensor: Tensor) -> str:
         self.kept.append(tensor)
-        self.names[id(tensor)] = name = f"c{len(self.names)}"
+        self.names[id(tensor)] = name = f"c{next(self.numbers)}"
         self.space[name] = tensor.detach()
         self.constants.add(name)
         return name
@@ -110,7 +113,7 @@ class _Recorder(TorchDispatchMode):
             return f"[{', '.join(map(self._word, value))}]"
         if value is None or isinstance(value, bool | int):
             return repr(value)
-        self.space[name := f"v{len(self.space)}"] = value
+        self.space[name := f"v{next(self.numbers)}"] = value
         return name
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class VectorizedVariable(Variable):
         names = [*self.values, *self.buffers]
         self._bound = None if tensors is None else dict(zip(names, tensors, strict=True))
 
-    def add(self, name: str, gradient: Tensor, weight: float | PerRun) -> None:
+    def add(self, name: str, gradient: Tensor, weight: float) -> None:
         """Add weight * gradient, if the parameter trains."""
         if name not in self.trained:
             return
@@ -118,7 +118,9 @@ class VectorizedBackend(Backend):
         require_function(name, modules[0])
         frozen = [key for key, parameter in modules[0].named_parameters() if not parameter.requires_grad]
         if frozen:
-            raise InputError(f"variable {name!r}: {frozen[0]} does not train, which runs side by side do not know; make it a buffer")
+            raise InputError(
+                f"variable {name!r}: {frozen[0]} does not train, which runs side by side do not know; make it a buffer"
+            )
         grouping = blocks(modules[0]) if blocks is not None else one_block(modules[0])
         variable = VectorizedVariable(name, modules, optimizer, grouping)
         if not sharded:
@@ -165,28 +167,45 @@ class VectorizedBackend(Backend):
             raise RuntimeError(f"variable {v.name!r} was not marked, so there is nothing to rewind it to")
         v.values, v.gradients, v.moments = dict(v.marked), {}, {}
 
-    def backward(
-        self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float | PerRun]
-    ) -> Evaluation:
+    def backward(self, loss: Callable[[B], Loss], batch: Sequence[B], *, wrt: Mapping[Variable, float]) -> Evaluation:
         """Run the pass of all runs."""
         variables = [_own(variable) for variable in wrt]
         evaluations = []
         for micro_batch in batch:
             evaluation, gradients = self._run(loss, micro_batch, variables)
             evaluations.append(evaluation)
-            queue = iter(gradients)
-            for variable, weight in zip(variables, wrt.values(), strict=True):
-                for name in variable.values:
-                    variable.add(name, next(queue), weight)
-                for _ in variable.buffers:
-                    next(queue)
+            _add(gradients, wrt)
         return _total(evaluations)
+
+    @property
+    def second_order(self) -> bool:
+        """Losses are differentiated by torch, as often as is asked."""
+        return True
+
+    def backward_along(
+        self,
+        loss: Callable[[B], Loss],
+        batch: Sequence[B],
+        variable: Variable,
+        vector: Vector,
+        *,
+        wrt: Mapping[Variable, float],
+    ) -> float:
+        """Differentiate the losses of all runs twice."""
+        of, variables = _own(variable), [_own(v) for v in wrt]
+        parts = [vector.parts.get(name, torch.zeros_like(value)) for name, value in of.values.items()]
+        products = []
+        for micro_batch in batch:
+            evaluation, gradients = self._run(loss, micro_batch, variables, of, parts)
+            products.append(evaluation)
+            _add(gradients, wrt)
+        return _total(products).value
 
     def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
         """Run the forward passes."""
         return _total([self._run(loss, micro_batch, [])[0] for micro_batch in batch])
 
-    def step(self, variable: Variable, *, lr: float | PerRun) -> PerRun:
+    def step(self, variable: Variable, *, lr: float) -> float:
         """Clip each run's gradient by its own norm, and update."""
         v = _own(variable)
         if not v.gradients:
@@ -201,7 +220,7 @@ class VectorizedBackend(Backend):
         for name, gradient in v.gradients.items():
             v.values[name] = update(v, name, gradient, lr)
         v.gradients = {}
-        return PerRun(norm)
+        return _number(norm)
 
     def take_gradient(self, variable: Variable) -> Vector:
         """Return the accumulated gradients and clear them."""
@@ -210,7 +229,7 @@ class VectorizedBackend(Backend):
         active = {name: value for name, value in v.values.items() if name in v.trained}
         return Vector({name: taken.get(name, torch.zeros_like(value)) for name, value in active.items()}, whole=True)
 
-    def add_gradient(self, variable: Variable, vector: Vector, weight: float | PerRun = 1.0) -> None:
+    def add_gradient(self, variable: Variable, vector: Vector, weight: float = 1.0) -> None:
         """Add to the gradients that are there."""
         for name, part in vector.parts.items():
             _own(variable).add(name, part, weight)
@@ -227,10 +246,10 @@ class VectorizedBackend(Backend):
             value = v.values[name]
             v.values[name] = vector.parts[name].to(value.device, value.dtype).expand_as(value).clone()
 
-    def dot(self, v: Vector, w: Vector) -> PerRun:
+    def dot(self, v: Vector, w: Vector) -> float:
         """The inner product of each run, in float64."""
         products = [(part.double() * w.parts[name].double()).flatten(1).sum(1) for name, part in v.parts.items()]
-        return PerRun(sum(products[1:], products[0]))
+        return _number(sum(products[1:], products[0]))
 
     def weights(self, variable: Variable) -> dict[str, Tensor]:
         """Copies of all values on the CPU. Shapes: (runs, *shape)."""
@@ -260,22 +279,35 @@ class VectorizedBackend(Backend):
         self._variables, self._passes = [], {}
 
     def _run(
-        self, loss: Callable[[Any], Loss], batch: Any, wrt: Sequence[VectorizedVariable]
+        self,
+        loss: Callable[[Any], Loss],
+        batch: Any,
+        wrt: Sequence[VectorizedVariable],
+        of: VectorizedVariable | None = None,
+        vector: Sequence[Tensor] = (),
     ) -> tuple[Evaluation, Sequence[Tensor]]:
         if not isinstance(batch, Together):
             raise TypeError("runs side by side take the batches of a `ForSeeds` problem")
         batch = batch.to(self.device)
-        key = key_of(loss, wrt, batch)
+        key = key_of(loss, wrt, of, batch)
         found = self._passes.get(key) if key is not None else None
         if found is None:
-            found = Pass(loss, list(self._variables), wrt)
+            found = Pass(loss, list(self._variables), wrt, of)
             if key is not None:
                 self._passes[key] = found
-        value, parts, gradients = found(batch)
-        return Evaluation(PerRun(value.double()), {key: PerRun(part.double()) for key, part in parts.items()}), gradients
+        value, parts, gradients = found(batch, vector)
+        return Evaluation(_number(value), {key: _number(part) for key, part in parts.items()}), gradients
 
 
-def _sgd(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRun) -> Tensor:
+def _add(gradients: Sequence[Tensor], wrt: Mapping[Variable, float]) -> None:
+    """Add the gradients of a pass to the variables in which it was differentiated."""
+    queue = iter(gradients)
+    for variable, weight in wrt.items():
+        for name in _own(variable).values:
+            _own(variable).add(name, next(queue), weight)
+
+
+def _sgd(v: VectorizedVariable, name: str, gradient: Tensor, lr: float) -> Tensor:
     """Gradient descent with heavy-ball momentum, as in `torch.optim.SGD`."""
     settings, value = v.settings, v.values[name]
     assert isinstance(settings, SGD)
@@ -287,7 +319,7 @@ def _sgd(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRun)
     return value - lr * gradient
 
 
-def _adamw(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRun) -> Tensor:
+def _adamw(v: VectorizedVariable, name: str, gradient: Tensor, lr: float) -> Tensor:
     """Adam with decoupled weight decay (arXiv 1711.05101), as in `torch.optim.AdamW`."""
     settings, value = v.settings, v.values[name]
     assert isinstance(settings, AdamW)
@@ -297,7 +329,13 @@ def _adamw(v: VectorizedVariable, name: str, gradient: Tensor, lr: float | PerRu
     moments["first"] = first = β1 * moments.get("first", 0.0) + (1 - β1) * gradient
     moments["second"] = second = β2 * moments.get("second", 0.0) + (1 - β2) * gradient.square()
     direction = first / (1 - β1**k) / ((second / (1 - β2**k)).sqrt() + settings.eps)
-    return value - lr * (direction + settings.weight_decay * value)
+    moved: Tensor = value - lr * (direction + settings.weight_decay * value)
+    return moved
+
+
+def _number(values: Tensor) -> float:
+    """A number of each run, where solvers expect one."""
+    return cast(float, PerRun(values.double()))
 
 
 def _total(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -20,6 +21,7 @@ Tensors = Sequence[Tensor]
 Outcome = tuple[Tensor, Mapping[str, Tensor], Sequence[Tensor]]
 """The losses, their named parts, and the gradients; each with a first dimension for the runs."""
 
+
 class Pass:
     """A loss with its gradients in some variables, for all runs.
 
@@ -28,25 +30,30 @@ class Pass:
     loss: a function of one run's batch that calls the variables.
     variables: all variables that it may call.
     wrt: those in which it is differentiated.
+    of: if this is given, what is differentiated is <gradient of the loss in this variable, a vector> instead.
     """
 
-    def __init__(self, loss: Callable[[Any], Any], variables: Sequence[Any], wrt: Sequence[Any]) -> None:
+    def __init__(
+        self, loss: Callable[[Any], Any], variables: Sequence[Any], wrt: Sequence[Any], of: Any | None = None
+    ) -> None:
         self.loss = loss
         self.variables = variables
         self.wrt = wrt
+        self.of = of
         self.parts: list[str] = []
         self.calls = 0
         self.recordable = True
         self.recorded: Callable[..., Tensors] | None = None
         self.repeat: Callable[..., Tensors] | None = None
 
-    def __call__(self, batch: Together) -> Outcome:
-        """Run the pass. Raises `InputError` if torch cannot map the loss over runs."""
-        inputs = [tensor for variable in self.variables for tensor in variable.tensors()] + list(batch.tensors)
-        if self.repeat is not None:
-            found = self.repeat(*inputs)
-        else:
-            found = self._first_calls(batch, inputs)
+    def __call__(self, batch: Together, vector: Tensors = ()) -> Outcome:
+        """Run the pass. Raises `InputError` if torch cannot map the loss over runs.
+
+        vector: for every parameter of the variable `of`, in its order.
+        """
+        inputs = [tensor for variable in self.variables for tensor in variable.tensors()]
+        inputs += [*batch.tensors, *vector]
+        found = self.repeat(*inputs) if self.repeat is not None else self._first_calls(batch, inputs)
         value, *rest = found
         return value, dict(zip(self.parts, rest, strict=False)), rest[len(self.parts) :]
 
@@ -81,12 +88,12 @@ class Pass:
             tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
             if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True):
                 raise InputError(
-                    f"{_name(self.loss)} gives other numbers when it is called again: it must be a function of its variables "
-                    "and its batch alone; draw what is random in `lower_batch` and `upper_batch`"
+                    f"{_name(self.loss)} gives other numbers when it is called again: it must be a function of its "
+                    "variables and its batch alone; draw what is random in `lower_batch` and `upper_batch`"
                 )
 
     def _call_plainly(self, batch: Together) -> None:
-        """Compute the loss of the first run, so that what a problem computes once and keeps is not recorded as an operation."""
+        """Compute the loss of the first run, so that what a problem computes once and keeps is not recorded."""
         for variable in self.variables:
             variable.bind([tensor[0] for tensor in variable.tensors()])
         try:
@@ -101,7 +108,7 @@ class Pass:
         ends = [0]
         for variable in self.variables:
             ends.append(ends[-1] + len(variable.tensors()))
-        slices = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        slices = [slice(a, b) for a, b in pairwise(ends)]
 
         def forward(*tensors: Tensor) -> Tensors:
             for variable, own in zip(self.variables, slices, strict=True):
@@ -112,35 +119,46 @@ class Pass:
                 for variable in self.variables:
                     variable.bind(None)
             value, named = result if isinstance(result, tuple) else (result, {})
-            self.parts = list(named)
+            self.parts = [] if self.of is not None else list(named)
             return [value, *(part.to(value) for part in named.values())]
 
-        data_dims = (None if batch.shared else 0,) * len(batch.tensors)
-        losses = torch.vmap(forward, in_dims=(0,) * ends[-1] + data_dims)
-        differentiated = [k for variable in self.wrt for k in range(ends[-1])[slices[self.variables.index(variable)]]]
+        data = ends[-1] + len(batch.tensors)
+        losses = torch.vmap(forward, in_dims=(0,) * ends[-1] + (None if batch.shared else 0,) * len(batch.tensors))
+
+        def places(variable: Any) -> list[int]:
+            return list(range(ends[-1])[slices[self.variables.index(variable)]])[: len(variable.values)]
+
+        wrt = [k for variable in self.wrt for k in places(variable)]
+        of = [] if self.of is None else places(self.of)
 
         def run(*tensors: Tensor) -> Tensors:
             inputs = list(tensors)
-            for k in differentiated:
+            for k in {*wrt, *of}:
                 inputs[k] = inputs[k].detach().requires_grad_()
-            with torch.set_grad_enabled(bool(differentiated)):
-                found = losses(*inputs)
-            wrt = [inputs[k] for k in differentiated]
-            # no run's loss depends on the values of another: the gradient of their sum is that of each in its own values
-            slopes = _gradients(found[0].sum(), wrt)
-            return [*(value.detach() for value in found), *slopes]
+            with torch.set_grad_enabled(bool(wrt)):
+                found = losses(*inputs[:data])
+                # no run's loss depends on the values of another: the gradient of their sum is that of each in its own values
+                value = found[0].sum()
+                if of:
+                    slopes = _gradients(value, [inputs[k] for k in of], create_graph=True)
+                    products = [(slope * v).flatten(1).sum(1) for slope, v in zip(slopes, inputs[data:], strict=True)]
+                    found = [sum(products[1:], products[0])]
+                    value = found[0].sum()
+            return [*(value.detach() for value in found), *_gradients(value, [inputs[k] for k in wrt])]
 
         return run
 
 
-def _gradients(value: Tensor, wrt: Tensors) -> Tensors:
+def _gradients(value: Tensor, wrt: Tensors, *, create_graph: bool = False) -> Tensors:
     """The gradients; zero where the value does not depend on a tensor."""
     if not wrt or not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in wrt]
-    return torch.autograd.grad(value, wrt, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(value, wrt, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
-def key_of(loss: Callable[[Any], Any], wrt: Sequence[Variable], batch: Together) -> tuple[Any, ...] | None:
+def key_of(
+    loss: Callable[[Any], Any], wrt: Sequence[Variable], of: Variable | None, batch: Together
+) -> tuple[Any, ...] | None:
     """What decides the operations of a pass: two calls with one key do the same, up to the values of tensors.
 
     None if that cannot be told: the function has captured something other than variables, problems, numbers and names.
@@ -148,7 +166,7 @@ def key_of(loss: Callable[[Any], Any], wrt: Sequence[Variable], batch: Together)
     function = _identity(loss)
     if function is None:
         return None
-    return (function, tuple(map(id, wrt)), batch.form)
+    return (function, tuple(map(id, wrt)), id(of), batch.form)
 
 
 def _identity(value: Any) -> Any:
@@ -182,8 +200,12 @@ def _name(loss: Callable[[Any], Any]) -> str:
         return _name(loss.func)
     if isinstance(loss, MethodType):
         return f"{type(loss.__self__).__name__}.{loss.__name__}"
-    for cell in getattr(loss, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, MethodType):
-            return _name(cell.cell_contents)
+    captured = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
+    for value in captured:
+        if isinstance(value, MethodType):
+            return _name(value)
     names = [name for name in getattr(getattr(loss, "__code__", None), "co_names", ()) if name.endswith("_loss")]
-    return names[0] if names else "the loss"
+    for value in captured:
+        if isinstance(value, Problem) and names:
+            return _name(getattr(value, names[0]))
+    return "the loss"

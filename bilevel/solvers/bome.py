@@ -14,6 +14,7 @@ from typing import Any
 
 from bilevel.backend import Backend
 from bilevel.optimizer import SGD, Optimizer
+from bilevel.per_run import at_least
 from bilevel.problem import Problem
 from bilevel.schedule import Schedule, at
 from bilevel.solver import Metrics, Solver, State, Workload
@@ -68,7 +69,7 @@ class BOME(Solver[State]):
 
         f_q = sum(backend.dot(grad_f[v], grad_q[v]) for v in (x, y))
         q_q = sum(backend.dot(grad_q[v], grad_q[v]) for v in (x, y))
-        λ = max(self.eta - f_q / q_q, 0.0) if q_q > 0 else 0.0
+        λ = at_least(0.0, self.eta - f_q / q_q) if q_q > 0 else 0.0
         for v in (x, y):
             backend.add_gradient(v, grad_f[v])
             backend.add_gradient(v, grad_q[v], λ)

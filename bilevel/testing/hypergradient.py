@@ -142,7 +142,8 @@ def penalized_solutions(
     losses = Losses.of(problem, index=index)
     x_ = losses.x.start if x is None else losses.x.join(x)
     y_ = losses.y.start if y is None else losses.y.join(y)
-    newton, found = Newton(dense), []
+    newton = Newton(dense)
+    found: list[Values] = []
     for penalty in penalties:
 
         def penalized(v: Tensor, penalty: float = penalty) -> Tensor:
@@ -170,9 +171,7 @@ class Newton:
         self.dense = dense
         self.factor: Tensor | None = None
 
-    def minimize(
-        self, function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, steps: int = 200
-    ) -> Tensor:
+    def minimize(self, function: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, steps: int = 200) -> Tensor:
         """Find a local minimum. Raises `NotSolvedError` if there is none near, or after so many steps."""
         y, near = start, False
         gradient = grad(function)

@@ -19,6 +19,7 @@ from bilevel.verify.claims import Check, Reading, exponent
 from bilevel_problems.quadratic import Quadratic
 from bilevel_problems.quadratic_forms import QuadraticForms
 
+
 class StableStep(Check):
     """Runs side by side with steps from small to large: which still come nearer to the solution?"""
 
