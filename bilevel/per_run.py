@@ -107,6 +107,9 @@ class PerRun:
     def __iter__(self) -> Any:
         self._refuse("asks for several numbers where every run has one of its own")
 
+    def __format__(self, spec: str) -> str:
+        return repr(self) if not spec else self._refuse("asks for one number where every run has its own")
+
     def __repr__(self) -> str:
         return f"PerRun({self.values.tolist()})"
 

@@ -194,7 +194,7 @@ def directions(
     try:
         with Session.of_many(problem, solvers) as session:
             found = _direction(session, hold)
-    except InputError:  # the solver decides something for each run, or the loss can be computed for one alone
+    except (InputError, TypeError):  # the solver takes plain numbers only, or the loss can be computed for one run alone
         return [direction(problem, solver, hold=hold, needs=needs, **settings, **case) for case in cases]
     return [
         Direction(
