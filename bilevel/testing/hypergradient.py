@@ -178,7 +178,7 @@ class Newton:
         slope = gradient(y)
         for _ in range(steps):
             size = float(slope.norm())
-            if self.factor is not None:
+            if self.factor is not None and size > 0:
                 ahead = y - torch.cholesky_solve(slope[:, None], self.factor)[:, 0]
                 slope_ahead = gradient(ahead)
                 if float(slope_ahead.norm()) <= size / 4:  # also below the tolerance: such a step costs little
