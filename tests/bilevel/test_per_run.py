@@ -44,7 +44,9 @@ def test_a_decision_on_which_the_runs_do_not_agree_is_refused(ask) -> None:  # t
         ask()
 
 
-@pytest.mark.parametrize("ask", [lambda: float(A), lambda: range(A), lambda: np.array([A, B]), lambda: list(A), lambda: f"{A:.1f}"])
+@pytest.mark.parametrize(
+    "ask", [lambda: float(A), lambda: range(A), lambda: np.array([A, B]), lambda: list(A), lambda: f"{A:.1f}"]
+)
 def test_a_single_number_is_refused(ask) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match="asks for"):
         ask()
