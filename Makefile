@@ -6,8 +6,10 @@ READY := .venv/ready
 TRAINERS := .venv/trainers
 DOCS := .venv/docs
 OLDEST := .venv/oldest
+PEERS := .venv/peers
+PACKAGES := $(basename $(notdir $(wildcard benchmarks/peers/requirements/*.txt)))
 
-.PHONY: venv test lint docs test-package test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study demo clean
+.PHONY: venv test lint docs test-package test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study bench-peers demo clean
 
 venv: $(READY)
 
@@ -84,6 +86,20 @@ study: $(READY)
 	mkdir -p runs
 	for what in tables evidence settings blocks llama; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optimum.py $$what --json runs/study-$$what.json || exit 1; done
+
+# An environment for each package, as they do not agree on numpy. It sees the torch of .venv, which is then not downloaded again.
+# betty-ml says that it is for Python below 3.11, and runs on later ones.
+$(PEERS)/%/ready: $(READY) benchmarks/peers/requirements/%.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$site" > $$($(PEERS)/$*/bin/python -c "$$site")/of-the-project.pth
+	$(PEERS)/$*/bin/pip install --disable-pip-version-check --ignore-requires-python -r benchmarks/peers/requirements/$*.txt
+	touch $@
+
+# CPU time of other packages on the same problems.
+bench-peers: $(PACKAGES:%=$(PEERS)/%/ready)
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers/compare.py $(PEERS) --json runs/peers.json
 
 demo: $(READY)
 	$(BIN)/python examples/python_docs/prepare.py runs/demo-data

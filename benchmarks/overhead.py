@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bilevel import AID, BOME, F2BA, F2SA, F3SA, MEHA, PBGD, SGD, F2SAp, Problem, ScaleBiO, Solver, fit
+from bilevel import AID, BOME, F2BA, F2SA, F3SA, MEHA, PBGD, SGD, SOBA, F2SAp, Problem, ScaleBiO, Solver, fit
 from bilevel.solvers.descent import Descent
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.hyper_cleaning import CLASSES, HyperCleaning
@@ -299,6 +299,19 @@ def bare_conjugate_gradients(times: Callable[[Sequence[Tensor]], Sequence[Tensor
     return v
 
 
+def bare_soba(p: Bare, T: int) -> Step:
+    f, g, (x,), z = p.f, p.g, leaves([p.x]), leaves(p.y)
+    v = [torch.zeros_like(part) for part in z]
+    while True:
+        slopes = gradient(g(x, z), z, create_graph=True)
+        products = torch.autograd.grad(slopes, [x, *z], v, allow_unused=True, materialize_grads=True)
+        dx, *dv = [a + b for a, b in zip(products, gradient(f(x, z), [x, *z]), strict=True)]
+        descend(z, slopes, LR_Z)
+        descend(v, dv, LR_Z)
+        descend([x], [dx], LR_X)
+        yield x
+
+
 def bare_bome(p: Bare, T: int) -> Step:
     f, g, (x,), y, η = p.f, p.g, leaves([p.x]), leaves(p.y), 0.5
     while True:
@@ -354,6 +367,7 @@ METHODS: Mapping[str, Method] = {
     "aid": Method(
         lambda T: AID(**_SHARED, cg_steps=CG_STEPS, cg_tolerance=CG_TOLERANCE, lower_steps=T), bare_aid, convex=True
     ),
+    "soba": Method(lambda T: SOBA(**_SHARED), bare_soba, single=True, convex=True),
     "bome": Method(lambda T: BOME(**_SHARED, lower_steps=T), bare_bome),
     "meha": Method(lambda T: MEHA(**_PENALIZED), bare_meha, single=True),
     "f3sa": Method(lambda T: F3SA(**_PENALIZED, momentum=0.3), bare_f3sa, single=True),

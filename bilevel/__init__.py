@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bilevel.solvers.pbgd import PBGD
     from bilevel.solvers.rounds import Rounds
     from bilevel.solvers.scalebio import ScaleBiO
+    from bilevel.solvers.soba import SOBA
 
 _HOMES = {
     "account": ("Finding", "Labels", "Table"),
@@ -63,11 +64,12 @@ _HOMES = {
     "solvers.pbgd": ("PBGD",),
     "solvers.rounds": ("Rounds",),
     "solvers.scalebio": ("ScaleBiO",),
+    "solvers.soba": ("SOBA",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "Active", "AdamW", "All", "Backend",
+    "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "SOBA", "Active", "AdamW", "All", "Backend",
     "BilevelError", "Blocks", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding", "Forward", "InputError",
     "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result",
     "Rounds", "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector",

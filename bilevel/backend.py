@@ -79,6 +79,24 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class SecondDerivatives:
+    """The second derivatives of a loss in one variable, at one point; see `Backend.second_derivatives`.
+
+    product: takes a vector and weights, and does what `Backend.backward_along` does with `wrt=weights`. A call of the object
+        is a call of this.
+    gradient: returns the loss and its gradient in the variable at the same point, which solvers that need both would
+        otherwise pay another pass for. What was accumulated for the variable before must have been taken.
+    """
+
+    product: Callable[[Vector, Mapping[Variable, float]], None]
+    gradient: Callable[[], tuple[Evaluation, Vector]]
+
+    def __call__(self, vector: Vector, weights: Mapping[Variable, float]) -> None:
+        """Add weight * product of the second derivatives with the vector to every variable in `weights`."""
+        self.product(vector, weights)
+
+
+@dataclass(frozen=True)
 class Placement:
     """How a backend holds the lower variables, which is what a planner has to know about it.
 
@@ -291,21 +309,26 @@ class Backend(ABC):
     @contextmanager
     def second_derivatives(
         self, loss: Callable[[B], Loss], batch: Sequence[B], variable: Variable, *, wrt: Collection[Variable]
-    ) -> Iterator[Callable[[Vector, Mapping[Variable, float]], None]]:
+    ) -> Iterator[SecondDerivatives]:
         """Within this context, take many products with the same second derivatives: those at the weights of now.
 
-        Yields a function of (vector, weights), which does what `backward_along` does with `wrt=weights`. The variables stay
-        where they are meanwhile, and nothing but `take_gradient` and vector arithmetic is asked of the backend.
+        The variables stay where they are meanwhile, and nothing but `take_gradient` and vector arithmetic is asked of the
+        backend.
 
         wrt: the variables that any of the weights will name.
 
-        By default each product is a call of `backward_along`; a backend may keep what products have in common.
+        By default each product is a call of `backward_along`, and the gradient one of `backward`; a backend may keep what
+        they have in common.
         """
 
-        def along(vector: Vector, weights: Mapping[Variable, float]) -> None:
+        def product(vector: Vector, weights: Mapping[Variable, float]) -> None:
             self.backward_along(loss, batch, variable, vector, wrt=weights)
 
-        yield along
+        def gradient() -> tuple[Evaluation, Vector]:
+            evaluation = self.backward(loss, batch, wrt={variable: 1})
+            return evaluation, self.take_gradient(variable)
+
+        yield SecondDerivatives(product, gradient)
 
     @abstractmethod
     def weights(self, variable: Variable) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from bilevel.errors import ProblemError
+from bilevel.tensor_module import TensorModule
 
 
 class CallOnly:
@@ -84,7 +85,8 @@ def guard(cls: type) -> None:
     """Let the methods that a subclass of `Problem` defines see and return what they are meant to.
 
     Losses and the summary see variables that can only be called. What losses, modules and batches are is checked as soon as
-    they are returned, so that a mistake is named where it was made. Raises `ProblemError`, when the methods are called.
+    they are returned, so that a mistake is named where it was made. A tensor that `upper` or `lower` returns becomes a
+    module that holds it, so that nobody else has to know of tensors. Raises `ProblemError`, when the methods are called.
     """
     for name, (sees, check) in _METHODS.items():
         method = cls.__dict__.get(name)
@@ -103,7 +105,7 @@ def _guarded(
         returned = method(self, *args, **kwargs)
         if (wrong := check(returned)) is not None:
             raise ProblemError(f"{type(self).__name__}.{name} returned {wrong}")
-        return returned
+        return TensorModule(returned) if check is _module and isinstance(returned, Tensor) else returned
 
     return guarded
 
@@ -126,9 +128,12 @@ def _parts(parts: Any) -> str | None:
 
 
 def _module(returned: Any) -> str | None:
-    if isinstance(returned, nn.Module):
+    if isinstance(returned, nn.Module) or (isinstance(returned, Tensor) and returned.is_floating_point()):
         return None
-    return f"{_described(returned)}; return a torch.nn.Module, whose forward gives a loss what it needs"
+    return (
+        f"{_described(returned)}; return a torch.nn.Module, whose forward gives a loss what it needs, or a tensor of "
+        "floating-point numbers"
+    )
 
 
 def _batch(returned: Any) -> str | None:

@@ -17,3 +17,4 @@ def bilevel_solvers(register: Register) -> None:
     register("descent", "bilevel.solvers.descent:Descent")
     register("meha", "bilevel.solvers.meha:MEHA")
     register("pbgd", "bilevel.solvers.pbgd:PBGD")
+    register("soba", "bilevel.solvers.soba:SOBA")

@@ -171,11 +171,11 @@ class ForSeeds(Problem[Any]):
         """Prepare the problem."""
         self.problem.prepare()
 
-    def upper(self) -> nn.Module:
+    def upper(self) -> Any:
         """The module of one run."""
         return self.problem.upper()
 
-    def lower(self) -> nn.Module:
+    def lower(self) -> Any:
         """The module of one run."""
         return self.problem.lower()
 

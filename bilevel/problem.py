@@ -13,7 +13,7 @@ from bilevel.account import Finding, Labels, Table, Verdict
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.boundary import guard
 from bilevel.cost import Cost
-from bilevel.errors import InputError
+from bilevel.errors import InputError, ProblemError
 from bilevel.plain import RECIPE_RULES
 from bilevel.record import Record
 from bilevel.traced_cost import Level, traced_cost
@@ -112,6 +112,11 @@ class Problem(ABC, Generic[B]):
     strongly_convex: ClassVar[bool | None] = None
     """Whether g is strongly convex in y. None: unknown; False: solvers that need it refuse the problem."""
 
+    upper_data: B
+    """All data of the upper loss, where it takes them at once: the batch, unless there is a method `upper_batch`."""
+    lower_data: B
+    """The same for the lower loss."""
+
     labels: ClassVar[Labels] = Labels()
     """What the numbers of its runs are called, on the terminal and in reports."""
 
@@ -132,13 +137,19 @@ class Problem(ABC, Generic[B]):
         """
         return ""
 
+    # Not typed `nn.Module | Tensor`: what an author may return and what a caller gets differ.
     @abstractmethod
-    def upper(self) -> nn.Module:
-        """A module that holds x. It is small, is kept in full precision, and every process has all of it."""
+    def upper(self) -> Any:
+        """A module that holds x. It is small, is kept in full precision, and every process has all of it.
+
+        If x is a single tensor, return that: its value at the start, in floating-point numbers. It becomes a module whose
+        call, x(), returns the tensor, and which every caller of this method gets.
+        """
 
     @abstractmethod
-    def lower(self) -> nn.Module:
-        """A module that holds y, at its initial value. Random initialization is seeded by the backend.
+    def lower(self) -> Any:
+        """A module that holds y at its initial value, or a tensor, as for `upper`. Random initialization is seeded by the
+        backend.
 
         Where `initialization_may_be_deferred()` is true, a large module may leave its parameters on the meta device, if it
         has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices, one after the
@@ -153,17 +164,35 @@ class Problem(ABC, Generic[B]):
     def lower_loss(self, x: Forward, y: Forward, batch: B) -> Loss:
         """g(x, y) on one micro-batch: its share of the global batch's loss."""
 
-    @abstractmethod
     def upper_batch(self, index: int, shard: Shard) -> Sequence[B]:
         """The micro-batches that this process takes of upper batch number `index`: a pure function of both arguments.
 
         A batch is a tensor, or a tuple, mapping or dataclass of tensors. If it has an integer attribute `size`
         (rows, tokens), throughput is reported in that unit.
-        """
 
-    @abstractmethod
+        By default the one batch is `upper_data`, as a single sample, which cannot be cut into micro-batches. Raises
+        `InputError` if it has to be divided over several processes or folds, and `ProblemError` if there is none.
+        """
+        return self._whole("upper", shard)
+
     def lower_batch(self, index: int, shard: Shard) -> Sequence[B]:
         """The micro-batches that this process takes of lower batch number `index`; otherwise as `upper_batch`."""
+        return self._whole("lower", shard)
+
+    def _whole(self, level: str, shard: Shard) -> Sequence[B]:
+        name = type(self).__name__
+        if not hasattr(self, f"{level}_data"):
+            raise ProblemError(
+                f"{name} has neither a method {level}_batch nor an attribute {level}_data; give it the one that draws "
+                "batches, or the other, with all the data that a loss needs (None, if it needs none)"
+            )
+        if shard.world_size > 1 or shard.fold is not None:
+            into = f"{shard.world_size} processes" if shard.world_size > 1 else "folds"
+            raise InputError(
+                f"{name} takes all of {level}_data as one sample, which cannot be divided over {into}; give it a method "
+                f"{level}_batch, and let its loss weigh each part"
+            )
+        return [getattr(self, f"{level}_data")]
 
     def examine(self, measure: Measure) -> None:
         """Check what can only be seen of the lower variable where it is. Every process calls it once, before the first step.
@@ -203,7 +232,8 @@ class Problem(ABC, Generic[B]):
 
         def lower() -> nn.Module:
             with deferred_initialization():
-                return self.lower()
+                module: nn.Module = self.lower()
+                return module
 
         return traced_cost(
             self.upper,

@@ -324,6 +324,11 @@ class ModuleBackend(Backend):
         summed, *summed_parts = values.tolist()
         return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
 
+    def _evaluation(self, loss: Loss) -> Evaluation:
+        """The loss of a whole batch, in this process alone. Raises `NonFiniteError` if it is not finite."""
+        value, named = loss if isinstance(loss, tuple) else (loss, {})
+        return self._checked(value.item(), {key: part.item() for key, part in named.items()})
+
     def _checked(self, value: float, parts: Mapping[str, float]) -> Evaluation:
         """What a pass has found. Raises `NonFiniteError`, and drops its gradients, if the loss is not finite."""
         if math.isfinite(value):

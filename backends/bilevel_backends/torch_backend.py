@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bilevel.backend import Placement, Variable, Vector
+from bilevel.backend import Evaluation, Placement, SecondDerivatives, Variable, Vector
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.launch import world_size
@@ -136,7 +136,7 @@ class TorchBackend(ModuleBackend):
         total = 0.0
         with _receiving({along, *variables}):
             for micro_batch in batch:
-                slopes = self._slopes(loss, micro_batch, along)
+                _, slopes = self._differentiated(loss, micro_batch, along)
                 total += float(torch.stack([(s.detach() * d).sum() for s, d in _pairs(slopes, along, vector)]).sum())
                 _add_products(slopes, along, vector, wrt)
                 self._count(micro_batch)
@@ -145,28 +145,38 @@ class TorchBackend(ModuleBackend):
     @contextmanager
     def second_derivatives(
         self, loss: Callable[[B], Loss], batch: Sequence[B], variable: Variable, *, wrt: Collection[Variable]
-    ) -> Iterator[Callable[[Vector, Mapping[Variable, float]], None]]:
+    ) -> Iterator[SecondDerivatives]:
         """Keep the graph of the gradient, if the batch is one micro-batch. Where it is cut, there is no memory for more."""
         if len(batch) != 1:
-            with super().second_derivatives(loss, batch, variable, wrt=wrt) as along:
-                yield along
+            with super().second_derivatives(loss, batch, variable, wrt=wrt) as derivatives:
+                yield derivatives
             return
         of = own(variable)
         with _receiving({of, *(own(v) for v in wrt)}):
-            slopes = self._slopes(loss, batch[0], of)
+            value, slopes = self._differentiated(loss, batch[0], of)
 
-            def along(vector: Vector, weights: Mapping[Variable, float]) -> None:
+            def product(vector: Vector, weights: Mapping[Variable, float]) -> None:
                 _add_products(slopes, of, vector, weights, keep_graph=True)
                 self._count(batch[0])
 
-            yield along
+            def gradient() -> tuple[Evaluation, Vector]:
+                parts = {name: slope.detach().to(of.masters[name]) for slope, name in zip(slopes, of.masters, strict=True)}
+                return self._evaluation(value), Vector(parts, of.sharding.whole)
 
-    def _slopes(self, loss: Callable[[B], Loss], micro_batch: B, variable: ModuleVariable) -> list[Tensor]:
-        """The gradient in each active parameter, to be differentiated. Fused attention cannot be, so it is not used."""
+            yield SecondDerivatives(product, gradient)
+
+    def _differentiated(
+        self, loss: Callable[[B], Loss], micro_batch: B, variable: ModuleVariable
+    ) -> tuple[Loss, list[Tensor]]:
+        """The loss, and its gradient in each active parameter, to be differentiated again.
+
+        Fused attention cannot be, so it is not used.
+        """
         with sdpa_kernel(SDPBackend.MATH):
             result = loss(to_device(micro_batch, self._device))
             value = result[0] if isinstance(result, tuple) else result
-            return list(_gradients(value, [variable.parameter(name) for name in variable.masters], create_graph=True))
+            parameters = [variable.parameter(name) for name in variable.masters]
+            return result, list(_gradients(value, parameters, create_graph=True))
 
 
 @contextmanager

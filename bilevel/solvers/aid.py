@@ -26,6 +26,9 @@ from bilevel.solvers.shared import (
     require_traits,
 )
 
+ROUNDING = 2.0**-52
+"""The relative size of a residual beyond which conjugate gradients have nothing left to solve, in float64 or less."""
+
 
 @dataclass(frozen=True)
 class AID(Solver[State]):
@@ -36,7 +39,10 @@ class AID(Solver[State]):
     lower_steps: T. The remaining error of z biases x.
     cg_steps: the largest number of Hessian-vector products; in exact arithmetic the dimension of y is enough.
     cg_tolerance: the largest accepted ‖∇²_yy g v - ∇_y f‖ / ‖∇_y f‖; a run that does not reach it stops. Products are
-        computed in the precision of the lower variable: float32 reaches about 1e-5.
+        computed in the precision of the lower variable: float32 reaches about 1e-5. None: exactly cg_steps products, and
+        whatever they leave is accepted, as other packages do. The gradient of x is then off by ∇²_xy g times the error of
+        v, which grows with the condition number of g and does not vanish as the run goes on; `cg_residual` is reported, from
+        the recursion of conjugate gradients, and nothing watches it.
 
     Needs a backend with second derivatives, all blocks active, and a lower loss that is strongly convex in y.
     """
@@ -45,12 +51,12 @@ class AID(Solver[State]):
     lr_z: Schedule = 0.1
     lower_steps: int = 10
     cg_steps: int = 100
-    cg_tolerance: float = 1e-5
+    cg_tolerance: float | None = 1e-5
     optimizer_x: Optimizer = field(default_factory=SGD)
     optimizer_z: Optimizer = field(default_factory=SGD)
 
     def __post_init__(self) -> None:
-        for name in ("lower_steps", "cg_steps", "cg_tolerance"):
+        for name in ("lower_steps", "cg_steps", *(() if self.cg_tolerance is None else ("cg_tolerance",))):
             require_positive(name, getattr(self, name))
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
@@ -81,7 +87,7 @@ class AID(Solver[State]):
             v, residual = conjugate_gradients(
                 hessian_times, grad_f, backend, steps=self.cg_steps, tolerance=self.cg_tolerance
             )
-            if not residual <= self.cg_tolerance:
+            if self.cg_tolerance is not None and not residual <= self.cg_tolerance:
                 raise RunError(
                     f"step {t}: conjugate gradients left a residual of {residual:.1e}, above cg_tolerance; "
                     "raise cg_steps or cg_tolerance, or use a higher precision"
@@ -98,24 +104,29 @@ class AID(Solver[State]):
         }
 
     def workload(self) -> Workload:
-        """T passes for z and one for x; at most cg_steps + 2 products, of which two are for the residual and for x."""
-        replicas = {"z": self.optimizer_z}
-        return Workload(replicas, lower_passes=self.lower_steps, upper_passes=1, products=self.cg_steps + 2, vectors=4)
+        """T passes for z and one for x; at most cg_steps products for v, one for x, and one if the residual is judged."""
+        replicas, products = {"z": self.optimizer_z}, self.cg_steps + (1 if self.cg_tolerance is None else 2)
+        return Workload(replicas, lower_passes=self.lower_steps, upper_passes=1, products=products, vectors=4)
 
 
 def conjugate_gradients(
-    times: Callable[[Vector], Vector], b: Vector, backend: Backend, *, steps: int, tolerance: float
+    times: Callable[[Vector], Vector], b: Vector, backend: Backend, *, steps: int, tolerance: float | None
 ) -> tuple[Vector, float]:
-    """Solve H v = b from v = 0, given H times a vector. Returns v, and ‖b - H v‖ / ‖b‖ computed from v itself.
+    """Solve H v = b from v = 0, given H times a vector. Returns v and ‖b - H v‖ / ‖b‖, computed from v itself.
+
+    tolerance: of the residual, at which it ends. None: after `steps` products, or when the residual is nothing but rounding,
+        and the residual that is returned is that of the recursion, which costs no product and is too small by rounding.
 
     Raises `RunError` at a direction of curvature <= 0, where H is not positive definite.
     """
     v, r, p = 0.0 * b, b, b
     bb = rr = backend.dot(b, b)
-    if not math.isfinite(bb):
+    if not bb < math.inf:
         raise NonFiniteError("the gradient of the upper loss in the lower variable is not finite")
     if bb == 0:
         return v, 0.0
+    # half of the tolerance: r drifts away from b - H v by rounding. Without one, what rounding leaves in any precision
+    enough = ROUNDING if tolerance is None else tolerance / 2
     for _ in range(steps):
         Hp = times(p)
         curvature = backend.dot(p, Hp)
@@ -127,8 +138,10 @@ def conjugate_gradients(
         a = rr / curvature
         v, r = v + a * p, r - a * Hp
         rr, previous = backend.dot(r, r), rr
-        if rr <= (tolerance / 2) ** 2 * bb:  # half: r drifts away from b - H v by rounding
+        if rr <= enough**2 * bb:
             break
         p = r + (rr / previous) * p
+    if tolerance is None:
+        return v, (rr / bb) ** 0.5
     left = b - times(v)
-    return v, math.sqrt(backend.dot(left, left) / bb)
+    return v, (backend.dot(left, left) / bb) ** 0.5

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bilevel.active import Active
-from bilevel.backend import Backend, Variable
+from bilevel.backend import Backend, SecondDerivatives, Variable
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Problem
 from bilevel.solver import Solver, Workload
@@ -121,16 +121,18 @@ class _Counter:
     def _noting_products(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
         def noted(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with method(*args, **kwargs) as along:
+            with method(*args, **kwargs) as derivatives:
 
-                def product(*given: Any) -> None:
-                    before = self.counts["products"]
-                    along(*given)
-                    self.counts["products"] = (
-                        before + 1
-                    )  # also where it is a call of `backward_along`, which is noted itself
+                def once(key: str, call: Callable[..., Any]) -> Callable[..., Any]:
+                    def counted(*given: Any) -> Any:
+                        before = self.counts[key]
+                        result = call(*given)
+                        self.counts[key] = before + 1  # also where the backend calls another method, which is noted itself
+                        return result
 
-                yield product
+                    return counted
+
+                yield SecondDerivatives(once("products", derivatives.product), once("lower_passes", derivatives.gradient))
 
         return noted
 

@@ -72,7 +72,11 @@ def test_a_backend_a_check_and_a_plan_all_hide_what_a_variable_has(how: str) -> 
 
 
 RETURNS: dict[str, tuple[str, Any, str]] = {
-    "x is a tensor": ("upper", torch.ones(2), r"a tensor of shape \(2,\).*return a torch\.nn\.Module"),
+    "x is a tensor of integers": (
+        "upper",
+        torch.ones(2).long(),
+        r"a tensor of shape \(2,\).*int64; return a torch\.nn\.Module.*, or a tensor of f",
+    ),
     "y is a tuple": ("lower", (nn.Linear(1, 1),), r"a value of the type tuple; return a torch\.nn\.Module"),
     "loss is a float": ("lower_loss", 1.0, "a value of the type float; return a scalar tensor"),
     "loss is a vector": ("upper_loss", torch.ones(2), r"shape \(2,\).*return a scalar tensor"),

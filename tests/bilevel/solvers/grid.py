@@ -154,6 +154,18 @@ VARIANTS: Mapping[str, Sequence[Variant]] = {
             strongly_convex=True,
         )
     ],
+    "soba": [
+        Variant(
+            optimum=lambda forms, x: {
+                "z": forms.lower_solution(x),
+                "v": -torch.linalg.solve(forms.A, forms.slope(x)),
+            },
+            gradient=lambda forms, x: forms.grad_phi(x),
+            lr_x=0.1,
+            smooth=True,
+            strongly_convex=True,
+        )
+    ],
 }
 
 

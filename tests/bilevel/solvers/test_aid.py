@@ -9,6 +9,7 @@ from torch import Tensor
 from bilevel import AID, NonFiniteError, RunError, Vector, fit
 from bilevel.solvers.aid import conjugate_gradients
 from bilevel.testing.session import Session
+from bilevel.testing.workload import check_workload
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_problems.logistic_regularization import LogisticRegularization
 from bilevel_problems.quadratic import Quadratic
@@ -41,6 +42,47 @@ def test_the_last_iterate_is_what_the_residual_is_of() -> None:
     # two steps minimize the energy over the span of b and Hb; one step or none would not be orthogonal to both
     assert abs(float(left @ b.parts["value"])) < 1e-12
     assert abs(float(left @ (MATRIX @ b.parts["value"]))) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 50])
+def test_without_a_tolerance_v_is_that_of_bare_conjugate_gradients_after_as_many_products(steps: int) -> None:
+    """No product more, and none once the residual is rounding, where another would divide zero by zero."""
+    products = []
+
+    def counted(v: Vector) -> Vector:
+        products.append(1)
+        return times(MATRIX)(v)  # type: ignore[operator]
+
+    b = vector(1.0, -2.0, 3.0)
+    v, residual = conjugate_gradients(counted, b, TorchBackend(), steps=steps, tolerance=None)
+    bare, r = torch.zeros(3, dtype=torch.float64), b.parts["value"]
+    p = r
+    for _ in range(min(steps, 3)):
+        a = (r @ r) / (p @ MATRIX @ p)
+        bare, left = bare + a * p, r - a * MATRIX @ p
+        r, p = left, left + (left @ left) / (r @ r) * p
+    torch.testing.assert_close(v.parts["value"], bare, rtol=1e-9, atol=0)
+    assert len(products) == steps if steps <= 3 else len(products) <= 5
+    assert residual == pytest.approx(float(r.norm() / b.parts["value"].norm()), rel=1e-9, abs=1e-12)
+
+
+def test_without_a_tolerance_x_moves_along_what_the_products_give() -> None:
+    """One product: v is the minimizer along ∇_y f, (b'b / b'Hb) b, which is far from the solution, and the run goes on."""
+    problem = Quadratic(m=2, n=8, kappa=100.0)
+    F = problem.forms
+    with Session(problem, AID(lr_x=1.0, lower_steps=1, cg_steps=1, cg_tolerance=None)) as session:
+        x = session.values("x")
+        metrics = session.step()
+        z = session.values("z")
+        b = F.B @ (z - F.t) + F.E.T @ x
+        v = (b @ b) / (b @ F.A @ b) * b
+        torch.testing.assert_close(x - session.values("x"), F.D @ x + F.E @ z + F.d - F.C.T @ v, rtol=0, atol=1e-11)
+    assert metrics["cg_residual"] == pytest.approx(float((b - F.A @ v).norm() / b.norm()))
+    assert metrics["cg_residual"] > 0.1
+
+
+def test_without_a_tolerance_a_step_takes_a_product_less() -> None:
+    check_workload(AID(cg_steps=2, cg_tolerance=None), Quadratic(m=2, n=8, kappa=100.0))
 
 
 def test_a_right_hand_side_of_zero_gives_zero() -> None:

@@ -149,9 +149,11 @@ def root(linear: Callable[[Tensor], Tensor]) -> Tensor:
     return -torch.linalg.solve(slope, at_zero)
 
 
-@pytest.mark.parametrize(("name", "lr_x", "steps"), [("f2sa-p, p=2", 0.3, 80), ("meha", 2.0, 350), ("aid", 0.3, 80)])
+@pytest.mark.parametrize(
+    ("name", "lr_x", "steps"), [("f2sa-p, p=2", 0.3, 80), ("meha", 2.0, 350), ("aid", 0.3, 80), ("soba", 0.1, 200)]
+)
 def test_from_the_start_the_whole_method_ends_at_its_own_stationary_point(name: str, lr_x: float, steps: int) -> None:
-    """Linear convergence by 0.81 a step (meha, in which x and y descend together, 0.97): at most 2e-5 of the start is left."""
+    """Linear convergence by 0.81 a step, or by 0.97 and 0.94 where x and y descend together: at most 2e-5 of the start is left."""
     case = CASES[name]
     expected = root(lambda x: case.known.gradient(small().forms, x))
     solver = dataclasses.replace(case.solver, lr_x=lr_x)

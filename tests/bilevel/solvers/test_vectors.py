@@ -176,6 +176,35 @@ def test_second_derivatives_can_be_used_again_and_leave_vectors_as_they_are(
     backend.close()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("batch", [[ROWS], HALVES])
+def test_the_gradient_beside_second_derivatives_is_that_of_a_pass(batch: list[Tensor], dtype: str) -> None:
+    """The same loss and parts, and the same gradient in the masters' precision; up to rounding, as they are summed anew."""
+    backend = TorchBackend(device="cpu", dtype=dtype)
+    backend.start(0)
+    x = backend.place("x", Scale, SGD(), sharded=False)
+    y = backend.place("y", Net, SGD(), sharded=True)
+    backend.activate(y, y.blocks.names)
+    kind = getattr(torch, dtype)
+
+    def with_parts(rows: Tensor):  # type: ignore[no-untyped-def]
+        value = ((x().to(kind)[0] * y(rows.to(kind))) ** 2).sum()
+        return value, {"half": 0.5 * value}
+
+    expected = backend.backward(with_parts, batch, wrt={y: 1.0})
+    slopes = backend.take_gradient(y)
+    with backend.second_derivatives(with_parts, batch, y, wrt=(x, y)) as derivatives:
+        found, gradient = derivatives.gradient()
+        derivatives(gradient, {x: 1.0})
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    assert found.parts == pytest.approx(expected.parts, rel=1e-12)
+    for name, part in slopes.parts.items():
+        torch.testing.assert_close(gradient.parts[name], part, rtol=1e-12 if dtype == "float64" else 2**-7, atol=1e-14)
+    assert backend.dot(backend.take_gradient(y), slopes) == 0.0, "the gradient is returned, not added"
+    assert backend.dot(v := backend.take_gradient(x), v) > 0.0
+    backend.close()
+
+
 def test_second_derivatives_of_a_linear_loss_are_zero(placed) -> None:  # type: ignore[no-untyped-def]
     backend, x, _ = placed
     v = backend.read(x)
