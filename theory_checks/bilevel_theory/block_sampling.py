@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class BlockSampling(Check):
         solution = forms.solution()
         curvature = float(torch.linalg.eigvalsh(forms.H)[-1])
         penalties = [1e2, 1e3, 1e4]
-        ends = [self._end(forms, solution, α, 0.4 / curvature) for α in penalties]
+        ends = self._ends(forms, solution, penalties, 0.4 / curvature)
         yield exponent(
             "‖x_∞ - x*‖, 2 of 4 blocks", "α", penalties, [float((x - solution).norm()) for x in ends], -1, 0.05,
             "the next term of the expansion is 1/α²",
@@ -74,10 +74,12 @@ class BlockSampling(Check):
                 errors.append(session.values("z").square().sum())
         return torch.stack(errors)
 
-    def _end(self, forms: QuadraticForms, solution: Tensor, α: float, lr_x: float) -> Tensor:
-        solver = configure(self.solver or ScaleBiO, penalty=α, lr_x=lr_x, lr_z=1.0, lower_steps=2)
+    def _ends(self, forms: QuadraticForms, solution: Tensor, penalties: Sequence[float], lr_x: float) -> Tensor:
+        solvers = [
+            configure(self.solver or ScaleBiO, penalty=α, lr_x=lr_x, lr_z=1.0, lower_steps=2) for α in penalties
+        ]  # fmt: skip
         problem = Quadratic.of(forms, x=solution, y=forms.lower_solution(solution), split=4)
-        with Session(problem, solver, active=LISA(blocks=2, period=1)) as session:
+        with Session.of_many(problem, solvers, active=LISA(blocks=2, period=1)) as session:
             session.step(300)
             return session.values("x")
 
