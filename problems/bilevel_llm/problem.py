@@ -19,6 +19,7 @@ from bilevel.problem import Measure, initialization_may_be_deferred
 from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
+from bilevel_llm.data.constant import Constant
 from bilevel_llm.data.reading import OnBadRow
 from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.settings import ValidationSet, check_set_weights, unique_names
@@ -143,7 +144,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     def validation_loss(self, y: Forward, batch: TokenBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A micro-batch's part of the weighted mean over validation sets, and of the mean of each."""
         losses = batch.means(batch_losses(y, batch))
-        weighted = torch.dot(self._target_weights.to(losses), losses)
+        weighted = torch.dot(self._target_weights.like(losses), losses)
         return weighted, dict(zip(self._targets, losses.detach(), strict=True))
 
     def upper_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
@@ -218,9 +219,9 @@ class LanguageModelProblem(Problem[TokenBatch]):
         return {name: self._tokenize(v.patterns, v.format) for name, v in zip(names, self.validation, strict=True)}
 
     @cached_property
-    def _target_weights(self) -> Tensor:
+    def _target_weights(self) -> Constant:
         weights = torch.tensor([target.weight for target in self.validation])
-        return weights / weights.sum()
+        return Constant(weights / weights.sum())
 
     @cached_property
     def _lower_sampler(self) -> Stratified:

@@ -29,6 +29,7 @@ from bilevel.distribution import Distribution, logits_of
 from bilevel.plain import to_plain
 from bilevel.record import Record, average, moving, thinned
 from bilevel_llm.data.batches import TokenBatch
+from bilevel_llm.data.constant import Constant
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
 from bilevel_llm.data.overlap import find_overlap
 from bilevel_llm.data.settings import Source, ValidationSet, check_sources
@@ -158,7 +159,7 @@ class LLMReweighting(LanguageModelProblem):
         loss, parts = self.validation_loss(y, batch)
         if self.prior_strength:
             weights = x() if isinstance(self.granularity, PerSource) else x(slice(None))
-            loss = loss + batch.share * self.prior_strength * divergence(weights, self._prior.to(weights))
+            loss = loss + batch.share * self.prior_strength * divergence(weights, self._prior.like(weights))
         return loss, parts
 
     def lower_loss(self, x: Forward, y: Forward, batch: TokenBatch) -> Loss:
@@ -173,7 +174,7 @@ class LLMReweighting(LanguageModelProblem):
             loss = torch.dot(x().to(means), means)
         else:
             in_mean = batch.weights.to(losses)  # of a target in its source's mean: 1 / c_i / targets of the row
-            stands_for = torch.tensor(self._sizes).to(losses) @ in_mean
+            stands_for = self._rows_of_sources.like(losses) @ in_mean
             loss = (x(batch.rows).to(losses)[batch.row_of_target] * stands_for * losses).sum()
         return loss, dict(zip(self._train, means.detach(), strict=True))
 
@@ -255,7 +256,7 @@ class LLMReweighting(LanguageModelProblem):
         return Trust(history, {name: len(table) for name, table in self._targets.items()})
 
     def _target_losses(self, history: Sequence[Record]) -> dict[str, TargetLoss]:
-        return target_losses(history, dict(zip(self._targets, self._target_weights.tolist(), strict=True)))
+        return target_losses(history, dict(zip(self._targets, self._target_weights.value.tolist(), strict=True)))
 
     @property
     def source_tables(self) -> Mapping[str, TokenTable]:
@@ -287,13 +288,17 @@ class LLMReweighting(LanguageModelProblem):
         return {source.name: self._tokenize(source.patterns, source.format) for source in self.sources}
 
     @cached_property
-    def _prior(self) -> Tensor:
+    def _prior(self) -> Constant:
         """The prior over sources, or over rows where these have weights."""
         prior = self._distribution(self.prior, "problem.prior")
         if isinstance(self.granularity, PerSource):
-            return prior
-        sizes = torch.tensor(self._sizes)
-        return (prior / sizes).repeat_interleave(sizes)
+            return Constant(prior)
+        sizes = self._rows_of_sources.value
+        return Constant((prior / sizes).repeat_interleave(sizes))
+
+    @cached_property
+    def _rows_of_sources(self) -> Constant:
+        return Constant(torch.tensor(self._sizes))
 
     @cached_property
     def _start(self) -> Tensor:
