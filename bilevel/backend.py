@@ -173,12 +173,8 @@ class Backend(ABC):
         """
         return {}
 
-    def side_by_side(self, seeds: Sequence[int]) -> Backend:
+    def side_by_side(self, seeds: Sequence[int]) -> SideBySide:
         """A backend like this one that holds a run for each seed, all at once; see `bilevel.many`.
-
-        Its numbers (losses, norms, inner products) are `PerRun`s, and it takes them as weights and step sizes. Its tensors
-        have a first dimension for the runs. It takes the batches of a `bilevel.many.ForSeeds`. A run whose numbers are no
-        longer finite does not end the others.
 
         Raises `InputError` if it cannot be done.
         """
@@ -386,3 +382,16 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what `start` acquired."""
+
+
+class SideBySide(Backend):
+    """A backend that holds several runs.
+
+    Its numbers (losses, norms, inner products) are `PerRun`s, and it takes them as weights and step sizes. Its tensors have
+    a first dimension for the runs. It takes the batches of a `bilevel.many.ForSeeds`. A number that is not finite raises no
+    error, since that would end the other runs, too.
+
+    diverged: which runs have met a number that is not finite, in a loss or in the norm of a gradient. Shape: (runs,).
+    """
+
+    diverged: Tensor

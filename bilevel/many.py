@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.backend import Backend
+from bilevel.agreement import check_batches
+from bilevel.backend import Backend, SideBySide
 from bilevel.batch import leaves, map_tensors
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
@@ -32,7 +33,7 @@ class Runs:
     metrics: the numbers that the solver reports for each recorded step, by name; a named part of one is `metric/part`.
         NaN where a step does not report it. Shape: (solvers, seeds, recorded steps).
     steps: the numbers of the recorded steps, from 0.
-    diverged: which runs met a number that is not finite. Their x is NaN. Shape: (solvers, seeds).
+    diverged: which runs met a number that is not finite, where `fit` would stop. Their x is NaN. Shape: (solvers, seeds).
     """
 
     x: Mapping[str, Tensor]
@@ -72,25 +73,27 @@ def fit_many(
     for name, value in (("steps", steps), ("record_every", record_every)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
-    problem, solver, backend = side_by_side(problem, chosen, backend, seeds)
+    problem, solver, runs = side_by_side(problem, chosen, backend, seeds)
     x: list[Mapping[str, Tensor]] = []
     metrics: list[Mapping[str, Any]] = []
     recorded = [t for t in range(steps) if (t + 1) % record_every == 0 or t + 1 == steps]
     problem.prepare()
-    backend.start(seeds[0])
+    runs.start(seeds[0])
     try:
-        state = solver.init(problem, backend)
+        check_batches(problem, runs)
+        state = solver.init(problem, runs)
         for replica in state.replicas.values():
-            backend.activate(replica, replica.blocks.names)
+            runs.activate(replica, replica.blocks.names)
         problem.examine(_refuse_to_measure)
         wanted = set(recorded)
         for t in range(steps):
-            found = solver.step(t, state, problem, backend)
+            found = solver.step(t, state, problem, runs)
             if t in wanted:
-                x.append(backend.weights(state.x))
-                metrics.append(_flat(found, len(chosen) * len(seeds)))
+                x.append(runs.weights(state.x))
+                metrics.append(_flat(found, len(runs.diverged)))
+        diverged = runs.diverged.cpu()
     finally:
-        backend.close()
+        runs.close()
 
     def by_run(values: Sequence[Tensor]) -> Tensor:
         """(records, runs, *shape) -> (solvers, seeds, records, *shape)."""
@@ -98,17 +101,19 @@ def fit_many(
         return joined.view(len(chosen), len(seeds), *joined.shape[1:])
 
     trajectory = {name: by_run([point[name] for point in x]) for name in x[0]}
-    nothing = torch.full((len(chosen) * len(seeds),), torch.nan, dtype=torch.float64)
+    nothing = torch.full(diverged.shape, torch.nan, dtype=torch.float64)
     names = dict.fromkeys(name for found in metrics for name in found)
     numbers = {name: by_run([found.get(name, nothing) for found in metrics]) for name in names}
-    end = {name: path[:, :, -1] for name, path in trajectory.items()}
-    finite = torch.stack([value.flatten(2).isfinite().all(-1) for value in end.values()])
-    return Runs(end, trajectory, numbers, recorded, ~finite.all(0))
+    lost = diverged.view(len(chosen), len(seeds))
+    end = {name: path[:, :, -1].clone() for name, path in trajectory.items()}
+    for last in end.values():
+        last[lost] = torch.nan
+    return Runs(end, trajectory, numbers, recorded, lost)
 
 
 def side_by_side(
     problem: Problem[Any], solvers: Sequence[Solver[Any]], backend: Backend, seeds: Sequence[int] = (0,)
-) -> tuple[Problem[Any], Solver[Any], Backend]:
+) -> tuple[Problem[Any], Solver[Any], SideBySide]:
     """A problem, a solver and a backend that are together a run of every solver with every seed.
 
     Whatever runs a solver on a problem takes them. Tensors then have a first dimension for the runs: those of the first
@@ -250,7 +255,7 @@ def _merge(solvers: Sequence[Solver[Any]], seeds: int) -> Solver[Any]:
         every = [value for value in values for _ in range(seeds)]
         if _is_schedule(hints[field.name]) and all(value is not None for value in values):
             object.__setattr__(merged, field.name, EachRun(every))
-        elif all(isinstance(value, float) for value in values):
+        elif hints[field.name] is float and all(isinstance(value, int | float) for value in values):
             object.__setattr__(merged, field.name, PerRun.of(every))
         else:
             raise InputError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from bilevel.backend import Backend, Evaluation, Variable, Vector
+from bilevel.backend import Evaluation, SideBySide, Variable, Vector
 from bilevel.blocks import Blocks
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError
@@ -75,7 +75,7 @@ class VectorizedVariable(Variable):
 
 
 @dataclass
-class VectorizedBackend(Backend):
+class VectorizedBackend(SideBySide):
     """A run for each seed. `TorchBackend.side_by_side` makes it.
 
     seeds: the seed of each run.
@@ -92,6 +92,7 @@ class VectorizedBackend(Backend):
         self._variables: list[VectorizedVariable] = []
         self._passes: dict[tuple[Any, ...], Pass] = {}
         self._shard = Shard(self.seeds[0])
+        self.diverged = torch.zeros(len(self.seeds), dtype=torch.bool, device=self.device)
 
     @property
     def shard(self) -> Shard:
@@ -212,6 +213,7 @@ class VectorizedBackend(Backend):
             raise RuntimeError(f"variable {v.name!r} has no gradient to step with; name it in the wrt of a backward")
         squares = [gradient.double().flatten(1).square().sum(1) for gradient in v.gradients.values()]
         norm = sum(squares[1:], squares[0]).sqrt()
+        self.diverged |= ~norm.isfinite()
         clip = v.settings.clip
         if clip is not None:
             factor = PerRun(torch.where(norm > clip, clip / norm, 1.0))
@@ -296,6 +298,7 @@ class VectorizedBackend(Backend):
             if key is not None:
                 self._passes[key] = found
         value, parts, gradients = found(batch, vector)
+        self.diverged |= ~value.isfinite()
         return Evaluation(_number(value), {key: _number(part) for key, part in parts.items()}), gradients
 
 

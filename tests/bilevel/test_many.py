@@ -91,6 +91,14 @@ def test_each_run_has_its_own_step_sizes_and_penalty() -> None:
             torch.testing.assert_close(found.trajectory["logits"][i, k, -1], alone.x["logits"], rtol=EXACT, atol=EXACT)
 
 
+def test_a_setting_that_is_a_real_number_may_differ() -> None:
+    problem, solvers = Quadratic(), [MEHA(gamma=1), MEHA(gamma=0.5)]
+    found = fit_many(problem, solvers, backend(), steps=STEPS)
+    for i, solver in enumerate(solvers):
+        alone = fit(problem, solver, backend(), steps=STEPS)
+        torch.testing.assert_close(found.x["value"][i, 0], alone.x["value"], rtol=EXACT, atol=EXACT)
+
+
 def test_the_whole_data_are_one_batch_for_all_runs() -> None:
     problem = LogisticRegularization(rows=40, d=5)
     solvers = [F2BA(lr_x=0.1 * k, lower_steps=2) for k in range(1, 4)]
