@@ -59,14 +59,15 @@ class LanguageModel(nn.Module):
         """The logits at places of the flattened inputs."""
 
         def pick(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0].flatten(0, 1).index_select(0, positions).unsqueeze(0), *inputs[1:])
+            return (inputs[0].flatten(0, 1).index_select(0, positions), *inputs[1:])
 
         hook = self.get_output_embeddings().register_forward_pre_hook(pick)
         try:
+            # without a dimension for the batch; removing one here would return a view, which FSDP cannot guard
             logits: Tensor = self.model(**inputs, use_cache=False).logits
         finally:
             hook.remove()
-        return logits.squeeze(0)
+        return logits
 
 
 def batch_logits(model: Forward, batch: TokenBatch) -> Tensor:
