@@ -20,6 +20,7 @@ from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.problem import Loss
 from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
+from bilevel_backends.host_memory import keep_freed_memory
 from bilevel_backends.module_backend import ModuleBackend, own, to_device
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -64,6 +65,8 @@ class TorchBackend(ModuleBackend):
             )
         device = _pick_device(self.device)
         self.begin(seed, device, Processes())
+        if device.type == "cpu":
+            keep_freed_memory()
         if device.type == "cpu" and self.dtype == "bfloat16" and (slower := _bfloat16_slowdown()) > SLOW:
             log.warning(
                 "bfloat16 is about %.0f times slower than float32 on this CPU, which has no instructions for it; "
