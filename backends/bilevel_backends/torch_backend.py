@@ -45,7 +45,9 @@ class TorchBackend(ModuleBackend):
     micro_batch_size: samples of one forward and backward pass, on which the result does not depend. None: the whole batch.
     activation_checkpointing: recompute each repeated block in the backward pass, which takes less memory and one more
         forward pass.
-    compile: whether to torch.compile the lower modules. The tests do not cover this yet.
+    compile: whether to torch.compile the blocks that repeat in a lower module, or the whole module if none does. All blocks
+        share what is compiled; what is around them, such as the choice of places that need logits, is left as it is. Meant
+        for GPUs, where it has not been measured: on a CPU, compiling takes longer than most runs gain by it.
     deterministic: whether to use deterministic kernels only, where torch has a choice.
     """
 
@@ -98,7 +100,8 @@ class TorchBackend(ModuleBackend):
             parameter.data = parameter.data.to(self._device, kind)
         move_buffers(module, self._device)
         if self.compile:
-            module.compile()
+            for part in [module.get_submodule(path) for path in blocks.repeated] or [module]:
+                part.compile()
         return Unsharded(module)
 
     def replicate_module(self, module: nn.Module) -> ShardingStrategy:
