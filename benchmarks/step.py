@@ -1,16 +1,19 @@
 """CPU seconds, seconds and peak memory of one ScaleBiO step on a language model, beside plain PyTorch loops.
 
-The loops are what one writes first: `AutoModelForCausalLM` with `labels=`, batches padded to their longest row with an
-attention mask, logits at every position.
+The loops are what one writes first: `AutoModelForCausalLM`, batches padded to their longest row with an attention mask,
+logits at every position.
 
-three passes    the step of this library written plainly, as the authors' code has it: lower loss of z, lower loss of y,
-                upper loss of y, and an AdamW step for each model; two blocks train
+authors' way    the step of this library as the authors' code has it: lower loss of z, lower loss of y, upper loss of y, and
+                an AdamW step for each model; two blocks, the embedding, the final norm and the head train
 fine-tuning     one pass over as many rows, and an AdamW step; all weights train
 lisa            the same; two blocks train
+floor           nothing but the matrix products with weights that our step cannot do without: every distinct token once, the
+                head at labels alone, gradients down to the lowest block that trains
 
-All see the same rows, of which each is an instruction and an answer as in Alpaca. Each case runs in processes of its own, in
-turn (a, b, c, a, b, c, ...), so that a change in the machine's speed hits all of them, and peaks of memory are their own.
-By default the model is a random Llama of 8 layers, which takes a minute on one core.
+All see the same rows, of which each is an instruction and an answer, as long as in Alpaca, behind the system prompt of a
+chat template. Each case runs in processes of its own, in turn (a, b, c, a, b, c, ...), so that a change in the machine's
+speed hits all of them, and peaks of memory are their own. By default the model is a random Llama of 8 layers, which takes
+two minutes on one core.
 
 Usage: python benchmarks/step.py [--model smollm2-135m] [--dtype bfloat16] [--steps 3] [--rounds 3] [--threads 1]
 """
@@ -32,7 +35,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROWS, BATCH, MICRO, LENGTH = 64, 8, 4, 128
+ROWS, BATCH, LENGTH = 64, 8, 128
 BLOCKS = (0.3, 0.69)  # where in the stack of blocks the two that train are: blocks 9 and 20 of 30
 PENALTY = 10.0
 TEMPLATE = (
@@ -48,13 +51,13 @@ def words() -> list[str]:
 
 
 def rows(offset: int) -> list[dict[str, str]]:
-    """Instruction rows of 30 to 100 words, of which the last third is the answer."""
+    """Instruction rows: 5 to 14 words that ask and 5 to 87 that answer."""
     made, text = [], words()
     for i in range(ROWS):
-        start = (offset * ROWS + i) * 110
-        part = text[start : start + 30 + (i * 37) % 71]
-        cut = 2 * len(part) // 3
-        made.append({"instruction": " ".join(part[:cut]), "input": "", "output": " ".join(part[cut:])})
+        start = (offset * ROWS + i) * 102
+        asked, answered = 5 + i % 10, 5 + (i * 37) % 83
+        question, answer = text[start : start + asked], text[start + asked : start + asked + answered]
+        made.append({"instruction": " ".join(question), "input": "", "output": " ".join(answer)})
     return made
 
 
@@ -107,7 +110,7 @@ def ours(p: Any, dtype: str) -> Callable[[int], None]:
 
     solver, backend = (
         ScaleBiO(warmup=0),
-        TorchBackend(dtype=dtype, device="cpu", micro_batch_size=MICRO),  # type: ignore[arg-type]
+        TorchBackend(dtype=dtype, device="cpu"),  # type: ignore[arg-type]
     )
     backend.start(seed=0)
     state = solver.init(p, backend)
@@ -124,69 +127,117 @@ def ours(p: Any, dtype: str) -> Callable[[int], None]:
     return step
 
 
-def load(p: Any, dtype: str, *, whole: bool) -> tuple[Any, torch.optim.Optimizer]:
-    """A model and its optimizer. whole: train all weights, not two blocks alone."""
+def load(p: Any, dtype: str, *, frozen: Callable[[Any], Iterable[torch.nn.Module]]) -> tuple[Any, torch.optim.Optimizer]:
+    """A model and its optimizer. frozen: the parts of the model that do not train, but for the two blocks."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(p._files.path, dtype=getattr(torch, dtype))
-    model.requires_grad_(whole)
-    layers = model.model.layers
-    for place in BLOCKS:
-        layers[int(place * len(layers))].requires_grad_(True)
+    for part in frozen(model):
+        part.requires_grad_(False)
+    for layer in trained(model):
+        layer.requires_grad_(True)
     return model, torch.optim.AdamW((q for q in model.parameters() if q.requires_grad), lr=1e-5)
 
 
-def padded(tables: Any, sampler: Any, t: int) -> Iterable[tuple[dict[str, torch.Tensor], int]]:
-    """Micro-batches with their sources."""
-    picked = [tables[source].row(row) for source, row in sampler.batch(t, 0)]
-    for start in range(0, BATCH, MICRO):
-        part = picked[start : start + MICRO]
-        longest = max(len(ids) for ids, _ in part)
-        ids, mask = torch.zeros(MICRO, longest, dtype=torch.long), torch.zeros(MICRO, longest, dtype=torch.long)
-        labels = torch.full((MICRO, longest), -100)
-        for i, (tokens, marked) in enumerate(part):
-            ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.from_numpy(tokens), 1
-            labels[i, : len(tokens)] = torch.where(torch.from_numpy(marked), ids[i, : len(tokens)], -100)
-        yield {"input_ids": ids, "attention_mask": mask, "labels": labels}, start // MICRO
+def trained(model: Any) -> list[torch.nn.Module]:
+    """The two blocks that train."""
+    layers = model.model.layers
+    return [layers[int(place * len(layers))] for place in BLOCKS]
 
 
-def three_passes(p: Any, dtype: str) -> Callable[[int], None]:
-    """The step of this library in a plain loop."""
-    (y, of_y), (z, of_z) = load(p, dtype, whole=False), load(p, dtype, whole=False)
-    logits = torch.zeros(2, requires_grad=True)
+def padded(tables: Iterable[Any], sampler: Any, t: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A padded batch, and the source of every row."""
+    tables = list(tables)
+    picked = [(source, *tables[source].row(row)) for source, row in sampler.batch(t, 0)]
+    longest = max(len(ids) for _, ids, _ in picked)
+    ids, mask = torch.zeros(BATCH, longest, dtype=torch.long), torch.zeros(BATCH, longest, dtype=torch.long)
+    labels = torch.full((BATCH, longest), -100)
+    for i, (_, tokens, marked) in enumerate(picked):
+        ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.from_numpy(tokens), 1
+        labels[i, : len(tokens)] = torch.where(torch.from_numpy(marked), ids[i, : len(tokens)], -100)
+    sources = torch.tensor([source for source, _, _ in picked])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}, sources
+
+
+def row_losses(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean loss of every row, from logits at every position."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    shifted = labels[:, 1:]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), shifted, reduction="none")
+    return losses.sum(1) / (shifted != -100).sum(1)
+
+
+def authors(p: Any, dtype: str) -> Callable[[int], None]:
+    """The step of this library in a plain loop; LISA as the authors have it freezes blocks alone."""
+    (y, of_y), (z, of_z) = (load(p, dtype, frozen=lambda model: model.model.layers) for _ in "yz")
+    weights = torch.zeros(2, requires_grad=True)
+    of_x = torch.optim.AdamW([weights], lr=1e-2)
 
     def step(t: int) -> None:
-        lower = list(padded(list(p._train.values()), p._lower_sampler, t))
-        upper = list(padded(list(p._targets.values()), p._upper_sampler, t))
-        for model, data, scale, weighted in ((z, lower, -PENALTY, True), (y, lower, PENALTY, True), (y, upper, 1.0, False)):
-            for batch, source in data:
-                weight = torch.softmax(logits, 0)[source] if weighted else 0.5
-                (scale * weight * model(**batch).loss).backward()
-        for optimizer in (of_y, of_z):
+        lower, source = padded(p._train.values(), p._lower_sampler, t)
+        upper, _ = padded(p._targets.values(), p._upper_sampler, t)
+        for model, scale in ((z, -PENALTY), (y, PENALTY)):
+            weight = torch.softmax(weights, 0)[source] / (BATCH / 2)
+            torch.dot(scale * weight, row_losses(model, **lower)).backward()  # type: ignore[no-untyped-call]
+        row_losses(y, **upper).mean().backward()  # type: ignore[no-untyped-call]
+        for optimizer in (of_y, of_z, of_x):
             optimizer.step()
             optimizer.zero_grad()
 
     return step
 
 
-def one_pass(p: Any, dtype: str, *, whole: bool) -> Callable[[int], None]:
+def one_pass(p: Any, dtype: str, *, frozen: Callable[[Any], Iterable[torch.nn.Module]]) -> Callable[[int], None]:
     """A step of fine-tuning in a plain loop."""
-    model, optimizer = load(p, dtype, whole=whole)
+    model, optimizer = load(p, dtype, frozen=frozen)
 
     def step(t: int) -> None:
-        for batch, _ in padded(list(p._train.values()), p._lower_sampler, t):
-            (0.5 * model(**batch).loss).backward()
+        batch, _ = padded(p._train.values(), p._lower_sampler, t)
+        model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
+def floor(p: Any, dtype: str) -> Callable[[int], None]:
+    """The matrix products of our step with random numbers: of the tokens with weights, forward and backward."""
+    from bilevel import Shard
+
+    p.packed = True
+    model, _ = load(p, dtype, frozen=lambda model: [model])
+    layers, lowest = list(model.model.layers), int(BLOCKS[0] * len(model.model.layers))
+
+    def linear(weight: torch.Tensor, tokens: int, *, passes_on: bool, trains: bool) -> None:
+        inputs, slopes = (torch.full((tokens, size), 0.01, dtype=weight.dtype) for size in reversed(weight.shape))
+        torch.mm(inputs, weight.t())
+        if passes_on:
+            torch.mm(slopes, weight)
+        if trains:
+            torch.mm(slopes.t(), inputs)
+
+    def step(t: int) -> None:
+        shard = Shard(0)
+        lower, upper = p.lower_batch(t, shard), p.upper_batch(t, shard)
+        for batch in (*lower, *lower, *upper):
+            tokens = len(batch.packing.row)
+            for number, layer in enumerate(layers):
+                for name, weight in layer.named_parameters():
+                    if weight.dim() == 2:
+                        first = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+                        passes_on = number > lowest or (number == lowest and not first)
+                        linear(weight, tokens, passes_on=passes_on, trains=weight.requires_grad)
+            linear(model.get_output_embeddings().weight, len(batch.targets), passes_on=True, trains=False)
+
+    return lambda t: torch.no_grad()(step)(t)
+
+
 CASES: dict[str, Callable[[Any, str], Callable[[int], None]]] = {
     "ours": ours,
-    "three passes": three_passes,
-    "fine-tuning": lambda p, dtype: one_pass(p, dtype, whole=True),
-    "lisa": lambda p, dtype: one_pass(p, dtype, whole=False),
+    "authors' way": authors,
+    "fine-tuning": lambda p, dtype: one_pass(p, dtype, frozen=lambda model: []),
+    "lisa": lambda p, dtype: one_pass(p, dtype, frozen=lambda model: [model]),
+    "floor": floor,
 }
 
 

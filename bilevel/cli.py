@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bilevel.plugins import Part
 
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
+SPINS = "10000"  # some ten microseconds: long enough for the next operation of a quiet machine to begin
 
 
 class Commands(TyperGroup):
@@ -202,6 +203,7 @@ def _plugin_commands() -> dict[str, Part]:
 
 def main() -> None:
     """Entry point of the command `bilevel`. Of several processes on a machine, only the first one prints."""
+    _shorten_waits()
     speaks = local_rank() == 0
     logging.basicConfig(
         level=logging.WARNING,
@@ -238,6 +240,16 @@ def main() -> None:
         _leave(1)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _shorten_waits() -> None:
+    """Let a thread of OpenMP that waits for others leave its core soon, unless the user has settled how it waits.
+
+    By default, the OpenMP of torch's wheels (libgomp) spins for milliseconds, which is most of all time where other programs
+    need the cores too. It reads this when torch is loaded. `benchmarks/waiting.py` measures it.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _leave(code: int) -> NoReturn:

@@ -20,6 +20,7 @@ from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.problem import Loss
 from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
+from bilevel_backends.host_memory import keep_freed_memory
 from bilevel_backends.module_backend import ModuleBackend, own, to_device
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -45,7 +46,9 @@ class TorchBackend(ModuleBackend):
     micro_batch_size: samples of one forward and backward pass, on which the result does not depend. None: the whole batch.
     activation_checkpointing: recompute each repeated block in the backward pass, which takes less memory and one more
         forward pass.
-    compile: whether to torch.compile the lower modules. The tests do not cover this yet.
+    compile: whether to torch.compile the blocks that repeat in a lower module, or the whole module if none does. All blocks
+        share what is compiled; what is around them, such as the choice of places that need logits, is left as it is. Meant
+        for GPUs, where it has not been measured: on a CPU, compiling takes longer than most runs gain by it.
     deterministic: whether to use deterministic kernels only, where torch has a choice.
     """
 
@@ -65,6 +68,8 @@ class TorchBackend(ModuleBackend):
             )
         device = _pick_device(self.device)
         self.begin(seed, device, Processes())
+        if device.type == "cpu":
+            keep_freed_memory()
         if device.type == "cpu" and self.dtype == "bfloat16" and (slower := _bfloat16_slowdown()) > SLOW:
             log.warning(
                 "bfloat16 is about %.0f times slower than float32 on this CPU, which has no instructions for it; "
@@ -104,7 +109,8 @@ class TorchBackend(ModuleBackend):
             parameter.data = parameter.data.to(self._device, kind)
         move_buffers(module, self._device)
         if self.compile:
-            module.compile()
+            for part in [module.get_submodule(path) for path in blocks.repeated] or [module]:
+                part.compile()
         return Unsharded(module)
 
     def replicate_module(self, module: nn.Module) -> ShardingStrategy:

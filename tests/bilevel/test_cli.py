@@ -1,6 +1,7 @@
 """The command as a user runs it: exit codes, messages, Ctrl-C."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from bilevel import cli
 
 RECIPE = """
 from tests.conftest import Distance
@@ -36,10 +39,29 @@ def bilevel(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def environment() -> dict[str, str]:
-    import os
-
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # ours first, then what the tests run with
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "spins"),
+    [({}, cli.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing settled", "spins", "policy"],
+)
+def test_threads_wait_briefly_unless_the_user_has_settled_how(
+    settings: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch reads this when it is loaded, which is why the command line may not load it before."""
+    environ, seen = dict(settings), []
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(cli, "app", lambda: seen.append(environ.get("GOMP_SPINCOUNT")))
+    cli.main()
+    assert seen == [spins]
+
+
+def test_the_command_line_does_not_load_torch_by_itself() -> None:
+    code = "import sys, bilevel.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
 
 
 def test_a_run_from_the_command_line_writes_its_directory_and_shows_every_step(bilevel, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -637,3 +638,19 @@ def test_a_variable_that_was_not_marked_cannot_be_rewound(backend: TorchBackend)
     y = backend.place("y", Net, AdamW(), sharded=True)
     with pytest.raises(RuntimeError, match="'y' was not marked"):
         backend.rewind(y)
+
+
+@pytest.mark.parametrize(
+    ("build", "compiled"), [(Net, ["Layer"] * 4), (lambda: nn.Linear(8, 1), ["Linear"])], ids=["with blocks", "without"]
+)
+def test_blocks_that_repeat_are_compiled_and_whole_modules_only_without_any(
+    build: Callable[[], nn.Module], compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself takes seconds, and is torch's."""
+    seen: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: seen.append(type(module).__name__))
+    backend = TorchBackend(device="cpu", compile=True, deterministic=False)
+    backend.start(seed=0)
+    backend.place("y", build, AdamW(), sharded=True, blocks=find_blocks)
+    backend.close()
+    assert seen == compiled

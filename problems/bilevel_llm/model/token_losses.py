@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 2**22
-"""How many logits are computed with at a time: a CPU's cache should hold them, and a GPU should be busy with them."""
+CHUNK_ON_CPU, CHUNK = 2**18, 2**22
+"""How many logits are computed with at a time: a core's cache should hold them, and an accelerator be busy with them."""
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class _TokenLosses(torch.autograd.Function):
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
     n, vocabulary = logits.shape
-    rows = max(1, CHUNK // vocabulary)
+    rows = max(1, (CHUNK_ON_CPU if logits.device.type == "cpu" else CHUNK) // vocabulary)
     return (slice(start, start + rows) for start in range(0, max(n, 1), rows))
 
 

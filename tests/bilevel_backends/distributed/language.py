@@ -22,6 +22,7 @@ def reweight(backend: Backend, settings: dict[str, Any], output: Path) -> None:
     fit(problem, solver, backend, steps=4, active=LISA(blocks=1, period=2), output=output, checkpoint_every=4)
 
 
+WHOLE = ("qwen2",)  # families that are also reweighted where every process has all parameters
 TUNINGS: dict[str, LoRA | None] = {"full": None, "lora": LoRA(rank=2)}
 
 

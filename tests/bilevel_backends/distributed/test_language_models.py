@@ -1,5 +1,6 @@
 """Language models under ZeRO and FSDP: weights read part by part, tied embeddings, frozen embeddings, recomputed blocks."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel_backends.distributed.cases import tensors
-from tests.bilevel_backends.distributed.language import TUNINGS, reweight, tune
+from tests.bilevel_backends.distributed.language import TUNINGS, WHOLE, reweight, tune
 from tests.bilevel_llm.conftest import data, model_directory  # noqa: F401 (fixtures)
 
 Work = Callable[..., Path]
@@ -23,11 +24,22 @@ def settings(model_directory: Callable[[str], Path], data: dict[str, str]) -> di
     }
 
 
-@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp"])
-@pytest.mark.parametrize("family", ["llama-tied", "qwen2", "gemma2", "gpt2"])
-def test_two_processes_learn_what_one_does(
-    family: str, kind: str, settings: dict[str, dict[str, object]], work: Work, tmp_path: Path
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *itertools.product(["llama-tied", "qwen2", "gemma2", "gpt2"], ["zero2", "zero3", "fsdp"]),
+        *itertools.product(WHOLE, ["zero0", "zero1"]),
+    ],
+)
+def test_two_processes_learn_from_packed_rows_what_one_does_from_padded_ones(
+    family: str,
+    kind: str,
+    settings: dict[str, dict[str, object]],
+    work: Work,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("bilevel_llm.problem.can_be_packed", lambda found: False)
     found = work("language_models", lambda where: write(where, settings)) / f"{family}-{kind}"
     reweight(TorchBackend(dtype="float32", device="cpu"), settings[family], tmp_path / "run")
     agree(found, tmp_path / "run")

@@ -124,10 +124,10 @@ def switches(where: Path) -> None:
 
 def language_models(where: Path) -> None:
     """Real architectures, made from stored weights; settings.json says where they and their data are."""
-    from tests.bilevel_backends.distributed.language import reweight
+    from tests.bilevel_backends.distributed.language import WHOLE, reweight
 
     for family, settings in json.loads((where / "settings.json").read_text()).items():
-        for kind in ("zero2", "zero3", "fsdp"):
+        for kind in ("zero2", "zero3", "fsdp", *(("zero0", "zero1") if family in WHOLE else ())):
             backend = backend_of(kind, micro_batch_size=2, activation_checkpointing=kind != "zero2")
             if family != "bert":
                 reweight(backend, settings, where / f"{family}-{kind}")

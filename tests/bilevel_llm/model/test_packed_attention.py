@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from bilevel import AdamW, Shard
+from bilevel import LISA, Active, AdamW, All, Shard
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.packing import Packing
 from bilevel_llm.evaluation.scores import score
@@ -48,34 +48,42 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
     return ids, positions, torch.linspace(0.5, 1.5, len(positions), dtype=torch.float64)
 
 
+def gradients_of_rows(
+    module: LanguageModel, parameters: list[torch.nn.Parameter], *, packed: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The losses of the rows above, and their gradients."""
+    ids, positions, weights = rows()
+    packing = (Packing.of(ids, positions),) if packed else ()
+    losses = token_losses(module(ids, positions, *packing), ids.flatten()[positions + 1])
+    return losses.detach(), list(torch.autograd.grad((weights * losses).sum(), parameters))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"])
 @pytest.mark.parametrize("family", PACKED)
 def test_losses_and_gradients_are_those_of_padded_rows(family: str, dtype: torch.dtype, tolerance: float) -> None:
     """Relative to the largest entry: what differs is the order of summation."""
     module = model(family, dtype)
-    ids, positions, weights = rows()
-
-    def found(*packing: Packing) -> tuple[Tensor, list[Tensor]]:
-        losses = token_losses(module(ids, positions, *packing), ids.flatten()[positions + 1])
-        gradients = torch.autograd.grad((weights * losses).sum(), list(module.parameters()))
-        return losses.detach(), list(gradients)
-
-    packing = Packing.of(ids, positions)
-    assert len(packing.row) == 29 + 12 + 8  # the third row is all in the first
-    (padded, wanted), (packed, gradients) = found(), found(packing)
+    ids, positions, _ = rows()
+    assert len(Packing.of(ids, positions).row) == 29 + 12 + 8  # the third row is all in the first
+    parameters = list(module.parameters())
+    (padded, wanted), (packed, gradients) = (
+        gradients_of_rows(module, parameters, packed=packed) for packed in (False, True)
+    )
     assert (packed - padded).abs().max() <= tolerance * padded.abs().max()
     for gradient, other in zip(gradients, wanted, strict=True):
         assert (gradient - other).abs().max() <= tolerance * other.abs().max()
 
 
-def problem_gradients(problem: LLMReweighting, packed: bool, **settings: Any) -> dict[str, Tensor]:
+def problem_gradients(
+    problem: LLMReweighting, packed: bool, active: Active | None = None, **settings: Any
+) -> dict[str, Tensor]:
     """Gradients of x and y in the passes of a step."""
     backend = TorchBackend(dtype="float64", device="cpu", **settings)
     backend.start(seed=3)
     problem.packed = packed
     x = backend.place("x", problem.upper, AdamW(), sharded=False)
     y = backend.place("y", problem.lower, AdamW(), sharded=True, blocks=problem.blocks)
-    backend.activate(y, y.blocks.names)
+    backend.activate(y, (active or All()).at(0, y.blocks, seed=3))
     lower, upper = problem.lower_batch(5, backend.shard), problem.upper_batch(5, backend.shard)
     assert all((batch.packing is not None) == packed for batch in [*lower, *upper])
     backend.backward(lambda b: problem.lower_loss(x, y, b), lower, wrt={x: 10.0, y: 1.0})
@@ -85,21 +93,41 @@ def problem_gradients(problem: LLMReweighting, packed: bool, **settings: Any) ->
     return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3}, {"activation_checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    ("active", "settings"),
+    [
+        (All(), {}),
+        (All(), {"micro_batch_size": 3}),
+        (All(), {"activation_checkpointing": True}),
+        (LISA(blocks=1), {}),
+        (LISA(blocks=1), {"micro_batch_size": 3, "activation_checkpointing": True}),
+    ],
+    ids=str,
+)
 def test_the_gradients_of_a_step_are_those_of_padded_rows(
-    problem: Callable[..., LLMReweighting], settings: dict[str, Any]
+    problem: Callable[..., LLMReweighting], active: Active, settings: dict[str, Any]
 ) -> None:
     """In float64, of the weights of sources too. This family's norms do not round to float32."""
-    padded = problem_gradients(problem("gpt-neox"), packed=False)
-    for name, gradient in problem_gradients(problem("gpt-neox"), packed=True, **settings).items():
+    padded = problem_gradients(problem("gpt-neox"), packed=False, active=active)
+    packed = problem_gradients(problem("gpt-neox"), packed=True, active=active, **settings)
+    assert packed.keys() == padded.keys()
+    for name, gradient in packed.items():
         assert (gradient - padded[name]).abs().max() <= 1e-12 * padded[name].abs().max(), name
 
 
 def test_adapters_are_trained_on_packed_rows(tuning: Callable[..., FineTuning]) -> None:
-    problem = tuning(lora=LoRA(rank=2))
+    """With the gradients of padded rows, once the adapters have left their start, at which half of them are zero."""
+    problem = tuning("gpt-neox", lora=LoRA(rank=2))
     module = problem.lower().double()
     assert isinstance(module, LanguageModel)
     assert examine(module, make_tokenizer())
+    adapters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for adapter in adapters:
+        torch.nn.init.normal_(adapter, std=0.1, generator=torch.Generator().manual_seed(0))
+    padded, packed = (gradients_of_rows(module, adapters, packed=packed)[1] for packed in (False, True))
+    for gradient, other in zip(packed, padded, strict=True):
+        assert other.abs().max() > 0
+        assert (gradient - other).abs().max() <= 1e-12 * other.abs().max()
 
 
 def test_scores_are_those_of_padded_rows(problem: Callable[..., LLMReweighting]) -> None:

@@ -21,7 +21,7 @@ def test_losses_over_a_large_vocabulary_are_exact(dtype: torch.dtype) -> None:
 
 
 def test_the_gradient_is_that_of_cross_entropy_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 20)  # three rows, three rows, one
+    monkeypatch.setattr(module, "CHUNK_ON_CPU", 20)  # three rows, three rows, one
     logits = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     targets, weights = torch.arange(7) % 6, torch.linspace(-1, 2, 7, dtype=torch.float64)
     (found,) = torch.autograd.grad(weights @ token_losses(logits, targets), logits)
