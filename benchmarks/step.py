@@ -13,7 +13,7 @@ floor           nothing but the matrix products with weights that our step canno
 All see the same rows, of which each is an instruction and an answer, as long as in Alpaca, behind the system prompt of a
 chat template. Each case runs in processes of its own, in turn (a, b, c, a, b, c, ...), so that a change in the machine's
 speed hits all of them, and peaks of memory are their own. By default the model is a random Llama of 8 layers, which takes
-two minutes on one core.
+five minutes on one core.
 
 Usage: python benchmarks/step.py [--model smollm2-135m] [--dtype bfloat16] [--steps 3] [--rounds 3] [--threads 1]
 """
