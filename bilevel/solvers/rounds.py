@@ -97,10 +97,16 @@ class Rounds(Solver[State]):
         shard = replace(backend.shard, fold=(r % self.folds, self.folds))
         ζ, ξ = problem.lower_batch(index, shard), problem.upper_batch(index, shard)
         ω = self.weight(k)
-        of_x = {x: ω} if ω else {}
-        g_z = backend.backward(lambda b: g(x, z, b), ζ, wrt={z: 1, **{x: -α * ω for x in of_x}})
-        g_y = backend.backward(lambda b: g(x, y, b), ζ, wrt={y: 1, **{x: α * ω for x in of_x}})
-        f_y = backend.backward(lambda b: f(x, y, b), ξ, wrt={y: 1 / α, **of_x})
+        if k == 0:  # y is still z, and what x gets is not counted yet: one pass gives the gradients of both
+            g_y = g_z = backend.backward(lambda b: g(x, z, b), ζ, wrt={z: 1})
+            grad_g = backend.take_gradient(z)
+            backend.add_gradient(z, grad_g)
+            backend.add_gradient(y, grad_g)
+            f_y = backend.backward(lambda b: f(x, y, b), ξ, wrt={y: 1 / α})
+        else:
+            g_z = backend.backward(lambda b: g(x, z, b), ζ, wrt={x: -α * ω, z: 1})
+            g_y = backend.backward(lambda b: g(x, y, b), ζ, wrt={x: α * ω, y: 1})
+            f_y = backend.backward(lambda b: f(x, y, b), ξ, wrt={x: ω, y: 1 / α})
         lr = at(self.lr_z, k)
         norm_z = backend.step(z, lr=lr)
         backend.step(y, lr=lr)
@@ -108,7 +114,7 @@ class Rounds(Solver[State]):
         found = dict(report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=α))
         found |= {"grad_norm_z": norm_z, "round": r, "round_step": k, "held": 1.0}
         distribution = self._distribution(x, backend)
-        if ω:
+        if k > 0:
             seen = distribution.signal(backend.take_gradient(x).parts["logits"]).tolist()
             before = state.memory["signal"] or [0.0] * len(seen)
             state.memory["signal"] = [a + b for a, b in zip(before, seen, strict=True)]
@@ -124,7 +130,7 @@ class Rounds(Solver[State]):
         return k**2 / ((K - 1) * K * (2 * K - 1) / 6)
 
     def workload(self) -> Workload:
-        """Two replicas; g(z), g(y) and f(y) once a step; beside them, the start of what has been active in the round."""
+        """Two replicas; g(z), g(y) and f(y) once a step, at most; beside them, the start of what is active in a round."""
         replicas: dict[str, SGD | AdamW] = {"y": self.optimizer_z, "z": self.optimizer_z}
         return Workload(replicas, lower_passes=2, upper_passes=1, marked=self.horizon)
 
