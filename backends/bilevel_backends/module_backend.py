@@ -59,6 +59,7 @@ class ModuleBackend(Backend):
         self._variables: list[ModuleVariable] = []
         self.processed = 0
         self._before: tuple[int, bool, bool] | None = None
+        self._there: tuple[Any, Any] = (None, None)
 
     def be_deterministic(self, *, compiled: bool = False) -> None:
         """Let torch choose kernels that give the same result every time, until `close`.
@@ -279,7 +280,7 @@ class ModuleBackend(Backend):
             _set_determinism(mode, compiled)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
-        self._variables = []
+        self._variables, self._there = [], (None, None)
 
     def _place_sharded(
         self, name: str, module: nn.Module, optimizer: SGD | AdamW, blocks: Blocks, like: ModuleVariable | None = None
@@ -302,7 +303,7 @@ class ModuleBackend(Backend):
         total: Tensor | None = None
         parts: dict[str, Tensor] = {}
         for micro_batch in batch:
-            result = loss(to_device(micro_batch, self._device))
+            result = loss(self.on_device(micro_batch))
             value, named = result if isinstance(result, tuple) else (result, None)
             if receivers:
                 if value.requires_grad:  # it does not where f ignores x, say, and only x is in `wrt`
@@ -323,6 +324,15 @@ class ModuleBackend(Backend):
         values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
         summed, *summed_parts = values.tolist()
         return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
+
+    def on_device(self, batch: Any) -> Any:
+        """The same batch with every tensor on the device."""
+        if any(batch is known for known in self._there):  # all the data of either level, say, at every pass
+            return batch
+        moved = to_device(batch, self._device)
+        if moved is batch:
+            self._there = (batch, self._there[0])
+        return moved
 
     def _evaluation(self, loss: Loss) -> Evaluation:
         """The loss of a whole batch, in this process alone. Raises `NonFiniteError` if it is not finite."""

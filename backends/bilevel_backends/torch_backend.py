@@ -21,7 +21,7 @@ from bilevel.launch import world_size
 from bilevel.problem import Loss
 from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
 from bilevel_backends.host_memory import keep_freed_memory
-from bilevel_backends.module_backend import ModuleBackend, own, to_device
+from bilevel_backends.module_backend import ModuleBackend, own
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.sharding.unsharded import Unsharded
@@ -179,7 +179,7 @@ class TorchBackend(ModuleBackend):
         Fused attention cannot be, so it is not used.
         """
         with sdpa_kernel(SDPBackend.MATH):
-            result = loss(to_device(micro_batch, self._device))
+            result = loss(self.on_device(micro_batch))
             value = result[0] if isinstance(result, tuple) else result
             parameters = [variable.parameter(name) for name in variable.masters]
             return result, list(_gradients(value, parameters, create_graph=True))

@@ -2,6 +2,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -530,6 +531,22 @@ def test_a_batch_that_is_there_and_cannot_be_changed_is_handed_on_as_it_is() -> 
     assert (moved.inputs.device, moved.targets.device, moved.total) == (elsewhere, elsewhere, batch.total)
     assert batch.inputs.device == cpu
     assert to_device((changeable := Changeable(batch.inputs)), cpu) is not changeable
+
+
+def test_a_batch_that_was_found_there_is_not_looked_through_again(
+    backend: TorchBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (upper,), (lower,), changeable = rows(), rows(), [torch.ones(2)]
+    looked: list[Any] = []
+    monkeypatch.setattr(
+        "bilevel_backends.module_backend.to_device",
+        lambda batch, device: looked.append(batch) or to_device(batch, device),  # type: ignore[func-returns-value]
+    )
+    for _ in range(2):
+        assert backend.on_device(upper) is upper
+        assert backend.on_device(lower) is lower
+        backend.on_device(changeable)
+    assert [id(batch) for batch in looked] == [id(batch) for batch in (upper, lower, changeable, changeable)]
 
 
 @pytest.mark.parametrize("kind", [Tensor, nn.Parameter])  # torch itself deals with what is more than a tensor
