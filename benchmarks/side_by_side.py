@@ -2,11 +2,10 @@
 
 The runs are F2SA with ten lower steps and different step sizes of x, on the problems of `benchmarks/overhead.py`, whose bare
 loop is the unit. All variants run in one process, in turn, so that a change in the machine's speed hits all; printed is the
-median over the rounds of a step's time, without what is done once (recording), and that time
+median over the rounds of a step's time, without the first few steps, in which operations are recorded, and the time of these
 by itself. The first run must arrive where the bare loop arrives, or the benchmark fails.
 
-Usage: OMP_NUM_THREADS=1 python benchmarks/side_by_side.py [--rounds 3] [--runs 1 8 64] [--problems NAME ...]
-       [--json FILE]
+Usage: OMP_NUM_THREADS=1 python benchmarks/side_by_side.py [--rounds 3] [--runs 1 8 64] [--problems NAME ...] [--json FILE]
 """
 
 from __future__ import annotations

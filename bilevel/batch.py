@@ -45,6 +45,11 @@ def leaves(batch: Any) -> Iterator[Any]:
         yield batch
 
 
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch, in the order of `leaves`."""
+    return (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor))
+
+
 def _map_dataclass(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """The batch itself, if it cannot be changed and nothing does change."""
     kind: Any = type(batch)

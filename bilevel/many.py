@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bilevel.agreement import check_batches
 from bilevel.backend import Backend, SideBySide
-from bilevel.batch import leaves, map_tensors
+from bilevel.batch import leaves, map_tensors, tensors_of
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.per_run import PerRun
@@ -216,8 +216,7 @@ class ForSeeds(Problem[Any]):
         first = batches[0]
         if all(batch is first for batch in batches):
             if level not in self._shared or self._shared[level].batch is not first:  # the whole data is, at every step
-                tensors = [leaf for leaf in leaves(first) if isinstance(leaf, Tensor)]
-                self._shared[level] = Together(first, tensors, shared=True)
+                self._shared[level] = Together(first, list(tensors_of(first)), shared=True)
             return self._shared[level]
         tensors = []
         for same in zip(*map(leaves, batches), strict=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -86,13 +86,13 @@ class EachRun:
 
     def __call__(self, t: int) -> float:
         """The values at step t."""
-        return at(self, t)
+        return cast(float, PerRun.of([at(own, t) for own in self.schedules]))  # a solver takes them for a number
 
 
 def at(schedule: Schedule, t: int) -> float:
     """The value of a schedule at step t (from 0). Raises `ValueError` if it is negative or not finite."""
     if isinstance(schedule, EachRun):
-        return PerRun.of([at(own, t) for own in schedule.schedules])  # type: ignore[return-value]  # it stands for one
+        return schedule(t)
     value = float(schedule(t)) if callable(schedule) else float(schedule)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(

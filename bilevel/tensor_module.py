@@ -12,9 +12,9 @@ class TensorModule(nn.Module):
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
-        self.shape = start.shape
+        self.scalar = not start.dim()
         self.value = nn.Parameter(start.detach().clone().reshape(start.shape or (1,)))
 
     def forward(self) -> Tensor:
         """The value, in the shape of the start."""
-        return self.value.clone().reshape(self.shape)
+        return self.value.clone().reshape(()) if self.scalar else self.value.clone()

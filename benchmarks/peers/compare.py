@@ -260,7 +260,7 @@ def main() -> None:
 
 def _print(found: Mapping[str, Mapping[str, Any]], problems: Sequence[str]) -> None:
     table = Table(
-        "method", *(TITLES[name] for name in problems), "lines", title="CPU ms to 3 % of the gap (steps × ms a step)"
+        "method", *(TITLES[name] for name in problems), "lines", title="CPU ms until the goal is reached (steps × ms a step)"
     )
     for name, cells in found.items():
         row = []

@@ -3,17 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from bilevel.tensor_module import TensorModule
 
-class ParameterVector(nn.Module):
-    """A vector in float64, or several side by side. A call returns its value as a new tensor."""
+
+class ParameterVector(TensorModule):
+    """A vector in float64, or several side by side."""
 
     def __init__(self, start: Tensor) -> None:
-        super().__init__()
-        self.value = nn.Parameter(start.detach().clone().double())
-
-    def forward(self) -> Tensor:
-        """The value, in the shape of the start."""
-        return self.value.clone()
+        super().__init__(start.double())
 
 
 class BlockVector(nn.Module):
