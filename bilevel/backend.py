@@ -139,7 +139,7 @@ class Backend(ABC):
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     processed: int = 0
-    """Batch units (rows, tokens) that went through `backward` in this process so far; see `Problem.upper_batch`."""
+    """Batch units (rows, tokens) that went through `backward` so far, in all processes; see `Problem.upper_batch`."""
 
     @abstractmethod
     def start(self, seed: int) -> None:

@@ -230,14 +230,13 @@ def _step(t: int, run: Run, state: State) -> Record:
                 raise NonFiniteError(f"{key} of the upper variable is {value}")
     except NonFiniteError as error:
         raise NonFiniteError(f"step {t}: {error}; lower the step sizes, or clip the gradient") from error
-    size = sum(run.backend.all_gather(run.backend.processed - processed))
     return Record.of_step(
         t,
         metrics,
         upper=upper,
         active=sorted(blocks),
         optimizer_bytes=sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
-        size=size,
+        size=run.backend.processed - processed,
         seconds=round(time.perf_counter() - started, 4),
     )
 

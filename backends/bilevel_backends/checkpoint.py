@@ -71,7 +71,7 @@ def load(directory: Path, variables: list[ModuleVariable]) -> None:
         with torch.no_grad():
             for name in v.sharding.parameters:
                 v.sharding.local(name).copy_(v.sharding.shard(name, reader.read(WEIGHTS + name)))
-                v.sharding.all_gather(name)
+                v.sharding.all_gather([name])
             for name, buffer in _buffers(v):
                 buffer.copy_(reader.read(WEIGHTS + name))
             for name, master in v.masters.items():

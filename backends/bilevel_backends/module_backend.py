@@ -27,7 +27,7 @@ from bilevel.problem import Loss, Shard, deferred_initialization
 from bilevel_backends import checkpoint as checkpoints
 from bilevel_backends.backward import run_backward
 from bilevel_backends.deferred_init import meta_copy
-from bilevel_backends.processes import Processes
+from bilevel_backends.processes import Grid
 from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -44,17 +44,21 @@ class ModuleBackend(Backend):
     micro_batch_size: int | None
     activation_checkpointing: bool
     deterministic: bool
+    shard_group: int | None = None
 
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, not {self.micro_batch_size}")
-        self.begin(0, torch.device("cpu"), Processes())
+        if self.shard_group is not None and self.shard_group < 1:
+            raise ValueError(f"shard_group must be at least 1, not {self.shard_group}")
+        self.begin(0, torch.device("cpu"), Grid.alone())
 
-    def begin(self, seed: int, device: torch.device, processes: Processes) -> None:
+    def begin(self, seed: int, device: torch.device, grid: Grid) -> None:
         """Set the backend up, before any variable is placed."""
         self._seed = seed
         self._device = device
-        self._processes = processes
+        self._grid = grid
+        self._processes = processes = grid.everyone
         self._shard = Shard(seed, processes.rank, processes.world_size, self.micro_batch_size)
         self._variables: list[ModuleVariable] = []
         self.processed = 0
@@ -221,7 +225,7 @@ class ModuleBackend(Backend):
             total = torch.zeros((), dtype=torch.float64)
         else:
             total = products[0] if len(products) == 1 else torch.stack(products).sum()
-        return float(total if v.whole else self._processes.all_reduce(total))
+        return float(total if v.whole else self._grid.shards.all_reduce(total))
 
     def weights(self, variable: Variable) -> dict[str, Tensor]:
         """Copies of all weights and persistent buffers, on the CPU."""
@@ -302,7 +306,10 @@ class ModuleBackend(Backend):
         precise = torch.float32 if self._device.type == "mps" else torch.float64
         total: Tensor | None = None
         parts: dict[str, Tensor] = {}
-        for micro_batch in batch:
+        size, alone = 0, len(batch) == 1 and self._processes.world_size == 1
+        for number, micro_batch in enumerate(batch):
+            for variable in receivers:
+                variable.sharding.begin_pass(last=number + 1 == len(batch))
             result = loss(self.on_device(micro_batch))
             value, named = result if isinstance(result, tuple) else (result, None)
             if receivers:
@@ -310,19 +317,24 @@ class ModuleBackend(Backend):
                     run_backward(value)
                 for variable in receivers:
                     variable.collect()
-                self._count(micro_batch)
-            for variable in self._variables:
-                variable.sharding.reshard()
-            if not named and len(batch) == 1 and self._processes.world_size == 1:
-                return self._checked(value.item(), {})
+                size += size_of(micro_batch)
+            if alone and not named:
+                break
             exact = value.detach().to(precise)
             total = exact if total is None else total + exact
             for key, part in (named or {}).items():
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
+        for variable in self._variables:
+            variable.sharding.reshard()
+        if alone and total is None:
+            self.processed += size
+            return self._checked(value.item(), {})
         if total is None:  # this process has no part of the batch
             total = torch.zeros((), dtype=precise, device=self._device)
-        values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
-        summed, *summed_parts = values.tolist()
+        counted = torch.full_like(total, size)
+        values = torch.stack([total, counted, *(part.to(total.device) for part in parts.values())])
+        summed, processed, *summed_parts = self._processes.all_reduce(values).tolist()
+        self.processed += int(processed)
         return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
 
     def on_device(self, batch: Any) -> Any:
@@ -348,10 +360,6 @@ class ModuleBackend(Backend):
         odd = [f"{key} ({part})" for key, part in parts.items() if not math.isfinite(part)]
         raise NonFiniteError(f"the loss is {value}" + (f", in {', '.join(odd)}" if odd else ""))
 
-    def _count(self, micro_batch: Any) -> None:
-        """Count what has gone through a backward pass."""
-        self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
-
     def _write_back(self, v: ModuleVariable) -> None:
         """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.
 
@@ -362,12 +370,12 @@ class ModuleBackend(Backend):
             values = v.masters[name].to(self._device, non_blocking=True)
             low = values if noise is None or not v.rounded(name) else round_stochastically(values, noise)
             v.sharding.local(name).copy_(low)
-        for name in v.masters:
-            v.sharding.all_gather(name)
+        for group in v.groups:
+            v.sharding.all_gather(group)
 
     def _noise(self, v: ModuleVariable) -> torch.Generator:
         """The noise with which the variable is rounded at its step."""
-        shard = 0 if v.sharding.whole else self._processes.rank
+        shard = 0 if v.sharding.whole else self._grid.shards.rank
         noise = torch.Generator(self._device)
         return noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
 
@@ -378,6 +386,11 @@ def _set_determinism(mode: int, compiled: bool) -> None:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
     else:
         torch.set_deterministic_debug_mode(mode)  # the same, without loading the compiler, which takes seconds
+
+
+def size_of(micro_batch: Any) -> int:
+    """What a micro-batch says of its size; see `Problem.upper_batch`."""
+    return size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
 
 
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:

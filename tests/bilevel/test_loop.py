@@ -269,3 +269,20 @@ def test_a_run_whose_result_never_is_ends_with_its_last_step() -> None:
 
 def test_a_run_that_is_not_asked_to_end_early_does_not() -> None:
     assert len(fit(Judged(), SOLVER, TorchBackend(), steps=9).history) == 9
+
+
+def test_a_step_exchanges_one_object_between_processes() -> None:
+    """Each exchange of objects makes all processes wait for each other."""
+    exchanged: list[Any] = []
+
+    class Counted(TorchBackend):
+        def all_gather(self, value: Any) -> list[Any]:
+            exchanged.append(value)
+            return super().all_gather(value)
+
+    counts = []
+    for steps in (3, 7):
+        exchanged.clear()
+        fit(Distance(), ScaleBiO(warmup=0), Counted(device="cpu"), steps=steps)
+        counts.append(len(exchanged))
+    assert counts[1] - counts[0] == 4

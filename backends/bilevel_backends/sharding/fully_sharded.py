@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bilevel_backends.processes import Processes
+from bilevel_backends.processes import Grid
 from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
 class FullySharded(ShardingStrategy):
     """A module under `fully_shard`."""
 
-    whole = False
+    sums = False
     hooked = False  # gradients are DTensors, which FSDP puts in place when it has reduced them
 
-    def __init__(self, module: nn.Module, processes: Processes) -> None:
+    def __init__(self, module: nn.Module, grid: Grid, *, sync_each_micro_batch: bool) -> None:
         super().__init__(module)
-        self.processes = processes
+        self.grid = grid
+        self.shards = grid.shards
+        self.sync_each_micro_batch = sync_each_micro_batch
+        self._units = [part for part in module.modules() if isinstance(part, FSDPModule)]
 
     def local(self, name: str) -> Tensor:
         """The DTensor's local shard."""
@@ -26,10 +30,18 @@ class FullySharded(ShardingStrategy):
         assert isinstance(sharded, DTensor)
         return sharded.to_local()
 
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
-        """FSDP has reduced the gradient to the mean over processes; the sum is wanted here."""
+    def arrived(self, gradient: Tensor) -> Tensor:
+        """FSDP has reduced the gradient to the mean over all processes; the sum is wanted here."""
         assert isinstance(gradient, DTensor)
-        return gradient.to_local() * self.processes.world_size
+        local = gradient.to_local()
+        precise = local.float() if local.dtype == torch.bfloat16 else local
+        return precise.mul_(self.grid.everyone.world_size)
+
+    def begin_pass(self, *, last: bool) -> None:
+        """Let FSDP accumulate whole gradients until the last micro-batch, if it shall not reduce them at each."""
+        if not self.sync_each_micro_batch:
+            for unit in self._units:
+                unit.set_requires_gradient_sync(last, recurse=False)
 
     def shard(self, name: str, tensor: Tensor) -> Tensor:
         """The local shard of the tensor, distributed as the parameter is."""
@@ -42,7 +54,7 @@ class FullySharded(ShardingStrategy):
         p = self._sharded(name)
         local = shard.to(p.device_mesh.device_type)
         whole = DTensor.from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()).full_tensor()
-        return whole if self.processes.rank == rank else None
+        return whole if self.grid.everyone.rank == rank else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The DTensor's shape, which is that of the whole."""
@@ -50,9 +62,8 @@ class FullySharded(ShardingStrategy):
 
     def reshard(self) -> None:
         """Free what is gathered: it would be stale after the next update."""
-        for module in self.module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for unit in self._units:
+            unit.reshard()
 
     def _sharded(self, name: str) -> DTensor:
         parameter = self.parameters[name]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor, nn
 
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.bucket import Bucket
+from bilevel_backends.sharding.flat import FlatLayout
 from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
 class Replicated(ShardingStrategy):
     """All processes hold all parameters; so are variables held that are not sharded, such as x."""
 
+    whole = True
     reduces_at_step = True
 
     def __init__(self, module: nn.Module, processes: Processes) -> None:
@@ -21,9 +27,15 @@ class Replicated(ShardingStrategy):
         """The parameter."""
         return self.parameters[name].detach()
 
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
+    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Bucket:
+        """With a single row, of whole gradients."""
+        layout = FlatLayout({name: self.parameters[name].numel() for name in names})
+        return Bucket(layout, 1, dtype, self.parameters[names[0]].device)
+
+    def start_sum(self, bucket: Bucket) -> Callable[[], Tensor]:
         """All-reduce."""
-        return self.processes.all_reduce(gradient.contiguous())
+        total = self.processes.all_reduce(bucket.announce())[0]
+        return lambda: total
 
     def shard(self, name: str, tensor: Tensor) -> Tensor:
         """The whole tensor."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from bilevel_backends.torch_backend import TorchBackend
-from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, run, tensors
+from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, Sentences, run, tensors
 from tests.bilevel_backends.distributed.worker import EQUAL, KINDS
 
 Work = Callable[..., Path]
@@ -67,6 +68,41 @@ def test_rounds_rewind_the_same_weights_in_two_processes_as_in_one(kind: str, wo
     assert any(name.startswith("z/marked/") for name in expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=0.0, atol=3e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "fsdp"])
+def test_two_groups_of_two_processes_do_what_one_process_does(kind: str, work: Work, one_process: Path) -> None:
+    """What is sharded is split between two processes, and each half of it is there twice."""
+    for steps in CHECKED:
+        expected, actual = tensors(one_process, steps), tensors(work("groups", processes=4) / kind, steps)
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(actual[name], tensor, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "fsdp"])
+def test_in_bfloat16_all_groups_have_the_same_weights_bit_for_bit(kind: str, work: Work) -> None:
+    where = work("groups", processes=4)
+    seen = [json.loads((where / f"{kind}-bfloat16-{rank}.json").read_text()) for rank in range(4)]
+    assert seen == [seen[0]] * 4
+
+
+def test_a_run_in_groups_resumes_bit_for_bit(work: Work) -> None:
+    where = work("groups", processes=4)
+    straight, resumed = tensors(where / "fsdp", 12), tensors(where / "resumed", 12)
+    assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_may_have_gradients_of_different_parameters(kind: str, work: Work, tmp_path: Path) -> None:
+    """As those of a mixture of experts have: all of a process's rows may go through the same expert."""
+    if kind == "fsdp" and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        pytest.skip("FSDP of this torch waits forever")
+    run(TorchBackend(dtype="float64", device="cpu"), tmp_path / "one", problem=Sentences(experts=True))
+    expected, actual = tensors(tmp_path / "one", 12), tensors(work("experts") / kind, 12)
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():  # float64 on both sides, but for the losses
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def prepare_resume(where: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from bilevel import LISA, Backend, InputError
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
@@ -33,6 +34,7 @@ EQUAL: dict[str, dict[str, Any]] = {
         f"{kind}-recomputed": {"micro_batch_size": 4, "activation_checkpointing": True}
         for kind in ("zero2", "zero3", "fsdp")
     },
+    **{f"{kind}-late": {"micro_batch_size": 2, "sync_each_micro_batch": False} for kind in ("zero2", "zero3", "fsdp")},
     "zero1-offload": {"offload_optimizer": True},
     "zero3-offload": {"offload_optimizer": True, "offload_parameters": True},
     "zero3-persistent": {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 20}}},
@@ -50,6 +52,28 @@ def equal(where: Path) -> None:
         note_at_end(backend, where / f"{kind}-bfloat16-{os.environ['RANK']}.json")
         run(backend, where / f"{kind}-bfloat16")
         run(backend_of(kind), where / f"{kind}-rounds", solver=ROUNDS)
+
+
+def groups(where: Path) -> None:
+    """Four processes, which hold two copies of what they split; also what each has of the weights in bfloat16."""
+    for kind in ("zero1", "zero2", "zero3", "fsdp"):
+        run(backend_of(kind, shard_group=2, micro_batch_size=2), where / kind)
+        backend = backend_of(kind, shard_group=2, dtype="bfloat16")
+        note_at_end(backend, where / f"{kind}-bfloat16-{os.environ['RANK']}.json")
+        run(backend, where / f"{kind}-bfloat16", steps=4)
+    if os.environ["RANK"] == "0":
+        shutil.copytree(where / "fsdp", where / "resumed")
+        shutil.rmtree(where / "resumed" / "checkpoints" / "step-00000012")
+        shutil.rmtree(where / "resumed" / "checkpoints" / "step-00000008")
+    torch.distributed.barrier()
+    run(backend_of("fsdp", shard_group=2, micro_batch_size=2), where / "resumed", resume=True)
+
+
+def experts(where: Path) -> None:
+    """The rows of each process go through one of two experts."""
+    for kind in KINDS:
+        if kind != "fsdp" or hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+            run(backend_of(kind, dtype="float64"), where / kind, problem=Sentences(experts=True))
 
 
 def note_at_end(backend: Any, file: Path) -> None:
@@ -156,6 +180,8 @@ def fine_tuning(where: Path) -> None:
 
 CASES: dict[str, Callable[[Path], None]] = {
     "equal": equal,
+    "groups": groups,
+    "experts": experts,
     "resume": resume,
     "switches": switches,
     "language_models": language_models,
