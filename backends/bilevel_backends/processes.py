@@ -145,7 +145,7 @@ def join_processes(device: torch.device, timeout: float, init: Callable[..., Any
         os.environ.setdefault("MASTER_PORT", "29500")
         # what is offloaded to the CPU is reduced and gathered there, which NCCL cannot do
         init("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
-    objects = dist.new_group(backend="gloo") if device.type == "cuda" else None
+    objects = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if device.type == "cuda" else None
     return Processes(dist.get_rank(), dist.get_world_size(), objects=objects)
 
 

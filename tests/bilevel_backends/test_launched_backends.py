@@ -114,7 +114,7 @@ def test_what_is_offloaded_to_the_cpu_has_a_group_that_can_reduce_it(
     monkeypatch.setenv("WORLD_SIZE", "1")
     for name, value in {"is_initialized": False, "get_rank": 0, "get_world_size": 1}.items():
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: f"a group of {backend}")
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: f"a group of {backend}")
     processes = join_processes(torch.device(device), 60.0, lambda backend, timeout: asked.append(backend))
     assert asked == [expected]
     assert processes.objects == objects, "objects would be sent from the GPU, which all processes would wait for"
