@@ -117,7 +117,8 @@ def planned(case: Case, problem: Any) -> int:
     from bilevel import ScaleBiO
     from bilevel.planning.footprint import Footprint
     from bilevel.planning.hardware import Hardware
-    from bilevel.planning.plan import Setup, make_plan
+    from bilevel.planning.load import Setup
+    from bilevel.planning.plan import make_plan
 
     backend, active = parts(case)
     setup = Setup(backend, active, ScaleBiO().workload(), seed=0, steps=3)

@@ -45,7 +45,8 @@ def measure(number: int, directory: Path) -> dict[str, int]:
     from bilevel import LISA, All, ScaleBiO
     from bilevel.planning.footprint import Footprint
     from bilevel.planning.hardware import Hardware
-    from bilevel.planning.plan import Setup, make_plan
+    from bilevel.planning.load import Setup
+    from bilevel.planning.plan import make_plan
     from bilevel.plugins import load_plugins
     from bilevel_backends.variable import ModuleVariable
 

@@ -101,6 +101,8 @@ class Placement:
     """How a backend holds the lower variables, which is what a planner has to know about it.
 
     processes: the number of processes, each of which has a device of its own.
+    shard_group: over how many of the processes, with consecutive ranks, what is split is split. Each such group holds all of
+        it, and groups exchange gradients alone (hybrid sharding, HSDP). None: over all of them.
     dtype: precision of the parameters; None keeps what the problem builds. Active parameters in bfloat16 have float32
         masters, gradients and moments; in another precision they are their own masters.
     micro_batch_size: rows of one forward and backward; None takes a process's whole share of the batch.
@@ -117,6 +119,7 @@ class Placement:
 
     name: str
     processes: int = 1
+    shard_group: int | None = None
     dtype: str | None = None
     micro_batch_size: int | None = None
     activation_checkpointing: bool = False
@@ -128,6 +131,11 @@ class Placement:
     live_parameters: int = 0
     fetched_parameters: int = 0
     whole_units: bool = False
+
+    @property
+    def shards(self) -> int:
+        """The number of processes that what is split is split over."""
+        return self.shard_group or self.processes
 
 
 class Backend(ABC):
@@ -170,6 +178,15 @@ class Backend(ABC):
         A planner tries them, alone and together. By default there are none.
 
         rows: the most that one process has of a global batch.
+        """
+        return {}
+
+    def speedups(self, processes: int, node: int) -> Mapping[str, Sequence[Any]]:
+        """Settings that would save time, cost memory alone and leave every result as it is: field -> values to try.
+
+        A planner tries them where there is memory for them. By default there are none.
+
+        processes, node: the number of processes, and how many of them share a machine.
         """
         return {}
 

@@ -89,7 +89,7 @@ def plan(
     gpus: Annotated[int, typer.Option(help="The number of GPUs; each has a process of its own.")] = 1,
     gpu_memory: Annotated[float, typer.Option(help="The memory of each GPU in GB (10^9 bytes).")] = 80.0,
     cpu_memory: Annotated[
-        float | None, typer.Option(help="The memory of the machine in GB. It is not checked if this is not given.")
+        float | None, typer.Option(help="The memory of each machine in GB. It is not checked if this is not given.")
     ] = None,
     labelled_share: Annotated[
         float, typer.Option(help="The share of each row, such as of its tokens, that carries a loss.")
@@ -98,6 +98,11 @@ def plan(
     peak_tflops: Annotated[
         float, typer.Option(help="The peak throughput of one GPU in TFLOP/s; 989 is bfloat16 on an H100.")
     ] = 989.0,
+    link: Annotated[
+        float, typer.Option(help="The bus bandwidth inside a machine in GB/s, as nccl-tests report it (busbw).")
+    ] = 300.0,
+    node_link: Annotated[float, typer.Option(help="The same for collectives over several machines, for each GPU.")] = 45.0,
+    gpus_per_node: Annotated[int, typer.Option(help="The number of GPUs in a machine.")] = 8,
     json: Annotated[Path | None, typer.Option(help="A file to write all numbers to, as JSON.")] = None,
 ) -> None:
     """Predict the memory and the time that a recipe takes, before it runs. The exit code is 1 if it does not fit."""
@@ -107,7 +112,7 @@ def plan(
     from bilevel.planning.report import plan_run
     from bilevel.plugins import load_plugins
 
-    hardware = Hardware(gpus, gpu_memory, cpu_memory, peak_tflops, mfu)
+    hardware = Hardware(gpus, gpu_memory, cpu_memory, peak_tflops, mfu, link, node_link, gpus_per_node)
     config = load_config(recipe, load_plugins(), changes=changes or [])
     report = plan_run(config, hardware, labelled_share=labelled_share)
     Terminal(width=None if sys.stdout.isatty() else 160).print(report)

@@ -39,11 +39,15 @@ class Pass:
         the working memory of the backward pass, whichever is more.
     flops: floating-point operations of matrix products, convolutions and attention; a multiplication and an addition
         are two. What is computed once more under checkpointing counts.
+    forward_flops: those before the backward pass begins.
+    operations: the operations of torch that are called, each of which takes the CPU some time.
     """
 
     kept: int
     peak: int
     flops: int
+    forward_flops: int
+    operations: int
 
 
 def trace_pass(
@@ -82,12 +86,13 @@ def trace_pass(
             stack.enter_context(_FusedAttention())
         stack.enter_context(memory)
         value = loss()
+        forward_flops = memory.flops
         kept = memory.live if memory.noted is None else memory.noted
         if second_order:
             _differentiate_twice(value, [p for name, p in module.named_parameters() if name in trained])
         elif value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]
-    return Pass(kept, memory.peak, memory.flops)
+    return Pass(kept, memory.peak, memory.flops, forward_flops, memory.operations)
 
 
 def replace_parameters(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -111,11 +116,11 @@ def _differentiate_twice(value: Tensor, inputs: Sequence[Tensor]) -> None:
 
 
 class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every storage from its first appearance to its end, and the FLOPs of every operation."""
+    """Counts the bytes of every storage from its first appearance to its end, the operations, and their FLOPs."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.flops = 0
+        self.live = self.peak = self.flops = self.operations = 0
         self.noted: int | None = None
         self._seen = {_storage_key(t) for t in [*module.parameters(), *module.buffers()]}
 
@@ -129,6 +134,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return True
             raise InputError("it decides by the values of its tensors, so it cannot be planned without them")
         out = func(*args, **(kwargs or {}))
+        self.operations += 1
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor)

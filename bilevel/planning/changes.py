@@ -1,7 +1,8 @@
-"""Find what makes a run fit: settings that save memory, alone and together, the cheapest in time first.
+"""Find what makes a run fit: settings that save memory, alone and together, the cheapest in time first; and, for a run that
+fits, what makes it quicker.
 
-What may be set is for the parts to say: `Backend.savings`, `Active.lighter` and, in words, `Cost.savings` and
-`Workload.savings`.
+What may be set is for the parts to say: `Backend.savings`, `Backend.speedups`, `Active.lighter` and, in words,
+`Cost.savings` and `Workload.savings`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from bilevel.errors import InputError
 from bilevel.plain import to_plain
 from bilevel.planning.footprint import Footprint, share
 from bilevel.planning.hardware import Hardware
-from bilevel.planning.plan import Plan, Setup, make_plan
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import Plan, make_plan
 
 MOST_GPUS = 64
+WORTH_SAYING = 0.9
+"""Of the present time: what is not quicker than this, within what a plan's seconds are good for, is not proposed."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,15 @@ def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
     """Find what would make the run fit. It tries more GPUs and the settings that the run's backend and active rule name."""
 
     def change(options: tuple[Option, ...]) -> Change | None:
-        changed, machine = setup, hardware
-        try:
-            for option in options:
-                changed, machine = option.apply(changed, machine)
-            return Change(tuple(w for option in options for w in option.words), make_plan(model, changed, machine))
-        except (ValueError, InputError):  # settings that do not go together
-            return None
+        return _change(model, setup, hardware, options)
+
+    def fitting(options: tuple[Option, ...]) -> Iterator[Change]:
+        """The change, if it fits, and with one more setting that would make it quicker."""
+        made = change(options)
+        if made is not None and made.plan.fits:
+            yield made
+            more = (change((*options, quicker)) for quicker in _speedups(setup, made.plan.hardware))
+            yield from (found for found in more if found is not None and found.plan.fits)
 
     neutral = [options for options in _of_backend(model, setup, hardware) if options]
     fewer, more = [_use(rule, setup.active) for rule in setup.active.lighter()], _more_gpus(hardware)
@@ -77,15 +83,42 @@ def advise(model: Footprint, setup: Setup, hardware: Hardware) -> Advice:
         if not all(required):
             continue
         for size in range(len(neutral) + 1):
-            fitting = [
-                found
-                for others in combinations(neutral, size)
-                for options in product(*required, *others)
-                if options and (found := change(options)) and found.plan.fits
+            found = [
+                made
+                for settings in combinations(neutral, size)
+                for options in product(*required, *settings)
+                if options
+                for made in fitting(options)
             ]
-            if fitting:
-                return Advice(min(fitting, key=lambda c: c.plan.step_seconds * c.plan.hardware.gpus), alone, others)
+            if found:
+                return Advice(min(found, key=lambda c: c.plan.step_seconds * c.plan.hardware.gpus), alone, others)
     return Advice(None, alone, others)
+
+
+def quicken(model: Footprint, setup: Setup, plan: Plan) -> Change | None:
+    """The setting of the backend that makes a run that fits quickest; None if there is none that is worth saying.
+
+    plan: that of the run as it is.
+    """
+    made = [_change(model, setup, plan.hardware, (option,)) for option in _speedups(setup, plan.hardware)]
+    quicker = [c for c in made if c and c.plan.fits and c.plan.step_seconds < WORTH_SAYING * plan.step_seconds]
+    return min(quicker, key=lambda c: c.plan.step_seconds, default=None)
+
+
+def _change(model: Footprint, setup: Setup, hardware: Hardware, options: tuple[Option, ...]) -> Change | None:
+    """These options together, and the plan that results; None if they do not go together."""
+    try:
+        for option in options:
+            setup, hardware = option.apply(setup, hardware)
+        return Change(tuple(w for option in options for w in option.words), make_plan(model, setup, hardware))
+    except (ValueError, InputError):
+        return None
+
+
+def _speedups(setup: Setup, hardware: Hardware) -> list[Option]:
+    """The settings of the backend that would save time on this machine."""
+    values = setup.backend.speedups(hardware.gpus, hardware.gpus_per_node)
+    return [_set(key, value) for key, tried in values.items() for value in tried if value != getattr(setup.backend, key)]
 
 
 def _of_backend(model: Footprint, setup: Setup, hardware: Hardware) -> Iterator[list[Option]]:
@@ -114,6 +147,8 @@ def _use(rule: Active, instead_of: Active) -> Option:
 
 
 def _written(value: Any) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

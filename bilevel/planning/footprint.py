@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
@@ -11,6 +12,20 @@ from torch import Tensor
 from bilevel.cost import Cost
 from bilevel.errors import InputError
 from bilevel.tracing import Pass, replace_parameters, trace_pass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The numbers of a module's parameters, with those that never train.
+
+    before, after: what a forward pass needs before the first repeated block, such as an embedding, and after the last one.
+        A module without repeated blocks has all of its parameters before them.
+    repeated: each of the repeated blocks.
+    """
+
+    before: int
+    repeated: tuple[int, ...]
+    after: int
 
 
 class Footprint:
@@ -46,6 +61,25 @@ class Footprint:
     def sizes(self) -> dict[str, int]:
         """The number of parameters of each block."""
         return {block: sum(p.numel() for p in self._of(block)) for block in self.blocks.members}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The module's parameters as a forward pass meets them."""
+        before, after = 0, 0
+        inside = dict.fromkeys(self.blocks.repeated, 0)
+        for name, parameter in self.module.named_parameters():
+            block = next((block for block in inside if name.startswith(f"{block}.")), None)
+            if block is not None:
+                inside[block] += parameter.numel()
+            elif any(inside.values()):
+                after += parameter.numel()
+            else:
+                before += parameter.numel()
+        return Layout(before, tuple(inside.values()), after)
+
+    def count(self, blocks: frozenset[str]) -> int:
+        """The number of parameters of these blocks."""
+        return sum(self.sizes[block] for block in blocks)
 
     def largest(self, blocks: frozenset[str]) -> int:
         """The number of elements of the largest single parameter in these blocks."""

@@ -13,15 +13,16 @@ from rich.text import Text
 from bilevel.backend import Placement
 from bilevel.config import Config
 from bilevel.errors import InputError
-from bilevel.planning.changes import Advice, Change, advise
+from bilevel.planning.changes import Advice, Change, advise, quicken
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
-from bilevel.planning.plan import Plan, Setup, make_plan
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import Plan, make_plan
 
 LEAST = 5_000_000
 """Bytes that round to 0.01 GB."""
 QUICK = 1e-3
-"""Seconds that a step takes in any case, for Python and the start of kernels."""
+"""Seconds below which what a GPU does is not worth naming."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,22 @@ class PlanReport:
 
     otherwise: the bytes of the activations if activation checkpointing were switched.
     advice: what to do if it does not fit; None if it does.
+    quicker: a setting that would make it quicker, if it fits and there is one.
     """
 
     plan: Plan
     otherwise: int
     advice: Advice | None
+    quicker: Change | None
 
     def to_json(self) -> str:
         """All numbers: bytes, seconds, FLOPs, and the assumptions."""
         content = {**_plain(self.plan), "activations_otherwise": self.otherwise, "advice": None}
+        content["quicker"] = _plain_change(self.quicker)
         if self.advice is not None:
-            cheapest = self.advice.cheapest
             content["advice"] = {
-                "cheapest": None if cheapest is None else {"set": cheapest.words, **_plain(cheapest.plan)},
-                "alone": [{"set": change.words, **_plain(change.plan)} for change in self.advice.alone],
+                "cheapest": _plain_change(self.advice.cheapest),
+                "alone": [_plain_change(change) for change in self.advice.alone],
                 "others": self.advice.others,
             }
         return json.dumps(content, indent=1)
@@ -56,13 +59,16 @@ class PlanReport:
         yield Text(
             f"activations {'without' if checkpointed else 'with'} checkpointing: {_gb(self.otherwise)}\n", style="dim"
         )
-        yield _memory("CPU memory, all processes", plan.cpu)
+        yield _memory(f"CPU memory, all processes{_of_node(plan.hardware)}", plan.cpu)
         yield Text()
         yield Text(_speed(plan))
         yield Text()
         yield _verdict(plan)
         if self.advice is not None:
             yield from _advice(self.advice, plan.placement)
+        if self.quicker is not None:
+            yield Text(f"quicker: {' '.join(self.quicker.words)}", style="bold")
+            yield Text(_in_short(self.quicker.plan))
 
 
 def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0) -> PlanReport:
@@ -83,7 +89,8 @@ def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0)
     plan = make_plan(model, setup, hardware)
     draws = config.active.heaviest(model.blocks, model.sizes)
     otherwise = max(model.passing(plan.rows, d, recompute=not placement.activation_checkpointing).kept for d in draws)
-    return PlanReport(plan, otherwise, None if plan.fits else advise(model, setup, hardware))
+    advice = None if plan.fits else advise(model, setup, hardware)
+    return PlanReport(plan, otherwise, advice, quicken(model, setup, plan) if plan.fits else None)
 
 
 def _headline(plan: Plan) -> str:
@@ -104,12 +111,14 @@ def _memory(title: str, parts: Mapping[str, int]) -> Table:
 
 
 def _speed(plan: Plan) -> str:
-    if plan.step_seconds < QUICK:
+    if plan.step_seconds - plan.seconds["starting kernels"] < QUICK:
         return (
             f"{plan.flops / 1e9:,.3g} GFLOP and {plan.units:,.0f} {plan.unit} a step: so little that the time is that of "
             "Python and of starting kernels, which no plan knows"
         )
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in plan.seconds.items() if value)
+    if plan.hidden >= QUICK:
+        seconds += f"; communicating behind the computing {plan.hidden:.2f}"
     hardware = plan.hardware
     return (
         f"about {3600 / plan.step_seconds:,.0f} steps an hour, {plan.units / plan.step_seconds:,.0f} {plan.unit} a second\n"
@@ -122,7 +131,7 @@ def _verdict(plan: Plan) -> Text:
     hardware = plan.hardware
     found = f"{_gb(plan.gpu_bytes)} of {hardware.gpu_memory:g} GB on each GPU"
     if hardware.cpu_memory is not None:
-        found += f", {_gb(plan.cpu_bytes)} of {hardware.cpu_memory:g} GB of CPU memory"
+        found += f", {_gb(plan.cpu_bytes)} of {hardware.cpu_memory:g} GB of CPU memory{_of_node(hardware)}"
     return Text(f"{'fits' if plan.fits else 'does not fit'}: {found}", style="green" if plan.fits else "red")
 
 
@@ -142,9 +151,17 @@ def _advice(advice: Advice, placement: Placement) -> Iterator[RenderableType]:
             left.append("a backend that splits the lower variable over several GPUs")
         yield Text(f"nothing that was tried makes it fit with the {placement.name} backend; what is left is {_or(left)}")
         return
-    plan = advice.cheapest.plan
     yield Text(f"cheapest change that fits: {' '.join(advice.cheapest.words)}", style="bold")
-    yield Text(f"{_gb(plan.gpu_bytes)} on each GPU, {_gb(plan.cpu_bytes)} of CPU memory, {plan.step_seconds:.2f} s a step")
+    yield Text(_in_short(advice.cheapest.plan))
+
+
+def _in_short(plan: Plan) -> str:
+    cpu = f"{_gb(plan.cpu_bytes)} of CPU memory{_of_node(plan.hardware)}"
+    return f"{_gb(plan.gpu_bytes)} on each GPU, {cpu}, {plan.step_seconds:.2f} s a step"
+
+
+def _of_node(hardware: Hardware) -> str:
+    return " of a node" if hardware.gpus > hardware.gpus_per_node else ""
 
 
 def _or(phrases: Sequence[str]) -> str:
@@ -155,6 +172,10 @@ def _row(change: Change) -> tuple[str, ...]:
     plan = change.plan
     sizes = (f"{plan.gpu_bytes / GB:.2f}", f"{plan.cpu_bytes / GB:.2f}", f"{plan.step_seconds:.2f}")
     return (" ".join(change.words), *sizes, "fits" if plan.fits else "")
+
+
+def _plain_change(change: Change | None) -> dict[str, object] | None:
+    return None if change is None else {"set": change.words, **_plain(change.plan)}
 
 
 def _plain(plan: Plan) -> dict[str, object]:

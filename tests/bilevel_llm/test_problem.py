@@ -14,7 +14,8 @@ from torch import nn
 from bilevel import All, Descent, InputError, fit
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
-from bilevel.planning.plan import Plan, Setup, make_plan
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import Plan, make_plan
 from bilevel.problem import deferred_initialization
 from bilevel_backends.deferred_init import materialize
 from bilevel_backends.torch_backend import TorchBackend

@@ -9,7 +9,7 @@ from bilevel.plugins import Part, Plugins
 
 ROOT = Path(__file__).parents[3]
 PLANS = ROOT / "examples" / "plans"
-MODELS = ["llama-3-8b", "gemma-2-9b", "qwen2-7b", "qwen2.5-32b"]
+MODELS = ["llama-3-8b", "gemma-2-9b", "qwen2-7b", "qwen2.5-32b", "llama-3-70b"]
 
 
 @pytest.fixture

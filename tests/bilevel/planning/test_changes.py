@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import pytest
 
 from bilevel import LISA, Active, All, Blocks, F2SAp, ScaleBiO
-from bilevel.planning.changes import Advice, advise
+from bilevel.planning.changes import Advice, advise, quicken
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
-from bilevel.planning.plan import Setup, make_plan
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import make_plan
 from bilevel.plugins import Plugins
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel.planning.small import small_cost
@@ -96,6 +97,35 @@ def test_a_rule_of_a_plugin_says_itself_what_is_lighter() -> None:
 
     found = advice(TorchBackend(dtype="bfloat16"), First(), limit=10, gpus=1, rows=8)
     assert ("--set active.name=lisa", "--set active.blocks=1") in [change.words for change in found.alone]
+
+
+def test_more_gpus_on_several_machines_shard_within_each_if_that_fits_and_is_quicker() -> None:
+    """An option that is tried beside others, and proposed for a run that fits already."""
+    smallest = Zero(dtype="bfloat16", activation_checkpointing=True, micro_batch_size=1, offload_optimizer=True)
+    model, setup, machine = arguments(smallest, LISA(blocks=1), 2, 1.0, 64)
+    machine = dataclasses.replace(machine, gpus_per_node=2, launch=0, gather_launch=0)
+    on_two, everywhere, within = (
+        make_plan(model, dataclasses.replace(setup, backend=dataclasses.replace(smallest, shard_group=group)), on)
+        for group, on in (
+            (None, machine),
+            (None, dataclasses.replace(machine, gpus=4)),
+            (2, dataclasses.replace(machine, gpus=4)),
+        )
+    )
+    assert within.step_seconds < everywhere.step_seconds
+    assert everywhere.gpu_bytes < within.gpu_bytes == on_two.gpu_bytes
+    fits = dataclasses.replace(machine, gpus=4, gpu_memory=within.gpu_bytes / GB)
+    found = quicken(model, setup, make_plan(model, setup, fits))
+    assert found is not None
+    assert found.words == ("--set backend.shard_group=2",)
+    assert (
+        quicken(model, setup, make_plan(model, setup, dataclasses.replace(fits, gpu_memory=(within.gpu_bytes - 1) / GB)))
+        is None
+    )
+    grouped = dataclasses.replace(setup, backend=dataclasses.replace(smallest, shard_group=2))
+    short = advise(model, grouped, dataclasses.replace(fits, gpu_memory=everywhere.gpu_bytes / GB))
+    assert short.cheapest is not None
+    assert short.cheapest.words == ("--set backend.shard_group=null",)
 
 
 def test_what_problem_and_solver_name_besides_is_passed_on() -> None:

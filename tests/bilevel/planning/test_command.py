@@ -167,6 +167,24 @@ def test_shipped_recipes_plan_from_the_command_line(zero_plugins: Plugins, monke
     assert "fits: " in output
 
 
+def test_links_and_machines_are_options(zero_plugins: Plugins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a model of two blocks on two machines of two GPUs, with links that decide the time."""
+    monkeypatch.setattr("bilevel.plugins.load_plugins", lambda: zero_plugins)
+    monkeypatch.chdir(tmp_path)
+    FAMILIES["llama"]().save_pretrained("llama")
+    deepspeed = "backend: {name: deepspeed, dtype: bfloat16}"
+    Path("recipe.yaml").write_text(
+        RECIPE.format(model="llama").replace("backend: {name: torch, dtype: bfloat16}", deepspeed)
+    )
+    words = ["recipe.yaml", "--gpus", "4", "--gpus-per-node", "2", "--link", "0.01", "--node-link", "0.001"]
+    output = plan(*words, "--json", "plan.json")
+    found = json.loads(Path("plan.json").read_text())
+    assert [found["hardware"][key] for key in ("link", "node_link", "gpus_per_node")] == [0.01, 0.001, 2]
+    assert "CPU memory, all processes of a node" in output
+    assert "quicker: --set backend.shard_group=2" in output
+    assert found["quicker"]["step_seconds"] < 0.9 * found["step_seconds"]
+
+
 def test_a_run_still_needs_weights(recipe, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("sys.argv", ["bilevel", "run", recipe()])
     with pytest.raises(SystemExit) as end:

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bilevel import AID, All, Descent, InputError, ScaleBiO
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
-from bilevel.planning.plan import Setup, make_plan
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import make_plan
 from bilevel.problem import Forward, Problem, Shard, initialization_may_be_deferred
 from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend

@@ -18,6 +18,7 @@ class Zero(TorchBackend):
     live_parameters: int = 0
     fetched_parameters: int = 0
     whole_units: bool = False
+    shard_group: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -25,13 +26,18 @@ class Zero(TorchBackend):
             raise ValueError("offload_parameters needs zero_stage 3")
 
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
+        wider: dict[str, Sequence[Any]] = {} if self.shard_group is None else {"shard_group": [None]}
         more = {"zero_stage": range(self.zero_stage + 1, 4), "offload_optimizer": [True], "offload_parameters": [True]}
-        return {**super().savings(rows), **more}
+        return {**super().savings(rows), **more, **wider}
+
+    def speedups(self, processes: int, node: int) -> dict[str, Sequence[Any]]:
+        return {"shard_group": [node]} if processes > node else {}
 
     def placement(self, world_size: int) -> Placement:
         return Placement(
             "zero",
             world_size,
+            self.shard_group,
             dtype=self.dtype,
             micro_batch_size=self.micro_batch_size,
             activation_checkpointing=self.activation_checkpointing,

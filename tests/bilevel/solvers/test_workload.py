@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from bilevel import All, F2SAp, Forward, Problem, Rounds, Shard, Solver, Workload
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
-from bilevel.planning.plan import Setup, make_plan
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import make_plan
 from bilevel.testing.contract import ContractError
 from bilevel.testing.session import Session, configure
 from bilevel.testing.workload import COUNTS, check_workload

@@ -1,0 +1,134 @@
+"""The bytes of a run: on each GPU, and in the memory of each machine."""
+
+from __future__ import annotations
+
+import torch
+
+from bilevel.backend import Placement
+from bilevel.optimizer import SGD, AdamW
+from bilevel.planning.footprint import Footprint
+from bilevel.planning.hardware import GB, Hardware
+from bilevel.planning.load import Load, Setup
+from bilevel.solver import Workload
+
+FLOAT32 = 4
+ROUNDING = 10  # bytes an element: random bits, the sum and the result of writing a bfloat16 parameter back
+
+
+def on_gpu(
+    model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, passes: list[Load], draw: frozenset[str]
+) -> dict[str, int]:
+    """Bytes on one GPU while these blocks train, at the worst moment of a step."""
+    n, replicas, active = placement.shards, setup.workload.replicas, model.count(draw)
+    traced = max(
+        (load.traced(model, draw, recompute=placement.activation_checkpointing) for load in passes),
+        key=lambda made: made.peak,
+    )
+    masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
+    optimizer_share = 0 if placement.offload_optimizer else _share(placement.split_optimizer, n)
+    parameter_share = 0 if placement.offload_parameters else _share(placement.split_parameters, n)
+    gradient_share = 0 if _gradients_offloaded(placement) else _share(placement.split_gradients, n)
+    written = ROUNDING * (model.dtype == torch.bfloat16) + FLOAT32 * placement.offload_optimizer
+    written_back = written * model.largest(draw) * _share(placement.split_optimizer, n)
+    parts = {
+        "parameters": len(replicas) * model.bytes * parameter_share,
+        "masters": masters * optimizer_share,
+        "moments": moments * optimizer_share,
+        "gradients": gradients * gradient_share,
+        "activations": traced.kept,
+        "output, loss and working memory": max(traced.peak, written_back) - traced.kept,
+        "communication": _gathered(model, placement) + _reduced(model, placement, draw),
+    }
+    if setup.workload.marked and not placement.offload_optimizer:
+        parts["marked weights"] = _marked(model, setup) * optimizer_share
+    held = sum(parts.values())
+    reserve = (hardware.context + (hardware.communicator if hardware.gpus > 1 else 0)) * GB + hardware.fragmentation * held
+    return {part: round(size) for part, size in (parts | {"CUDA, NCCL and allocator": reserve}).items()}
+
+
+def on_machine(model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
+    """The bytes of a machine's memory, of all its processes together.
+
+    A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
+    files are gone through tensor by tensor.)
+    """
+    here, replicas = min(hardware.gpus, hardware.gpus_per_node), len(setup.workload.replicas)
+    masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
+    states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
+    marked = _marked(model, setup)
+    of_parameters = here * _share(placement.split_parameters, placement.shards)
+    of_states = here * _share(placement.split_optimizer, placement.shards)
+    written = (model.bytes + (masters + moments) // replicas) * here / hardware.gpus
+    parts = {
+        "parameters": replicas * model.bytes * of_parameters if placement.offload_parameters else 0,
+        "masters, moments, gradients": (states + marked) * of_states if placement.offload_optimizer else 0,
+        "writing a checkpoint": written,
+        "processes": here * hardware.process * GB,
+    }
+    return {part: round(size) for part, size in parts.items()}
+
+
+def updated_bytes(model: Footprint, workload: Workload, placement: Placement, active: int) -> int:
+    """What an optimizer step of all replicas reads and writes, of all that is split."""
+    return 2 * sum(_state_bytes(model, workload, placement, active))
+
+
+def _state_bytes(model: Footprint, workload: Workload, placement: Placement, active: int) -> tuple[int, int, int]:
+    """Masters, moments and gradients (with all other vectors) of all replicas, before they are split."""
+    width = FLOAT32 if model.dtype == torch.bfloat16 else model.dtype.itemsize
+    count = len(workload.replicas)
+    vectors = count if workload.vectors is None else workload.vectors
+    moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
+    beside = model.dtype == torch.bfloat16 or placement.offload_optimizer  # else a parameter is its own master
+    return (count * active * width if beside else 0, moments * active * width, vectors * active * width)
+
+
+def _marked(model: Footprint, setup: Setup) -> int:
+    """Bytes of what a solver can rewind: all that trains within the steps between two rewinds, at most."""
+    period = setup.workload.marked
+    if not period:
+        return 0
+    windows = range(0, setup.steps, period * max(1, setup.steps // (50 * period)))
+    drawn = (frozenset().union(*(setup.active.at(t + k, model.blocks, setup.seed) for k in range(period))) for t in windows)
+    return max(model.count(blocks) for blocks in drawn) * model.dtype.itemsize
+
+
+def _gradients_offloaded(placement: Placement) -> bool:
+    """They go where the masters are when they have been summed over processes: at once, if they are split."""
+    return placement.offload_optimizer and placement.split_gradients
+
+
+def _moments(optimizer: SGD | AdamW) -> int:
+    return 2 if isinstance(optimizer, AdamW) else int(optimizer.momentum != 0)
+
+
+def _gathered(model: Footprint, placement: Placement) -> int:
+    """Whole parameters beside a process's own share: a repeated block, and the next one or what stands outside."""
+    if not (placement.split_parameters or placement.offload_parameters):
+        return 0
+    layout = model.layout
+    repeated, outside = sorted(layout.repeated, reverse=True), [layout.before, layout.after]
+    if placement.whole_units:
+        needed = sum(repeated[:2]) + sum(outside)
+    else:
+        needed = sum(repeated[:1]) + max([*outside, *repeated[1:2]])
+    live = max(needed, min(placement.live_parameters, model.parameters))
+    buffer = max([placement.fetched_parameters, *repeated[:1]]) if placement.fetched_parameters else 0
+    return (live + min(buffer, model.parameters)) * model.dtype.itemsize
+
+
+def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> int:
+    """Gradients on their way to the other processes: a parameter's in float32; or those of a block, in float32 beside
+    autograd's own, and the reduced ones of a pass, which lie with the parameters until it is over."""
+    if placement.processes == 1:
+        return 0
+    if not placement.whole_units:
+        return FLOAT32 * model.largest(draw)
+    outside = sum(model.sizes[block] for block in draw if block not in model.blocks.repeated)
+    blocks = [model.sizes[block] for block in draw if block in model.blocks.repeated]
+    width = model.dtype.itemsize
+    return (FLOAT32 + width) * max([outside, *blocks]) + width * model.count(draw) // placement.shards
+
+
+def _share(split: bool, processes: int) -> float:
+    return 1 / processes if split else 1.0
