@@ -36,6 +36,9 @@ from bilevel_backends.variable import ModuleVariable
 B = TypeVar("B")
 T = TypeVar("T")
 
+PINNED = 2**26
+"""The most bytes of a tensor that are copied from pinned memory, which torch keeps: tokens are, a whole data set is not."""
+
 
 class ModuleBackend(Backend):
     """A backend whose variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
@@ -437,5 +440,18 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch with every tensor on the device."""
-    return map_tensors(lambda tensor: tensor if tensor.device == device else tensor.to(device, non_blocking=True), batch)
+    """The same batch with every tensor on the device. A GPU goes on computing while it is copied there."""
+
+    def move(tensor: Tensor) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        if (
+            device.type == "cuda"
+            and tensor.device.type == "cpu"
+            and tensor.layout == torch.strided
+            and tensor.nbytes <= PINNED
+        ):
+            tensor = tensor.pin_memory()  # from other memory, CUDA copies only when all that it was given before is done
+        return tensor.to(device, non_blocking=True)
+
+    return map_tensors(move, batch)
