@@ -78,13 +78,12 @@ class DeepSpeedBackend(ModuleBackend):
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
         """Also: split more, and use the CPU's memory."""
         offload = {"offload_optimizer": [True], "offload_parameters": [True]}
-        return {
-            **super().savings(rows),
-            "zero_stage": range(self.zero_stage + 1, 4),
-            "sync_each_micro_batch": [True],
-            "shard_group": [None],
-            **offload,
-        }
+        return {**super().savings(rows), "zero_stage": range(self.zero_stage + 1, 4), **offload}
+
+    def speedups(self, processes: int, node: int) -> dict[str, Sequence[Any]]:
+        """Gather inside a node alone; reduce gradients once a step."""
+        nodes = {"shard_group": [node]} if self.zero_stage > 0 and node < processes and processes % node == 0 else {}
+        return {**nodes, **({"sync_each_micro_batch": [False]} if self.zero_stage >= 2 else {})}
 
     def start(self, seed: int) -> None:
         """Join the other processes."""
@@ -122,6 +121,7 @@ class DeepSpeedBackend(ModuleBackend):
         return Placement(
             "deepspeed",
             world_size,
+            shard_group=self.shard_group,
             dtype=self.dtype,
             micro_batch_size=self.micro_batch_size,
             activation_checkpointing=self.activation_checkpointing,

@@ -58,12 +58,12 @@ class FSDPBackend(ModuleBackend):
 
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
         """Also: use the CPU's memory."""
-        return {
-            **super().savings(rows),
-            "sync_each_micro_batch": [True],
-            "shard_group": [None],
-            "offload_parameters": [True],
-        }
+        return {**super().savings(rows), "offload_parameters": [True]}
+
+    def speedups(self, processes: int, node: int) -> dict[str, Sequence[Any]]:
+        """Gather inside a node alone; reduce gradients once a pass."""
+        nodes = {"shard_group": [node]} if node < processes and processes % node == 0 else {}
+        return {**nodes, "sync_each_micro_batch": [False]}
 
     def start(self, seed: int) -> None:
         """Join the other processes."""
@@ -78,6 +78,7 @@ class FSDPBackend(ModuleBackend):
         return Placement(
             "fsdp",
             world_size,
+            shard_group=self.shard_group,
             dtype=self.dtype,
             micro_batch_size=self.micro_batch_size,
             activation_checkpointing=self.activation_checkpointing,

@@ -48,6 +48,7 @@ class ModuleBackend(Backend):
     activation_checkpointing: bool
     deterministic: bool
     shard_group: int | None = None
+    sync_each_micro_batch: bool = True
 
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
@@ -82,9 +83,12 @@ class ModuleBackend(Backend):
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
-        """Recompute activations; take fewer rows at a time."""
+        """Recompute activations; take fewer rows at a time; split what can be split over all processes, and at once."""
         most = min(self.micro_batch_size or rows, rows)
-        return {"activation_checkpointing": [True], "micro_batch_size": [most >> k for k in range(1, most.bit_length())]}
+        wider: dict[str, Sequence[Any]] = {} if self.shard_group is None else {"shard_group": [None]}
+        sooner: dict[str, Sequence[Any]] = {} if self.sync_each_micro_batch else {"sync_each_micro_batch": [True]}
+        fewer = [most >> k for k in range(1, most.bit_length())]
+        return {"activation_checkpointing": [True], "micro_batch_size": fewer, **sooner, **wider}
 
     @abstractmethod
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
