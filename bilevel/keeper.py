@@ -24,6 +24,7 @@ from bilevel.plain import to_plain
 from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
+from bilevel.sealed import write_sealed
 from bilevel.solver import State
 
 log = logging.getLogger("bilevel")
@@ -178,12 +179,12 @@ class Keeper:
             return self.directory.begin_checkpoint(done)
 
         part = on_first(backend, begin)
-        mine = together(backend, lambda: checkpoint.seal(part, backend.save(part, state.variables)))
+        mine = together(backend, lambda: backend.save(part, state.variables, copy=False)())
 
         def finish() -> None:
-            (part / checkpoint.RUN).write_text(json.dumps(asdict(kept)), encoding="utf-8")
             seals = {name: one for each in mine for name, one in each.items()}
-            checkpoint.write_manifest(part, seals | checkpoint.seal(part, [checkpoint.RUN]))
+            seals[checkpoint.RUN] = write_sealed(part / checkpoint.RUN, [json.dumps(asdict(kept)).encode()])
+            checkpoint.write_manifest(part, seals)
             self._require_lock()
             self.directory.finish_checkpoint(part, done, self.keep)
 

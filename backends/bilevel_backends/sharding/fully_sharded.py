@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -31,11 +31,12 @@ class FullySharded(ShardingStrategy):
         assert isinstance(gradient, DTensor)
         return gradient.to_local() * self.processes.world_size
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """The local shard of the tensor, distributed as the parameter is."""
-        p = self._sharded(name)
-        on_mesh = tensor.to(p.device_mesh.device_type)
-        return distribute_tensor(on_mesh, p.device_mesh, p.placements, src_data_rank=None).to_local()
+    def stretch(self, name: str) -> range:
+        """Whole rows, of which the first processes have as many as each other, and the last ones fewer or none."""
+        p, count = self._sharded(name), self.local(name).numel()
+        rows = -(-p.shape[0] // p.device_mesh.size())
+        start = min(p.device_mesh.get_rank() * rows, p.shape[0]) * (p.numel() // max(p.shape[0], 1))
+        return range(start, start + count)
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The full tensor; every process takes part in gathering it and all but one drop it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bilevel_backends.processes import Processes
-from bilevel_backends.sharding.flat import flat_shard, pad_to
+from bilevel_backends.sharding.flat import flat_stretch, pad_to
 from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
@@ -44,9 +44,9 @@ class Partitioned(ShardingStrategy):
         length = self._size(name) * self.processes.world_size
         return self.processes.reduce_scatter(pad_to(gradient.reshape(-1), length).contiguous())
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """A stretch of the flattened tensor."""
-        return flat_shard(tensor.reshape(-1), self._size(name), self.processes.rank)
+    def stretch(self, name: str) -> range:
+        """As many as the others hold, but for the padding."""
+        return flat_stretch(self.parameters[name].numel(), self._size(name), self.processes.rank)
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The shards one after the other, without the padding."""

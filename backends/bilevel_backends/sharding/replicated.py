@@ -16,6 +16,7 @@ class Replicated(ShardingStrategy):
     def __init__(self, module: nn.Module, processes: Processes) -> None:
         super().__init__(module)
         self.processes = processes
+        self.holder = (processes.rank, processes.world_size)
 
     def local(self, name: str) -> Tensor:
         """The parameter."""
@@ -25,9 +26,9 @@ class Replicated(ShardingStrategy):
         """All-reduce."""
         return self.processes.all_reduce(gradient.contiguous())
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """The whole tensor."""
-        return tensor
+    def stretch(self, name: str) -> range:
+        """All."""
+        return range(self.parameters[name].numel())
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The tensor, which every process has whole already."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bilevel.blocks import Blocks
 from bilevel_backends.deferred_init import materialize
 from bilevel_backends.processes import Processes
-from bilevel_backends.sharding.flat import flat_shard, pad_to
+from bilevel_backends.sharding.flat import flat_stretch, pad_to
 from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
@@ -45,9 +45,9 @@ class Zero3(ShardingStrategy):
         length = self.local(name).numel() * self.processes.world_size
         return self.processes.reduce_scatter(pad_to(gradient.reshape(-1), length).contiguous())
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """A stretch of the flattened tensor."""
-        return flat_shard(tensor.reshape(-1), self.local(name).numel(), self.processes.rank)
+    def stretch(self, name: str) -> range:
+        """As many as the others hold, but for the padding."""
+        return flat_stretch(torch.Size(self.shape(name)).numel(), self.local(name).numel(), self.processes.rank)
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The shards one after the other, without the padding."""

@@ -99,6 +99,20 @@ def test_one_process_goes_on_where_two_stopped(kind: str, work: Work, one_proces
         torch.testing.assert_close(resumed[name], tensor, **TOLERANCE)
 
 
+@pytest.mark.parametrize("start", ["same", "torch"])
+@pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
+def test_of_a_checkpoint_each_process_writes_and_reads_what_it_holds(kind: str, start: str, work: Work) -> None:
+    """But for x, buffers and counters of steps, which are small, and which all processes hold: they read those whole."""
+    where = work("resume", prepare_resume)
+    content = sum(tensor.nbytes for tensor in tensors(where / (kind if start == "same" else "torch"), 8).values())
+    read = [json.loads((where / f"{kind}-from-{start}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert content <= sum(read) < 1.05 * content
+    assert max(read) < 0.6 * content
+    files = list((where / kind / "checkpoints" / "step-00000008").glob("[yz]-*.safetensors"))
+    assert len(files) == 4
+    assert max(file.stat().st_size for file in files) < 1.3 * min(file.stat().st_size for file in files)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_thirty_switches_leave_nothing_behind(kind: str, work: Work) -> None:
     """worker.py has asserted at every step that frozen blocks stay bit for bit."""

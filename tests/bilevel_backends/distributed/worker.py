@@ -7,13 +7,15 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bilevel import LISA, Backend, InputError
+from bilevel.pieces import PieceFile
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Sentences, run
@@ -85,8 +87,27 @@ def resume(where: Path) -> None:
             if os.environ["RANK"] == "0":
                 shutil.copytree(source, output)
             torch.distributed.barrier()
-            run(backend_of(kind), output, resume=True)
+            with reads() as sizes:
+                run(backend_of(kind), output, resume=True)
+            (where / f"{output.name}-{os.environ['RANK']}.json").write_text(json.dumps(sum(sizes)))
     run(backend_of("zero2"), where / "half", steps=8)  # for one process to go on with
+
+
+@contextmanager
+def reads() -> Iterator[list[int]]:
+    """The bytes of every tensor, or stretch of one, that is read from a checkpoint meanwhile."""
+    read, sizes = PieceFile.read, []
+
+    def noted(self: PieceFile, name: str, places: range) -> torch.Tensor:
+        found = read(self, name, places)
+        sizes.append(found.nbytes)
+        return found
+
+    PieceFile.read = noted  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        PieceFile.read = read  # type: ignore[method-assign]
 
 
 def switches(where: Path) -> None:
