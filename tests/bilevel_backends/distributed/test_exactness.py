@@ -1,5 +1,6 @@
 """Two processes do what one does: DeepSpeed's ZeRO stages and FSDP2 against the torch backend, on CPU with gloo."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -73,9 +74,11 @@ def prepare_resume(where: Path) -> None:
     run(TorchBackend(dtype="float32", device="cpu"), where / "torch", steps=8)
 
 
-@pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, work: Work) -> None:
-    resumed = tensors(work("resume", prepare_resume) / f"{kind}-from-same", 12)
+@pytest.mark.parametrize(
+    ("kind", "start"), [*itertools.product(["zero1", "zero3", "fsdp"], ["same"]), ("zero3", "late"), ("fsdp", "late")]
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, start: str, work: Work) -> None:
+    resumed = tensors(work("resume", prepare_resume) / f"{kind}-from-{start}", 12)
     straight = tensors(work("equal") / f"{kind}-whole", 12)
     assert resumed.keys() == straight.keys()
     assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
@@ -111,6 +114,14 @@ def test_of_a_checkpoint_each_process_writes_and_reads_what_it_holds(kind: str, 
     files = list((where / kind / "checkpoints" / "step-00000008").glob("[yz]-*.safetensors"))
     assert len(files) == 4
     assert max(file.stat().st_size for file in files) < 1.3 * min(file.stat().st_size for file in files)
+
+
+def test_a_process_that_cannot_write_in_the_background_ends_all_with_its_error(work: Work) -> None:
+    where = work("resume", prepare_resume)
+    said = [(where / f"full-{rank}.txt").read_text() for rank in (0, 1)]
+    assert all("No space left on device: 'z-00002-of-00002.safetensors'" in words for words in said)
+    assert len((where / "full" / "metrics.jsonl").read_text().splitlines()) in (4, 5)
+    assert list((where / "full" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

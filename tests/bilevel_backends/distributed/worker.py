@@ -77,20 +77,55 @@ def note_at_end(backend: Any, file: Path) -> None:
 
 
 def resume(where: Path) -> None:
-    """Go on: from our own checkpoint, from one of another number of processes, from another backend's."""
+    """Go on: from our own checkpoints, from one of another number of processes, from another backend's.
+
+    Those after 4 steps are written while the next steps are taken ("late").
+    """
     for kind in ("zero1", "zero3", "fsdp"):
-        for start in ("same", "torch"):
+        for start in ("same", "torch") if kind == "zero1" else ("same", "late", "torch"):
             output = where / f"{kind}-from-{start}"
-            source = where / kind if start == "same" else where / "torch"
+            source = where / "torch" if start == "torch" else where / kind
             if start == "same":
-                run(backend_of(kind), source, steps=8)
+                backend = backend_of(kind)
+                write_late(backend, lambda: time.sleep(0.5))
+                run(backend, source, steps=8)
             if os.environ["RANK"] == "0":
                 shutil.copytree(source, output)
+                if start == "late":
+                    shutil.rmtree(output / "checkpoints" / "step-00000008")
             torch.distributed.barrier()
             with reads() as sizes:
                 run(backend_of(kind), output, resume=True)
             (where / f"{output.name}-{os.environ['RANK']}.json").write_text(json.dumps(sum(sizes)))
     run(backend_of("zero2"), where / "half", steps=8)  # for one process to go on with
+
+    def fail() -> None:
+        if os.environ["RANK"] == "1":
+            raise OSError(28, "No space left on device", "z-00002-of-00002.safetensors")
+
+    backend = backend_of("fsdp")
+    write_late(backend, fail)
+    try:
+        run(backend, where / "full", problem=Sentences(pause=0.05))
+    except OSError as error:
+        (where / f"full-{os.environ['RANK']}.txt").write_text(str(error))
+
+
+def write_late(backend: Any, before: Callable[[], None]) -> None:
+    """Do something before the files of a checkpoint are written in the background."""
+    save = backend.save
+
+    def save_late(directory: Path, variables: Any, *, copy: bool) -> Callable[[], Any]:
+        write = save(directory, variables, copy=copy)
+
+        def write_now() -> Any:
+            if copy:
+                before()
+            return write()
+
+        return write_now
+
+    backend.save = save_late
 
 
 @contextmanager
