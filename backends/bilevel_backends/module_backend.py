@@ -24,6 +24,7 @@ from bilevel.data import Stream, generator
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, deferred_initialization
+from bilevel.sealed import Seal
 from bilevel_backends import checkpoint as checkpoints
 from bilevel_backends.backward import run_backward
 from bilevel_backends.deferred_init import meta_copy
@@ -31,6 +32,7 @@ from bilevel_backends.processes import Grid
 from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.staging import Staging
 from bilevel_backends.variable import ModuleVariable
 
 B = TypeVar("B")
@@ -68,6 +70,7 @@ class ModuleBackend(Backend):
         self.processed = 0
         self._before: tuple[int, bool, bool] | None = None
         self._there: tuple[Any, Any] = (None, None)
+        self._staging = Staging(device)
 
     def be_deterministic(self, *, compiled: bool = False) -> None:
         """Let torch choose kernels that give the same result every time, until `close`.
@@ -263,10 +266,7 @@ class ModuleBackend(Backend):
             assert mine is not None
             return mine
 
-        return {
-            name: {key: whole(name, value) for key, value in checkpoints.optimizer_state_of(v, name).items()}
-            for name in v.masters
-        }
+        return {name: {key: whole(name, value) for key, value in _optimizer_state_of(v, name).items()} for name in v.masters}
 
     def optimizer_bytes(self, variable: Variable) -> int:
         """Masters that are not the parameters themselves, moments, and accumulated gradients."""
@@ -276,9 +276,10 @@ class ModuleBackend(Backend):
         """Bytes of the weights, and of the masters and two moments of what is active now."""
         return checkpoints.estimate([own(v) for v in variables])
 
-    def save(self, directory: Path, variables: Sequence[Variable]) -> list[str]:
+    def save(self, directory: Path, variables: Sequence[Variable], *, copy: bool) -> Callable[[], Mapping[str, Seal]]:
         """See `bilevel_backends.checkpoint`."""
-        return checkpoints.save(directory, [own(v) for v in variables], self._processes)
+        staging = self._staging if copy else None
+        return checkpoints.save(directory, [own(v) for v in variables], self._processes, staging)
 
     def load(self, directory: Path, variables: Sequence[Variable]) -> None:
         """See `bilevel_backends.checkpoint`."""
@@ -292,6 +293,7 @@ class ModuleBackend(Backend):
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
         self._variables, self._there = [], (None, None)
+        self._staging.free()
 
     def _place_sharded(
         self, name: str, module: nn.Module, optimizer: SGD | AdamW, blocks: Blocks, like: ModuleVariable | None = None
@@ -411,6 +413,17 @@ def own(variable: Variable) -> ModuleVariable:
     if not isinstance(variable, ModuleVariable):
         raise TypeError(f"variable {variable.name!r} was placed by another backend")
     return variable
+
+
+def _optimizer_state_of(v: ModuleVariable, name: str) -> dict[str, Tensor]:
+    """The optimizer's tensors for one active parameter (shards, and scalars): the same keys in every process, in order."""
+    moments = v.optimizer_state(name)
+    if not v.sharding.whole:  # a process whose shard is empty has no state, but must take part when it is gathered
+        scalars = {key: None if value.dim() else value.cpu() for key, value in moments.items()}
+        known = next((found for found in v.processes.all_gather_object(scalars) if found), {})
+        empty = {key: torch.zeros_like(v.masters[name]) if value is None else value for key, value in known.items()}
+        moments = moments or empty
+    return dict(sorted(moments.items()))
 
 
 def require_function(name: str, module: nn.Module) -> None:

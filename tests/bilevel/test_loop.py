@@ -230,7 +230,7 @@ def test_a_disk_that_fails_ends_the_run_tells_the_observers_and_leaves_what_can_
     assert isinstance(watch.error, OSError)
     monkeypatch.undo()
     run(tmp_path / "run", resume=True, observer=(after := Watch()))
-    assert after.starts in ([4], [6])
+    assert after.starts in ([2], [4], [6])  # where the checkpoint of 4 steps was still being written, that of 2
 
 
 def test_bad_problem_settings_leave_no_directory_behind(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def flat_shard(flat: Tensor, size: int, rank: int) -> Tensor:
-    """The shard of process `rank`, padded with zeros where the tensor ends. Shapes: (n,) -> (size,)."""
-    return pad_to(flat[rank * size : (rank + 1) * size], size)
+def flat_stretch(length: int, size: int, rank: int) -> range:
+    """Which of a flattened tensor's numbers the shard of process `rank` holds, before its padding."""
+    return range(min(rank * size, length), min((rank + 1) * size, length))
 
 
 def pad_to(flat: Tensor, length: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bilevel_backends.processes import Grid
 from bilevel_backends.sharding.bucket import Bucket
-from bilevel_backends.sharding.flat import FlatLayout, flat_shard
+from bilevel_backends.sharding.flat import FlatLayout, flat_stretch
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.side_stream import SideStream
 
@@ -21,6 +21,7 @@ class FlatSharding(ShardingStrategy):
         super().__init__(module)
         self.grid = grid
         self.shards = grid.shards
+        self.holder = (grid.replicas.rank, grid.replicas.world_size)
         self.reduces_at_step = reduces_at_step
         self._device = device
         self._side = SideStream(device)
@@ -35,9 +36,9 @@ class FlatSharding(ShardingStrategy):
         mine = torch.empty_like(message[0])
         return self._side.start(lambda: self.grid.replicas.all_reduce(self.shards.reduce_scatter(message, mine)))
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """A stretch of the flattened tensor."""
-        return flat_shard(tensor.reshape(-1), self.local(name).numel(), self.shards.rank)
+    def stretch(self, name: str) -> range:
+        """As many as the others hold, but for the padding."""
+        return flat_stretch(torch.Size(self.shape(name)).numel(), self.local(name).numel(), self.shards.rank)
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The shards one after the other, without the padding. Each group gathers them, and one keeps them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from bilevel_backends.processes import Grid
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -21,6 +21,7 @@ class FullySharded(ShardingStrategy):
         super().__init__(module)
         self.grid = grid
         self.shards = grid.shards
+        self.holder = (grid.replicas.rank, grid.replicas.world_size)
         self.sync_each_micro_batch = sync_each_micro_batch
         self._units = [part for part in module.modules() if isinstance(part, FSDPModule)]
 
@@ -43,11 +44,12 @@ class FullySharded(ShardingStrategy):
             for unit in self._units:
                 unit.set_requires_gradient_sync(last, recurse=False)
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """The local shard of the tensor, distributed as the parameter is."""
-        p = self._sharded(name)
-        on_mesh = tensor.to(p.device_mesh.device_type)
-        return distribute_tensor(on_mesh, p.device_mesh, p.placements, src_data_rank=None).to_local()
+    def stretch(self, name: str) -> range:
+        """Whole rows, of which the first processes have as many as each other, and the last ones fewer or none."""
+        p, count = self._sharded(name), self.local(name).numel()
+        rows = -(-p.shape[0] // self.shards.world_size)
+        start = min(self.shards.rank * rows, p.shape[0]) * (p.numel() // max(p.shape[0], 1))
+        return range(start, start + count)
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The full tensor; every process takes part in gathering it and all but one drop it."""

@@ -22,6 +22,7 @@ class Replicated(ShardingStrategy):
     def __init__(self, module: nn.Module, processes: Processes) -> None:
         super().__init__(module)
         self.processes = processes
+        self.holder = (processes.rank, processes.world_size)
 
     def local(self, name: str) -> Tensor:
         """The parameter."""
@@ -37,9 +38,9 @@ class Replicated(ShardingStrategy):
         total = self.processes.all_reduce(bucket.announce())[0]
         return lambda: total
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """The whole tensor."""
-        return tensor
+    def stretch(self, name: str) -> range:
+        """All."""
+        return range(self.parameters[name].numel())
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The tensor, which every process has whole already."""

@@ -36,6 +36,9 @@ class ShardingStrategy(ABC):
     """Autograd produces gradients of whole parameters, which a hook takes as they arrive. Otherwise they are found in the
     parameters' `grad` after the backward pass."""
 
+    holder: tuple[int, int] = (0, 1)
+    """Which of the processes that hold the same shard this one is, and how many they are."""
+
     meta_module: nn.Module | None = None
     """The module as it was before sharding, on the meta device, for strategies whose module cannot be copied."""
 
@@ -48,8 +51,8 @@ class ShardingStrategy(ABC):
         """This process's shard of a parameter, which it updates; it shares the parameter's memory."""
 
     @abstractmethod
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """This process's shard of a tensor that has the parameter's whole shape."""
+    def stretch(self, name: str) -> range:
+        """Which numbers of the flattened parameter this process's shard holds. In the shard, padding may follow them."""
 
     @abstractmethod
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:

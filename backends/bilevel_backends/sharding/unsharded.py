@@ -21,9 +21,9 @@ class Unsharded(ShardingStrategy):
         """The gradient itself: there is nothing to add to it."""
         return gradient
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """The whole tensor."""
-        return tensor
+    def stretch(self, name: str) -> range:
+        """All."""
+        return range(self.parameters[name].numel())
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The tensor, which is whole already."""

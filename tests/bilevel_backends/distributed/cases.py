@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bilevel import LISA, AdamW, Backend, Distribution, Problem, Rounds, ScaleBiO, Shard, fit
+from bilevel.checkpoint import SavedVariable, saved_variables
 
 WORDS, WIDTH = 11, 6
 Batch = tuple[Tensor, Tensor]
@@ -144,8 +144,8 @@ def run(backend: Backend, output: Path, **settings: Any) -> Any:
 def tensors(directory: Path, steps: int) -> dict[str, Tensor]:
     """Everything that a checkpoint holds, by variable and name."""
     found: dict[str, Tensor] = {}
-    for file in sorted((directory / "checkpoints" / f"step-{steps:08d}").glob("*.safetensors")):
-        variable = file.name.split("-")[0]
-        for name, tensor in load_file(file).items():
-            found[f"{variable}/{name}"] = tensor
+    checkpoint = directory / "checkpoints" / f"step-{steps:08d}"
+    for variable in saved_variables(checkpoint):
+        saved = SavedVariable(checkpoint, variable)
+        found |= {f"{variable}/{name}": saved.read(name) for name in saved.shapes}
     return found

@@ -1,5 +1,6 @@
 """Two processes do what one does: DeepSpeed's ZeRO stages and FSDP2 against the torch backend, on CPU with gloo."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -109,9 +110,11 @@ def prepare_resume(where: Path) -> None:
     run(TorchBackend(dtype="float32", device="cpu"), where / "torch", steps=8)
 
 
-@pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, work: Work) -> None:
-    resumed = tensors(work("resume", prepare_resume) / f"{kind}-from-same", 12)
+@pytest.mark.parametrize(
+    ("kind", "start"), [*itertools.product(["zero1", "zero3", "fsdp"], ["same"]), ("zero3", "late"), ("fsdp", "late")]
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, start: str, work: Work) -> None:
+    resumed = tensors(work("resume", prepare_resume) / f"{kind}-from-{start}", 12)
     straight = tensors(work("equal") / f"{kind}-whole", 12)
     assert resumed.keys() == straight.keys()
     assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
@@ -133,6 +136,28 @@ def test_one_process_goes_on_where_two_stopped(kind: str, work: Work, one_proces
     assert resumed.keys() == straight.keys()
     for name, tensor in straight.items():
         torch.testing.assert_close(resumed[name], tensor, **TOLERANCE)
+
+
+@pytest.mark.parametrize("start", ["same", "torch"])
+@pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
+def test_of_a_checkpoint_each_process_writes_and_reads_what_it_holds(kind: str, start: str, work: Work) -> None:
+    """But for x, buffers and counters of steps, which are small, and which all processes hold: they read those whole."""
+    where = work("resume", prepare_resume)
+    content = sum(tensor.nbytes for tensor in tensors(where / (kind if start == "same" else "torch"), 8).values())
+    read = [json.loads((where / f"{kind}-from-{start}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert content <= sum(read) < 1.05 * content
+    assert max(read) < 0.6 * content
+    files = list((where / kind / "checkpoints" / "step-00000008").glob("[yz]-*.safetensors"))
+    assert len(files) == 4
+    assert max(file.stat().st_size for file in files) < 1.3 * min(file.stat().st_size for file in files)
+
+
+def test_a_process_that_cannot_write_in_the_background_ends_all_with_its_error(work: Work) -> None:
+    where = work("resume", prepare_resume)
+    said = [(where / f"full-{rank}.txt").read_text() for rank in (0, 1)]
+    assert all("No space left on device: 'z-00002-of-00002.safetensors'" in words for words in said)
+    assert len((where / "full" / "metrics.jsonl").read_text().splitlines()) in (4, 5)
+    assert list((where / "full" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
