@@ -38,13 +38,16 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
+    """With experts, the head has weights of its own, so that this is tried as well."""
+
     def __init__(self, experts: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(WORDS, WIDTH)
         self.layers = nn.ModuleList(Layer(experts) for _ in range(4))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
-        self.head.weight = self.embedding.weight
+        if not experts:
+            self.head.weight = self.embedding.weight
         self.register_buffer("shift", torch.linspace(0, 1, WORDS))
 
     def get_input_embeddings(self) -> nn.Module:
