@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,21 @@ def build_parts(
     ignored: sections that the recipe may have without their being used. It may also have sections that are named like a
         plugin's command, which reads them.
 
-    Returns the objects by section, and the same as plain data with every default filled in. Raises `InputError`.
+    Returns the objects by section, and the same as plain data with every default filled in. Raises `InputError` with a line
+    for everything that is wrong.
     """
-    _check_sections(recipe, objects, [*ignored, *plugins.parts["commands"]])
-    built = {kind: _build_part(recipe, kind, base, plugins) for kind, base in objects.items()}
-    active = build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
-    run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
-    if not run.output:
-        raise InputError(f"{recipe.where(['run', 'output'])}: run.output is {'missing' if run.output is None else 'empty'}")
+    wrong = _wrong_sections(recipe, objects, [*ignored, *plugins.parts["commands"]])
+    made: dict[str, Any] = {}
+    for section in (*objects, "active", "run"):
+        if section not in wrong:
+            try:
+                made[section] = _build(recipe, section, objects, plugins)
+            except InputError as error:
+                wrong[section] = str(error)
+    if wrong:
+        order = [*recipe.tree, *objects, "active", "run"]
+        raise InputError("\n".join(wrong[section] for section in sorted(wrong, key=order.index) if wrong[section]))
+    built, active, run = {kind: made[kind] for kind in objects}, made["active"], made["run"]
     resolved = {
         **{kind: {**_identity(recipe.tree[kind]), **to_plain(part)} for kind, part in built.items()},
         "active": to_plain(active),
@@ -137,19 +145,34 @@ def _identity(section: Any) -> dict[str, str]:
     return {"name": section["name"]} if isinstance(section, dict) else {"class": name_of(section)}
 
 
-def _check_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequence[str]) -> None:
+def _wrong_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequence[str]) -> dict[str, str]:
+    """What is wrong with whole sections, by their names."""
     sections = [*objects, "active", "run"]
-    for key in recipe.tree:
-        if key not in sections and key not in ignored:
-            raise InputError(f"{recipe.where([key])}: unknown section {key!r}{did_you_mean(key, sections)}")
+    unknown = [key for key in recipe.tree if key not in sections and key not in ignored]
+    wrong = {key: f"{recipe.where([key])}: unknown section {key!r}{did_you_mean(key, sections)}" for key in unknown}
+    meant = {nearest(key, sections) for key in unknown}
     for section in sections:
-        value = recipe.tree.get(section, {})
+        if section in meant and section not in recipe.tree:
+            wrong[section] = ""  # it is there, under another name
+            continue
+        value = recipe.tree.setdefault(section, {}) if section in objects else recipe.tree.get(section, {})
         if not isinstance(value, dict | objects.get(section, dict)):
-            raise InputError(f"{recipe.where([section])}: {section} must be a mapping, not {value!r}")
-    for section in objects:
-        value = recipe.tree.setdefault(section, {})
-        if isinstance(value, dict) and "name" not in value:
-            raise InputError(f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows the choices")
+            wrong[section] = f"{recipe.where([section])}: {section} must be a mapping, not {value!r}"
+        elif section in objects and isinstance(value, dict) and "name" not in value:
+            wrong[section] = f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows the choices"
+    return wrong
+
+
+def _build(recipe: Recipe, section: str, objects: Mapping[str, type], plugins: Plugins) -> Any:
+    """Build one section. Raises `InputError`."""
+    if section in objects:
+        return _build_part(recipe, section, objects[section], plugins)
+    if section == "active":
+        return build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
+    run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
+    if not run.output:
+        raise InputError(f"{recipe.where(['run', 'output'])}: run.output is {'missing' if run.output is None else 'empty'}")
+    return run
 
 
 def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
@@ -170,53 +193,76 @@ def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
 
 
 def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:
-    """Validate a section and build its class. Raises `InputError` naming file, line and key, with what to do."""
-    if dataclasses.is_dataclass(kind):
-        _check_keys(values, kind, recipe, path)
+    """Validate a section and build its class. Raises `InputError` with a line for each key that is wrong, naming file, line
+    and key, with what to do."""
+    names = [field.name for field in dataclasses.fields(kind) if field.init] if dataclasses.is_dataclass(kind) else None
+    unknown = {} if names is None else _unknown_keys(values, names, recipe, path)
+    known = {key: value for key, value in values.items() if key not in unknown}
+    wrong = list(unknown.values())
     try:
-        built = TypeAdapter(kind).validate_python(dict(values))
+        built = TypeAdapter(kind).validate_python(known)
+        wrong += _misused(known, built, recipe, path)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(error, recipe, path))) from error
+        wrong += _explain(error, recipe, path, {nearest(key, names or ()) for key in unknown})
+        explained = {item["loc"][0] for item in error.errors() if item["loc"]}
+        rest = {key: value for key, value in known.items() if key not in explained}
+        with suppress(ValidationError, TypeError, OverflowError):  # what these say is not about the rest
+            wrong += _misused(rest, TypeAdapter(kind).validate_python(rest), recipe, path)
     except (TypeError, OverflowError) as error:  # of a class's own checks, which pydantic lets through
-        raise InputError(f"{recipe.where(path)}: {'.'.join(map(str, path))}: {error}") from error
-    _check_used(values, built, recipe, path)
+        wrong.append(f"{recipe.where(path)}: {'.'.join(map(str, path))}: {error}")
+    if wrong:
+        raise InputError("\n".join(wrong))
     return built
 
 
-def _check_used(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]) -> None:
-    """Raise `InputError` for a key, at any depth, that what was built of it does not have: it would be ignored.
+def _misused(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]) -> Iterator[str]:
+    """What is wrong with keys, at any depth, that what was built of them does not have: they would be ignored.
 
-    Likewise for a truth value that was taken for a number (YAML reads `yes` as true). This looks at the objects and not at
+    Likewise with a truth value that was taken for a number (YAML reads `yes` as true). This looks at the objects and not at
     their types, so that no union, and no class that forgot to forbid other keys, can let one pass.
     """
     if isinstance(given, Mapping):
         settings = dataclasses.is_dataclass(built)
+        unknown = {}
         if settings and given is not built:
-            _check_keys(given, type(built), recipe, path)
+            names = [field.name for field in dataclasses.fields(built) if field.init]
+            unknown = _unknown_keys(given, names, recipe, path)
+            yield from unknown.values()
         for key, value in given.items():
             inner = getattr(built, key, None) if settings else built.get(key) if isinstance(built, Mapping) else None
-            _check_used(value, inner, recipe, (*path, key))
+            if key not in unknown:
+                yield from _misused(value, inner, recipe, (*path, key))
     elif isinstance(given, list | tuple) and isinstance(built, list | tuple) and len(given) == len(built):
         for index, (value, inner) in enumerate(zip(given, built, strict=True)):
-            _check_used(value, inner, recipe, (*path, index))
+            yield from _misused(value, inner, recipe, (*path, index))
     elif isinstance(given, bool) and isinstance(built, int | float) and not isinstance(built, bool):
         where = ".".join(map(str, path))
-        raise InputError(f"{recipe.where(path)}: {where} is {str(given).lower()}, and a number is needed")
+        yield f"{recipe.where(path)}: {where} is {str(given).lower()}, and a number is needed"
 
 
-def _check_keys(given: Mapping[str, Any], kind: Any, recipe: Recipe, path: tuple[str | int, ...]) -> None:
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
-    for key in given:
-        if key not in names:
-            dotted = ".".join(map(str, (*path, key)))
-            raise InputError(f"{recipe.where([*path, key])}: unknown key {dotted}{did_you_mean(str(key), names)}")
+def _unknown_keys(
+    given: Mapping[str, Any], names: Sequence[str], recipe: Recipe, path: tuple[str | int, ...]
+) -> dict[str, str]:
+    """What to say of each key that is none of the names."""
+    return {
+        key: f"{recipe.where([*path, key])}: unknown key {'.'.join(map(str, (*path, key)))}{did_you_mean(str(key), names)}"
+        for key in given
+        if key not in names
+    }
 
 
-def _explain(error: ValidationError, recipe: Recipe, path: tuple[str | int, ...]) -> list[str]:
-    """One line for each key that is wrong (pydantic has one for each branch of a union that did not fit)."""
+def _explain(
+    error: ValidationError, recipe: Recipe, path: tuple[str | int, ...], meant: Collection[str | None]
+) -> list[str]:
+    """One line for each key that is wrong (pydantic has one for each branch of a union that did not fit).
+
+    meant: keys that are there, but misspelled.
+    """
     lines: dict[str, str] = {}
     items = sorted(error.errors(), key=lambda item: not item["type"].startswith("union_tag"))  # the most telling one first
     for item in items:
+        if item["type"] in ABSENT and len(item["loc"]) == 1 and item["loc"][0] in meant:
+            continue
         where = [*path, *_keys(item["loc"], recipe, path, absent=item["type"] in (*ABSENT, *EXTRA))]
         dotted = ".".join(map(str, where))
         problem = item["msg"].removeprefix("Value error, ")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_resume_ends_where_the_whole_run_does
         return json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[-1])["upper"]
 
     assert last("cut") == last("whole")
+
+
+def test_the_version_is_that_of_the_installed_package(bilevel: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert bilevel("--version").stdout == f"bilevel {version('bilevel')}\n"

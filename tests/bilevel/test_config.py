@@ -41,6 +41,34 @@ def test_a_recipe_becomes_the_objects_it_names(load) -> None:  # type: ignore[no
     assert config.run.steps == 5
 
 
+def test_all_mistakes_are_reported_at_once_each_with_its_line(load) -> None:  # type: ignore[no-untyped-def]
+    text = """\
+problem: {name: distance, size: many}
+solver:
+  name: scalebio
+  penalti: 20
+  lr_z: -1
+  optimizer_x: {name: sgd, momentun: 0.9}
+bakend: {name: torch}
+active: {name: lisa, blocks: 0}
+run:
+  steps: 5
+  outputs: OUT
+  seed: yes
+"""
+    with pytest.raises(InputError) as found:
+        load(text)
+    lines = [line.partition("recipe.yaml")[2] for line in str(found.value).splitlines()]
+    beginnings = [
+        ":1: problem.size is 'many'", ":4: unknown key solver.penalti; did you mean 'penalty'?", ":5: solver.lr_z is -1",
+        ":6: unknown key solver.optimizer_x.momentun", ":7: unknown section 'bakend'; did you mean 'backend'?",
+        ":8: active: blocks must be at least 1", ":11: unknown key run.outputs; did you mean 'output'?", ":12: run.seed is true",
+    ]  # fmt: skip
+    assert len(lines) == len(beginnings), lines
+    for line, beginning in zip(lines, beginnings, strict=True):
+        assert line.startswith(beginning)
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("2E3", 2000.0), ("-1.5e+2", -150.0), ("3", 3), ("1_0", 10)])
 def test_numbers_in_scientific_notation_are_numbers(load, text: str, value: float) -> None:  # type: ignore[no-untyped-def]
     assert load(RECIPE + "  seed: 0\nactive: {name: all}\n", f"solver.lr_x={abs(value)}").solver.lr_x == abs(value)
