@@ -23,6 +23,7 @@ from bilevel.backend import Backend
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.lock import Lock
+from bilevel.micro_batch import choose_micro_batch
 from bilevel.plain import name_of, to_plain
 from bilevel.problem import Forward, Loss, Problem
 from bilevel.record import Record
@@ -125,12 +126,15 @@ def fit(
         together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find
         together_at_length(backend, lambda: None if first else problem.prepare())
         require_same(backend, "data", problem.fingerprint())
+        micro_batch = choose_micro_batch(run, directory, resume=resume)
         check_batches(problem, backend)
         keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints, lock) if directory else None
         state = solver.init(problem, backend)
         problem.examine(partial(_measure, backend, state))
         if keeper is not None:
             keeper.open(state)
+        if directory is not None and micro_batch is not None:
+            on_first(backend, lambda: directory.write({directory.micro_batch_file.name: micro_batch.to_json()}))
         _loop(run, state, keeper, observer if first else None, until_usable)
         return Result(backend.weights(state.x), run.history)
     finally:
