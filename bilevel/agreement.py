@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextvars import copy_context
-from threading import Thread
-from typing import Any, TypeVar, cast
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 from bilevel.backend import Backend
+from bilevel.background import Background
 from bilevel.errors import InputError
 from bilevel.plain import to_plain
 from bilevel.problem import Problem
 
 T = TypeVar("T")
+
+Outcome: TypeAlias = tuple[T | None, BaseException | None]
+"""What something has returned, or the error that it raised."""
 
 _MEETING = 1.0  # seconds between two meetings at most: far below the time that processes wait for each other
 
@@ -26,45 +30,50 @@ def on_first(backend: Backend, act: Callable[[], T]) -> T:
 
 def together(backend: Backend, act: Callable[[], T]) -> list[T]:
     """Do something in every process; each gets the results of all, or the error of the first one that fails."""
-    outcome: tuple[T | None, Exception | None] = (None, None)
+    outcome: Outcome[T] = (None, None)
     try:
         outcome = (act(), None)
     except Exception as error:
         outcome = (None, error)
-    outcomes = backend.all_gather(outcome)
+    return results(backend.all_gather(outcome))
+
+
+def together_at_length(backend: Backend, act: Callable[[], T]) -> list[T]:
+    """As `together`, for what may take one process longer than the others would wait for it.
+
+    act: called in a thread of its own, and does not use the backend.
+    """
+    return together(backend, act) if backend.shard.world_size == 1 else when_done(backend, Background(act))
+
+
+def when_done(
+    backend: Backend, work: Background[T], patience: float = math.inf, impatient: Callable[[], None] = lambda: None
+) -> list[T]:
+    """What every process's work has come to, when all are done; they meet until then, so that none waits for too long.
+
+    patience: seconds after which `impatient` is called, once.
+
+    Raises the error of the first process that fails, as soon as it does.
+    """
+    pause, started, patient = _MEETING / 100, time.monotonic(), True
+    while True:
+        work.wait(pause)
+        pause = min(2 * pause, _MEETING)
+        met = backend.all_gather(work.outcome)
+        values = results([outcome for outcome in met if outcome is not None])
+        if len(values) == len(met):
+            return values
+        if patient and time.monotonic() - started > patience:
+            patient = False
+            impatient()
+
+
+def results(outcomes: Sequence[Outcome[T]]) -> list[T]:
+    """What all have returned. Raises the error of the first one that has failed."""
     for _, failure in outcomes:
         if failure is not None:
             raise failure
     return [cast(T, value) for value, _ in outcomes]
-
-
-def together_at_length(backend: Backend, act: Callable[[], T]) -> list[T]:
-    """As `together`, for what may take one process longer than the others would wait for it: they meet until all are done.
-
-    act: called in a thread of its own, and does not use the backend.
-    """
-    done: list[tuple[T | None, BaseException | None]] = []
-
-    def work() -> None:
-        try:
-            done.append((act(), None))
-        except BaseException as error:
-            done.append((None, error))
-
-    if backend.shard.world_size == 1:
-        return together(backend, act)
-    worker = Thread(target=copy_context().run, args=(work,), daemon=True)  # it does what its caller may
-    worker.start()
-    pause, finished = 0.01, [False]
-    while not all(finished):
-        worker.join(pause)
-        pause = min(2 * pause, _MEETING)
-        met = backend.all_gather((bool(done), done[0][1] if done else None))
-        for _, failure in met:
-            if failure is not None:
-                raise failure
-        finished = [one for one, _ in met]
-    return together(backend, lambda: cast(T, done[0][0]))
 
 
 def require_same(backend: Backend, what: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Loss, Shard
+from bilevel.sealed import Seal
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -148,7 +149,7 @@ class Backend(ABC):
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     processed: int = 0
-    """Batch units (rows, tokens) that went through `backward` in this process so far; see `Problem.upper_batch`."""
+    """Batch units (rows, tokens) that went through `backward` so far, in all processes; see `Problem.upper_batch`."""
 
     @abstractmethod
     def start(self, seed: int) -> None:
@@ -393,11 +394,16 @@ class Backend(ABC):
         """About how many bytes `save` will write."""
 
     @abstractmethod
-    def save(self, directory: Path, variables: Sequence[Variable]) -> Sequence[str]:
-        """Write weights, optimizer state and counters of the variables into an empty directory, which all processes reach.
+    def save(self, directory: Path, variables: Sequence[Variable], *, copy: bool) -> Callable[[], Mapping[str, Seal]]:
+        """Prepare to write weights, optimizer state and counters of the variables into a directory that all processes reach.
 
-        All processes call it, with the same directory. Each returns the names of the files that it has written, which the
-        run then hashes and brings to the disk. One of all files is `variables.json`; see `bilevel.checkpoint`.
+        All processes call it, with the same directory, which is empty. Each gets a function that writes this process's files
+        and returns their seals, by name; see `bilevel.sealed`. One of all files is `variables.json`; see
+        `bilevel.checkpoint`. The function is called once, perhaps in another thread, while the next steps are taken: it must
+        not communicate.
+
+        copy: whether the variables may change before the function has returned. What is written is their state now, so it is
+            copied into the CPU's memory, where it stays until the next call. Otherwise nothing needs to be copied.
         """
 
     @abstractmethod

@@ -47,9 +47,8 @@ def find_blocks(module: nn.Module) -> Blocks:
     stack = _largest_stack(module)
     repeated = tuple(f"{stack}.{index}" for index in range(_length(module, stack))) if stack else ()
     embeddings = {id(p) for m in _outside(module, stack) if isinstance(m, nn.Embedding) for p in m.parameters()}
-    head = _method_result(module, "get_output_embeddings")
+    source, head = named_embeddings(module)
     heads = {id(p) for p in head.parameters()} if head is not None else set()
-    source = _method_result(module, "get_input_embeddings")
     if source is not None:
         embeddings |= {id(p) for p in source.parameters()}
 
@@ -69,6 +68,11 @@ def find_blocks(module: nn.Module) -> Blocks:
         members[block].append(name)
     filled = {block: tuple(parameters) for block, parameters in members.items() if parameters}
     return Blocks(filled, tuple(b for b in repeated if b in filled), bool(heads) and heads <= embeddings)
+
+
+def named_embeddings(module: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The parts that the module itself calls its input and its output embedding, as those of transformers do."""
+    return _method_result(module, "get_input_embeddings"), _method_result(module, "get_output_embeddings")
 
 
 def _largest_stack(module: nn.Module) -> str:

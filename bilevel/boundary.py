@@ -137,7 +137,7 @@ def _module(returned: Any) -> str | None:
 
 
 def _batch(returned: Any) -> str | None:
-    if isinstance(returned, list | tuple) and not hasattr(returned, "_fields"):
+    if isinstance(returned, Sequence) and not isinstance(returned, str | bytes) and not hasattr(returned, "_fields"):
         return None
     return f"{_described(returned)}; return the list of this process's micro-batches"
 

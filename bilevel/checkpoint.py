@@ -1,9 +1,9 @@
-"""The format of a checkpoint, and how to read it: each tensor is whole and named, whichever backend wrote it.
+"""The format of a checkpoint, and how to read it: each tensor by its name, whichever backend wrote it, in pieces.
 
-    variables.json     {variable: {"active": blocks, "steps": n, "marked": bool, "files": {file: [tensor names]}}}
-    z-00001-of-00008.safetensors ...
+    variables.json     {variable: {"active": blocks, "steps": n, "marked": bool, "files": [those with its tensors]}}
+    z-00001-of-00008.safetensors ...  what each process held; see `bilevel.pieces`
     run.json           what else a run has to know; see `bilevel.keeper`
-    manifest.json      {"files": {file: {"bytes": n, "sha256": ...}}} of all the others; it is written last
+    manifest.json      {"format": n, "files": {file: {"bytes": n, "sha256": ...}}} of all the others; it is written last
 
 A tensor is named "weights/<parameter or buffer>", "marked/<parameter>" (what a rewind brings back), "master/<parameter>" or
 "optimizer/<parameter>/<key>". A parameter that a module uses in two places is saved once, under the first of its names.
@@ -11,19 +11,24 @@ A tensor is named "weights/<parameter or buffer>", "marked/<parameter>" (what a 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import safetensors
+import torch
 from torch import Tensor
 
 from bilevel.documents import read_json
 from bilevel.errors import DamagedError, InputError
-from bilevel.files import write_atomic, write_through
+from bilevel.files import write_atomic
+from bilevel.pieces import PieceFile
+from bilevel.sealed import Seal, broken
+
+FORMAT = 2
+"""Counted up when the format changes. That of 1, which had no number, was of whole tensors."""
 
 INDEX = "variables.json"
 MANIFEST = "manifest.json"
@@ -32,77 +37,51 @@ WEIGHTS = "weights/"
 
 
 @dataclass(frozen=True)
-class Seal:
-    """What a file was when it was written: its size in bytes, and its hash."""
-
-    bytes: int
-    sha256: str
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """The files of a checkpoint, by name."""
+    """The files of a checkpoint, by name, and the number of the format that they are in."""
 
     files: Mapping[str, Seal]
+    format: int = 1
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
-
-
-def seal(directory: Path, names: Iterable[str]) -> dict[str, Seal]:
-    """Bring files that this process has just written to the disk, and hash them.
-
-    They are read from the cache of the operating system, which still holds them: the disk is not read.
-    """
-    seals = {}
-    for name in names:
-        write_through(directory / name)
-        seals[name] = Seal((directory / name).stat().st_size, _sha256(directory / name))
-    return seals
 
 
 def write_manifest(directory: Path, seals: Mapping[str, Seal]) -> None:
     """Complete a checkpoint, of which `seals` are all files."""
-    write_atomic(directory / MANIFEST, json.dumps(asdict(Manifest(seals)), indent=1))
+    write_atomic(directory / MANIFEST, json.dumps(asdict(Manifest(seals, FORMAT)), indent=1))
 
 
 def damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if every byte is as it was written.
 
-    part, parts: look at this share of its files only, where several processes share the work.
+    part, parts: look at this share of its files only, where several processes share the work. Of a checkpoint of as many
+        processes, it is what process `part` wrote, and what it will load: a machine reads each file from its disk once.
     """
     try:
         manifest = read_json(directory / MANIFEST, Manifest)
+        if manifest.format != FORMAT:
+            return (
+                f"{directory} was written by another version of bilevel (its format of checkpoints is {manifest.format}, "
+                f"and this version reads {FORMAT})"
+            )
         if not manifest.files.keys() >= {INDEX, RUN}:
             return f"{directory / MANIFEST} does not list {INDEX} and {RUN}"
-        for name, known in sorted(manifest.files.items())[part::parts]:
-            file = directory / name
-            size = file.stat().st_size
-            if size != known.bytes:
-                return f"{file} has {size:,} bytes, and was written with {known.bytes:,}"
-            if _sha256(file) != known.sha256:
-                return f"{file} is not as it was written: its hash differs"
+        files = sorted(manifest.files.items(), key=lambda item: (item[0].endswith(".json"), item[0]))
+        return next(filter(None, (broken(directory / name, seal) for name, seal in files[part::parts])), None)
     except DamagedError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
-    return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class VariableFacts:
-    """What is known of a variable beside its tensors: active blocks, counters, and which tensors are in which file."""
+    """What is known of a variable beside its tensors: active blocks, counters, and the files that hold its tensors."""
 
     active: list[str]
     steps: int
     marked: bool
-    files: dict[str, list[str]]
+    files: list[str]
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 
@@ -111,10 +90,10 @@ class SavedVariable:
     """One variable in a checkpoint.
 
     facts: its active blocks and counters.
-    where: tensor name -> file.
+    shapes: tensor name -> the shape of the whole tensor.
 
-    Files are memory-mapped: a tensor is read when it is asked for. Raises `DamagedError`, naming the file, if one is missing
-    or damaged, and `InputError` if there is no such variable.
+    Files are memory-mapped: what is asked for is read, and no more. Raises `DamagedError`, naming the file or the tensor, if
+    something is missing or damaged, and `InputError` if there is no such variable.
     """
 
     def __init__(self, directory: Path, variable: str) -> None:
@@ -124,33 +103,54 @@ class SavedVariable:
         if variable not in known:
             raise InputError(f"the checkpoint {directory} has no variable {variable!r}, only {', '.join(known)}")
         self.facts = known[variable]
-        self.where = {key: file for file, keys in self.facts.files.items() for key in keys}
-        map_file: Callable[[Path, str], Any] = safetensors.safe_open
-        self._open: dict[str, Any] = {}
-        for file, keys in self.facts.files.items():
-            try:
-                self._open[file] = map_file(directory / file, "pt")
-                missing = set(keys) - set(self._open[file].keys())
-            except Exception as error:  # missing, cut short, or not safetensors
-                raise DamagedError(
-                    f"the checkpoint {directory} is incomplete: its file {file} cannot be read ({error}); "
-                    "all processes must write to one file system"
-                ) from error
-            if missing:
-                raise DamagedError(f"the checkpoint {directory} is damaged: its file {file} lacks {min(missing)}")
+        try:
+            files = [PieceFile(directory / file) for file in self.facts.files]
+        except DamagedError as error:
+            raise DamagedError(
+                f"the checkpoint {directory} is incomplete: {error}; all processes must write to one file system"
+            ) from error
+        self.shapes = {name: shape for file in files for name, shape in file.shapes.items()}
+        self._pieces: dict[str, list[PieceFile]] = {name: [] for name in self.shapes}
+        for file in files:
+            for name, here in file.stretches.items():
+                if here or not math.prod(self.shapes[name]):
+                    self._pieces[name].append(file)
+        for name, pieces in self._pieces.items():
+            pieces.sort(key=lambda file, name=name: file.stretches[name].start)  # type: ignore[misc]
+            self._require_whole(name)
 
-    def read(self, key: str) -> Tensor:
-        """A whole tensor, by its name."""
-        tensor: Tensor = self._open[self.where[key]].get_tensor(key)
-        return tensor
+    def read(self, name: str, places: range | None = None) -> Tensor:
+        """A tensor by its name.
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        return tuple(self._open[self.where[key]].get_slice(key).get_shape())
+        places: read these alone of the flattened tensor, which has then the shape (n,). None: all, in the tensor's shape.
+        """
+        wanted = range(math.prod(self.shapes[name])) if places is None else places
+        holders = [file for file in self._pieces[name] if _overlap(file.stretches[name], wanted)] or self._pieces[name][:1]
+        parts, done = [], wanted.start
+        for file in holders:  # what two of them hold is read once
+            parts.append(file.read(name, range(done, wanted.stop)))
+            done = max(done, file.stretches[name].stop)
+        values = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return values.view(self.shapes[name]) if places is None else values
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter and persistent buffer by its name in the module, one after the other."""
-        return ((key.removeprefix(WEIGHTS), self.read(key)) for key in self.where if key.startswith(WEIGHTS))
+        return ((name.removeprefix(WEIGHTS), self.read(name)) for name in self.shapes if name.startswith(WEIGHTS))
+
+    def _require_whole(self, name: str) -> None:
+        """Raise `DamagedError` unless the pieces of a tensor are all of it."""
+        known = 0
+        for here in (file.stretches[name] for file in self._pieces[name]):
+            known = max(known, here.stop) if here.start <= known else known
+        if known != math.prod(self.shapes[name]):
+            raise DamagedError(
+                f"the checkpoint {self.directory} is damaged: of {self.variable}/{name}, which has the shape "
+                f"{self.shapes[name]}, the numbers from {known} on are missing"
+            )
+
+
+def _overlap(one: range, other: range) -> bool:
+    return max(one.start, other.start) < min(one.stop, other.stop)
 
 
 def saved_variables(directory: Path) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 from bilevel import checkpoint
 from bilevel.account import FILE, Account
 from bilevel.agreement import on_first, together
+from bilevel.checkpoint_writer import CheckpointWriter
 from bilevel.documents import read_json
 from bilevel.errors import DamagedError, InputError
 from bilevel.history import History
@@ -63,14 +63,17 @@ class Found:
 class Keeper:
     """Writes a run's directory: records, artifacts and checkpoints. The first process writes; all save their shards.
 
+    every: the steps between checkpoints; None: there is one at the end.
     lock: that of the directory, in the first process.
     """
 
-    def __init__(self, directory: RunDirectory, run: Run, every: int | None, keep: int, lock: Lock | None) -> None:
+    def __init__(
+        self, directory: RunDirectory, run: Run, every: int | None, writer: CheckpointWriter, lock: Lock | None
+    ) -> None:
         self.directory = directory
         self.run = run
         self.every = every
-        self.keep = keep
+        self.writer = writer
         self.lock = lock
         self.first = run.backend.shard.rank == 0
         self._checked: set[str] = set()  # the keys of the solver's memory that were looked at
@@ -83,7 +86,8 @@ class Keeper:
         Nothing is changed in a directory before everything has been found in order.
         """
         self._check_memory(state)
-        self._check_disk(state)
+        state.activate(self.run.active, self.run.start, self.run.seed, self.run.backend)
+        self.writer.require_room(self.run.backend.checkpoint_bytes(state.variables))
         found = self._find()
         if found is None:
             on_first(self.run.backend, lambda: self.directory.begin(self.run.recipe))
@@ -160,34 +164,18 @@ class Keeper:
         if time.monotonic() > self._due:
             self.write_artifacts()
 
-    def checkpoint(self, state: State) -> None:
-        """Save everything that is not a function of the step."""
+    def checkpoint(self, state: State, *, last: bool = False) -> None:
+        """Save everything that is not a function of the step.
+
+        last: no step follows; the checkpoint is complete when this returns.
+        """
         backend, done = self.run.backend, len(self.run.history)
         if done > self.run.start:  # otherwise it is the one that was resumed from
-            self._save(state, done)
+            kept = Kept(done, self.run.problem.fingerprint(), self._digest.hexdigest(), state.memory)
+            self.writer.write(done, json.dumps(asdict(kept)).encode(), state.variables, last=last)
         x = backend.weights(state.x)
         if self.first:
             self.directory.write(self.run.problem.snapshot(x))
-
-    def _save(self, state: State, done: int) -> None:
-        backend = self.run.backend
-        kept = Kept(done, self.run.problem.fingerprint(), self._digest.hexdigest(), state.memory)
-
-        def begin() -> Path:
-            self._require_lock()
-            return self.directory.begin_checkpoint(done)
-
-        part = on_first(backend, begin)
-        mine = together(backend, lambda: checkpoint.seal(part, backend.save(part, state.variables)))
-
-        def finish() -> None:
-            (part / checkpoint.RUN).write_text(json.dumps(asdict(kept)), encoding="utf-8")
-            seals = {name: one for each in mine for name, one in each.items()}
-            checkpoint.write_manifest(part, seals | checkpoint.seal(part, [checkpoint.RUN]))
-            self._require_lock()
-            self.directory.finish_checkpoint(part, done, self.keep)
-
-        on_first(backend, finish)
 
     def write_artifacts(self) -> None:
         """Bring account.json and the problem's files up to date with the history."""
@@ -225,27 +213,6 @@ class Keeper:
                     "text, lists, and dictionaries with text as keys (a tensor as `tolist()`), or make it a variable"
                 )
 
-    def _check_disk(self, state: State) -> None:
-        """Raise `InputError` if the disk has no room for the checkpoints."""
-        state.activate(self.run.active, self.run.start, self.run.seed, self.run.backend)
-        each = self.run.backend.checkpoint_bytes(state.variables)
-        on_first(self.run.backend, lambda: self._require_free(each))
-
-    def _require_free(self, each: int) -> None:
-        parent = self.directory.path
-        while not parent.exists():
-            parent = parent.parent
-        free = shutil.disk_usage(parent).free
-        there = self.directory.checkpoint_bytes()  # newer ones replace them
-        needed = max(each, (self.keep + 1) * each - there)
-        if free < needed:
-            raise InputError(
-                f"not enough disk for checkpoints: {self.directory.path} has {_size(free)} free, and needs {_size(needed)} "
-                f"more for {self.keep + 1} checkpoints of about {_size(each)}"
-                + (f" ({_size(there)} are there already)" if there else "")
-                + "; free some, choose another --output, or lower run.keep_checkpoints"
-            )
-
 
 def _unsavable(value: Any, where: str) -> str | None:
     """What JSON would lose or change, and where it is."""
@@ -257,11 +224,3 @@ def _unsavable(value: Any, where: str) -> str | None:
         keys = next((f"{where} has the key {key!r}" for key in value if not isinstance(key, str)), None)
         return keys or next(filter(None, (_unsavable(each, f"{where}[{key!r}]") for key, each in value.items())), None)
     return f"{where} is a {type(value).__name__}"
-
-
-def _size(count: int) -> str:
-    """A number of bytes for a person: "512 bytes", "3.2 MB"."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

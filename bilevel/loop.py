@@ -20,6 +20,7 @@ from torch import Tensor
 from bilevel.active import Active, All
 from bilevel.agreement import check_batches, on_first, require_same, together_at_length
 from bilevel.backend import Backend
+from bilevel.checkpoint_writer import CheckpointWriter
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.lock import Lock
@@ -77,6 +78,7 @@ def fit(
     output: str | Path | None = None,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 2,
+    checkpoint_in_background: bool = True,
     resume: bool = False,
     recipe: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
@@ -94,6 +96,9 @@ def fit(
         `resume`, hold a run of the same recipe. None: nothing is written.
     checkpoint_every: steps between checkpoints. None: one at the end, and one when interrupted.
     keep_checkpoints: the number of checkpoints to keep; older ones of this run are removed.
+    checkpoint_in_background: copy the state into the CPU's memory, and write it while the next steps are taken. The copy
+        takes as much memory as a checkpoint has bytes, of which each process holds its part; where that is more than half of
+        what is free, training waits, as it does with False. The last checkpoint is written without a copy.
     resume: continue from the last checkpoint in `output`, exactly as if the run had never stopped.
     recipe: the content of recipe.yaml; by default the fields of the parts.
     observer: is called at the start, after every step and at the end.
@@ -128,7 +133,11 @@ def fit(
         require_same(backend, "data", problem.fingerprint())
         micro_batch = choose_micro_batch(run, directory, resume=resume)
         check_batches(problem, backend)
-        keeper = Keeper(directory, run, checkpoint_every, keep_checkpoints, lock) if directory else None
+        keeper: Keeper | None = None
+        if directory is not None:
+            copies = checkpoint_in_background and checkpoint_every is not None
+            writer = CheckpointWriter(backend, directory, keep_checkpoints, copies, lock)
+            keeper = Keeper(directory, run, checkpoint_every, writer, lock)
         state = solver.init(problem, backend)
         problem.examine(partial(_measure, backend, state))
         if keeper is not None:
@@ -190,14 +199,19 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
                     keeper.after_step(state, record)
                 if observer is not None:
                     observer.bilevel_step_end(run=run, record=record)
-                if any(run.backend.all_gather(stop.asked)) and t + 1 < run.steps:  # a launcher's signal reaches some sooner
+                told = run.backend.all_gather((stop.asked, keeper.writer.outcome if keeper is not None else None))
+                if keeper is not None:
+                    keeper.writer.settle([outcome for _, outcome in told])
+                if any(asked for asked, _ in told) and t + 1 < run.steps:  # a launcher's signal reaches some sooner
                     if keeper is not None:
-                        keeper.checkpoint(state)
+                        keeper.checkpoint(state, last=True)
                     raise Interrupted(_how_to_go_on(t + 1, run))
             if keeper is not None:
-                keeper.checkpoint(state)
+                keeper.checkpoint(state, last=True)
         except BaseException as caught:
             error = caught
+            if keeper is not None:
+                keeper.writer.leave(error)
             raise
         finally:
             try:
@@ -234,14 +248,13 @@ def _step(t: int, run: Run, state: State) -> Record:
                 raise NonFiniteError(f"{key} of the upper variable is {value}")
     except NonFiniteError as error:
         raise NonFiniteError(f"step {t}: {error}; lower the step sizes, or clip the gradient") from error
-    size = sum(run.backend.all_gather(run.backend.processed - processed))
     return Record.of_step(
         t,
         metrics,
         upper=upper,
         active=sorted(blocks),
         optimizer_bytes=sum(run.backend.optimizer_bytes(variable) for variable in state.variables),
-        size=size,
+        size=run.backend.processed - processed,
         seconds=round(time.perf_counter() - started, 4),
     )
 

@@ -24,7 +24,10 @@ from bilevel.plain import flatten
 from bilevel.recipe import Recipe, dump
 from bilevel.record import Record, read_records
 
-MAY_CHANGE = {"run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
+MAY_CHANGE = {
+    *("run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"),
+    "run.checkpoint_in_background",
+}
 """Settings that may change when a run is resumed; any other change would make it another run. The backend may change, too,
 except for its precision: a run can be resumed with more processes, or on another machine."""
 

@@ -27,6 +27,7 @@ class RunSettings:
     seed: Seed = 0
     checkpoint_every: Count | None = None
     keep_checkpoints: Count = 2
+    checkpoint_in_background: bool = True
     at_most: Count = 600
 
     @property
@@ -57,6 +58,7 @@ class RunSettings:
             output=self.output,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
+            checkpoint_in_background=self.checkpoint_in_background,
             resume=resume,
             recipe=recipe,
             observer=observer,

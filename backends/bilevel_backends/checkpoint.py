@@ -1,100 +1,109 @@
 """Save and load variables in the format of `bilevel.checkpoint`, however they are sharded.
 
-Each process writes the tensors that it was assigned, so that no process ever holds a whole model, and reads only its shards
-of them. A run can therefore be resumed with another number of processes or another backend.
+Each process writes what it holds, and reads what it will hold: nothing is gathered, and no process ever holds a whole model.
+Of what several processes hold alike, each writes an equal part. A run can be resumed with another number of processes or
+another backend, since the files say which stretch of which tensor is where.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bilevel.checkpoint import INDEX, WEIGHTS, SavedVariable, VariableFacts
 from bilevel.errors import InputError
-from bilevel.files import named, write_atomic
+from bilevel.pieces import Piece, write_pieces
+from bilevel.sealed import Seal, write_sealed
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.flat import flat_stretch, pad_to
+from bilevel_backends.staging import Staging
 from bilevel_backends.variable import ModuleVariable
 
 MARKED = "marked/"
 
 
-def save(directory: Path, variables: list[ModuleVariable], processes: Processes) -> list[str]:
-    """Write the variables into a directory that every process reaches. All processes call it.
+def save(
+    directory: Path, variables: Sequence[ModuleVariable], processes: Processes, staging: Staging | None
+) -> Callable[[], Mapping[str, Seal]]:
+    """Prepare to write the variables into a directory that every process reaches. Does not communicate.
 
-    Returns the names of the files that this process has written. Raises `OSError`, naming the file, if one cannot be.
+    staging: copy what is to be written, so that the variables may change before it is written; None: they stay as they are.
+
+    Returns what writes this process's files and tells their seals. It raises `OSError`, naming the file, if one cannot be
+    written.
     """
-    facts, written = {}, []
-    for v in variables:
-        files = [
-            f"{v.name}-{rank + 1:05d}-of-{processes.world_size:05d}.safetensors" for rank in range(processes.world_size)
-        ]
-        assigned: list[list[str]] = [[] for _ in files]
-        bytes_assigned = [0] * len(files)
-        mine: dict[str, Tensor] = {}
-        for key, shard, parameter in _tensors(v):
-            owner = bytes_assigned.index(min(bytes_assigned))  # the same choice in every process
-            whole = shard if parameter is None else v.sharding.gather(parameter, shard, owner)
-            bytes_assigned[owner] += shard.element_size() * (shard.numel() if parameter is None else _numel(v, parameter))
-            assigned[owner].append(key)
-            if owner == processes.rank:
-                assert whole is not None
-                mine[key] = whole.detach().to("cpu", copy=True).contiguous()
-        written.append(files[processes.rank])
-        with named(directory / written[-1]):
-            save_file(mine, directory / written[-1])
-        by_file = dict(zip(files, assigned, strict=True))
-        facts[v.name] = asdict(VariableFacts(sorted(v.active), v.steps, v.marked is not None, by_file))
-    if processes.rank == 0:
-        written.append(INDEX)
-        write_atomic(directory / INDEX, json.dumps(facts, indent=1))
-    return written
+    pieces = {v.name: list(_pieces(v, processes)) for v in variables}
+    if staging is not None:
+        copies = iter(staging.copy([piece.values for all_of_it in pieces.values() for piece in all_of_it]))
+        pieces = {name: [replace(piece, values=next(copies)) for piece in all_of_it] for name, all_of_it in pieces.items()}
+    facts = {
+        v.name: asdict(VariableFacts(sorted(v.active), v.steps, v.marked is not None, _files(v.name, processes)))
+        for v in variables
+    }
+
+    def write() -> Mapping[str, Seal]:
+        seals = {}
+        for name, content in pieces.items():
+            file = _files(name, processes)[processes.rank]
+            seals[file] = write_pieces(directory / file, content)
+        if processes.rank == 0:
+            seals[INDEX] = write_sealed(directory / INDEX, [json.dumps(facts, indent=1).encode()])
+        return seals
+
+    return write
 
 
-def load(directory: Path, variables: list[ModuleVariable]) -> None:
+def load(directory: Path, variables: Sequence[ModuleVariable]) -> None:
     """Read what `save` wrote into variables of the same model. Communicates only as sharding requires.
 
     Raises `InputError`, naming the file, if it is incomplete or belongs to a different model or precision; the variables are
     then as they were, except for their active blocks.
     """
-    readers = {v.name: SavedVariable(directory, v.name) for v in variables}
+    saved = {v.name: SavedVariable(directory, v.name) for v in variables}
     for v in variables:
-        v.activate(frozenset(readers[v.name].facts.active))
-        _check(readers[v.name], v)
+        v.activate(frozenset(saved[v.name].facts.active))
+        _check(saved[v.name], v)
     for v in variables:
-        reader = readers[v.name]
         with torch.no_grad():
-            for name in v.sharding.parameters:
-                v.sharding.local(name).copy_(v.sharding.shard(name, reader.read(WEIGHTS + name)))
-                v.sharding.all_gather(name)
-            for name, buffer in _buffers(v):
-                buffer.copy_(reader.read(WEIGHTS + name))
-            for name, master in v.masters.items():
-                if v.has_master(name) and f"master/{name}" in reader.where:
-                    master.copy_(v.sharding.shard(name, reader.read(f"master/{name}")))
-                elif v.has_master(name):  # written in full precision
-                    master.copy_(v.sharding.local(name))
-                prefix = f"optimizer/{name}/"
-                saved = {key.removeprefix(prefix): reader.read(key) for key in reader.where if key.startswith(prefix)}
-                state = {key: v.sharding.shard(name, value) if value.dim() else value for key, value in saved.items()}
-                v.restore_optimizer_state(name, state)
-        if reader.facts.marked:
-            marked = [key.removeprefix(MARKED) for key in reader.where if key.startswith(MARKED)]
-            v.marked = {}
-            for name in marked:
-                start = v.sharding.shard(name, reader.read(MARKED + name))
-                v.marked[name] = start.to(v.offload or v.sharding.local(name).device)
+            _restore(saved[v.name], v)
         v.drop_gradients()
-        v.steps = reader.facts.steps
+        v.steps = saved[v.name].facts.steps
 
 
-def estimate(variables: list[ModuleVariable]) -> int:
-    """Bytes of the weights, and of the masters and two moments of what is active now."""
+def _restore(saved: SavedVariable, v: ModuleVariable) -> None:
+    def shard(key: str, name: str) -> Tensor:
+        """This process's shard of a tensor that is sharded like the named parameter."""
+        local = v.sharding.local(name)
+        return pad_to(saved.read(key, v.sharding.stretch(name)), local.numel()).view(local.shape)
+
+    for name in v.sharding.parameters:
+        v.sharding.local(name).copy_(shard(WEIGHTS + name, name))
+        v.sharding.all_gather([name])
+    for name, buffer in _buffers(v):
+        buffer.copy_(saved.read(WEIGHTS + name))
+    for name, master in v.masters.items():
+        if v.has_master(name):  # of what was written in full precision, the parameter is the master
+            key = f"master/{name}"
+            master.copy_(shard(key, name) if key in saved.shapes else v.sharding.local(name))
+        prefix = f"optimizer/{name}/"
+        state = {key.removeprefix(prefix): key for key in saved.shapes if key.startswith(prefix)}
+        v.restore_optimizer_state(
+            name, {k: shard(key, name) if saved.shapes[key] else saved.read(key) for k, key in state.items()}
+        )
+    if saved.facts.marked:
+        marked = [key.removeprefix(MARKED) for key in saved.shapes if key.startswith(MARKED)]
+        v.marked = {
+            name: shard(MARKED + name, name).to(v.offload or v.sharding.local(name).device, copy=True) for name in marked
+        }
+
+
+def estimate(variables: Sequence[ModuleVariable]) -> int:
+    """Bytes of the weights, and of the masters and two moments of what is active now, of all processes together."""
     total = 0
     for v in variables:
         total += sum(p.element_size() * _numel(v, name) for name, p in v.sharding.parameters.items())
@@ -111,16 +120,19 @@ def state_of(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
         yield name, buffer, None
 
 
-def optimizer_state_of(v: ModuleVariable, name: str) -> dict[str, Tensor]:
-    """The optimizer's tensors for one active parameter (shards, and scalars): the same keys in every process, in order."""
-    moments = v.optimizer_state(name)
-    if not v.sharding.whole:  # a process whose shard is empty has no state, but must take part
-        moments = _like_the_others(v, v.masters[name], moments)
-    return dict(sorted(moments.items()))
+def _pieces(v: ModuleVariable, processes: Processes) -> Iterator[Piece]:
+    """What this process has to write of a variable."""
+    for key, shard, parameter in _tensors(v):
+        if parameter is None:  # every process has all of it
+            shape, here, holder = tuple(shard.shape), range(shard.numel()), (processes.rank, processes.world_size)
+        else:
+            shape, here, holder = tuple(v.sharding.shape(parameter)), v.sharding.stretch(parameter), v.sharding.holder
+        mine = flat_stretch(len(here), -(-len(here) // holder[1]), holder[0])
+        yield Piece(key, shape, here.start + mine.start, shard.reshape(-1)[mine.start : mine.stop])
 
 
 def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
-    """All tensors that must be saved, in the same order in every process."""
+    """All tensors that must be saved: (name, shard, parameter that it is sharded like; None where every process has it)."""
     for name, shard, parameter in state_of(v):
         yield WEIGHTS + name, shard, parameter
     for name, start in (v.marked or {}).items():
@@ -128,15 +140,14 @@ def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
     for name, master in v.masters.items():
         if v.has_master(name) and master.dtype != v.parameter(name).dtype:
             yield f"master/{name}", master, name
-        for key, value in optimizer_state_of(v, name).items():
+        for key, value in v.optimizer_state(name).items():  # none where the shard is empty; the first one never is
             yield f"optimizer/{name}/{key}", value, name if value.dim() else None
 
 
-def _like_the_others(v: ModuleVariable, master: Tensor, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    scalars = {key: None if value.dim() else value.cpu() for key, value in moments.items()}
-    known = next((found for found in v.processes.all_gather_object(scalars) if found), {})
-    empty = {key: torch.zeros_like(master) if value is None else value for key, value in known.items()}
-    return moments or empty
+def _files(variable: str, processes: Processes) -> list[str]:
+    """The files of a variable, by the rank of the process that writes each."""
+    count = processes.world_size
+    return [f"{variable}-{rank + 1:05d}-of-{count:05d}.safetensors" for rank in range(count)]
 
 
 def _buffers(v: ModuleVariable) -> Iterator[tuple[str, Tensor]]:
@@ -153,7 +164,7 @@ def _check(saved: SavedVariable, v: ModuleVariable) -> None:
     """Raise `InputError` unless these are the tensors of that variable."""
     expected = {WEIGHTS + name: tuple(v.sharding.shape(name)) for name in v.sharding.parameters}
     expected |= {WEIGHTS + name: tuple(buffer.shape) for name, buffer in _buffers(v)}
-    found = {key: saved.shape(key) for key in saved.where if key.startswith(WEIGHTS)}
+    found = {key: shape for key, shape in saved.shapes.items() if key.startswith(WEIGHTS)}
     odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if odd:
         raise InputError(
@@ -161,8 +172,10 @@ def _check(saved: SavedVariable, v: ModuleVariable) -> None:
             f"{found.get(odd[0], 'missing')} there and {expected.get(odd[0], 'missing')} here"
         )
     name, parameter = next(iter(v.sharding.parameters.items()), (None, None))  # all parameters were cast alike
-    if name is not None and parameter is not None and (dtype := saved.read(WEIGHTS + name).dtype) != parameter.dtype:
-        raise InputError(
-            f"the checkpoint {saved.directory} has another precision: {saved.variable}/{name} is {dtype} there and "
-            f"{parameter.dtype} here; set backend.dtype to that of the run"
-        )
+    if name is not None and parameter is not None:
+        dtype = saved.read(WEIGHTS + name, range(0)).dtype
+        if dtype != parameter.dtype:
+            raise InputError(
+                f"the checkpoint {saved.directory} has another precision: {saved.variable}/{name} is {dtype} there and "
+                f"{parameter.dtype} here; set backend.dtype to that of the run"
+            )

@@ -18,15 +18,15 @@ from bilevel.errors import InputError
 from bilevel_backends.deepspeed_config import read_config
 from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
-from bilevel_backends.processes import join_processes, own_device
+from bilevel_backends.processes import Grid, join_processes, own_device, require_groups
 from bilevel_backends.sharding.partitioned import Partitioned
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 from bilevel_backends.sharding.zero3 import partition
 from bilevel_backends.variable import ModuleVariable
 
-DEEPSPEED_DEFAULTS = {"stage3_max_live_parameters": 1_000_000_000, "stage3_prefetch_bucket_size": 50_000_000}
-"""DeepSpeed's own values for the settings that memory depends on, where the configuration does not give them."""
+LIVE = 1_000_000_000
+"""DeepSpeed's own value of `stage3_max_live_parameters`."""
 
 
 @dataclass
@@ -40,6 +40,12 @@ class DeepSpeedBackend(ModuleBackend):
         as many as fit the GPU by the plan (see `bilevel plan`), and on a CPU the whole share; larger ones need fewer gathers
         and smaller ones less memory. None: the whole share of the batch.
     activation_checkpointing: recompute each repeated block in the backward pass.
+    shard_group: the number of processes between which a copy of what the stage shards is split, such as the GPUs of a node:
+        parameters are then gathered inside a node alone, and the nodes exchange gradients of what trains. None: all
+        processes, which takes least memory.
+    sync_each_micro_batch: in stages 2 and 3, sum gradients over processes at every micro-batch, as each process then keeps
+        its shard alone. False: once a step, as in stages 0 and 1; every process then holds 4 bytes for each parameter
+        that trains, 2 GB for a block of a 32B model.
     offload_optimizer: keep masters, moments and gradients of the active blocks in CPU memory, and update there.
     offload_parameters: keep the sharded parameters in CPU memory (stage 3 only).
     config: a DeepSpeed configuration (a JSON file, or the same as a mapping), merged into ours, for stage 3. Sizes, the
@@ -54,6 +60,8 @@ class DeepSpeedBackend(ModuleBackend):
     dtype: Literal["float32", "bfloat16", "float64"] | None = "bfloat16"
     micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False
+    shard_group: int | None = None
+    sync_each_micro_batch: bool = True
     offload_optimizer: bool = False
     offload_parameters: bool = False
     config: str | dict[str, Any] = field(default_factory=dict)
@@ -73,6 +81,11 @@ class DeepSpeedBackend(ModuleBackend):
         """Also: split more, and use the CPU's memory."""
         offload = {"offload_optimizer": [True], "offload_parameters": [True]}
         return {**super().savings(rows), "zero_stage": range(self.zero_stage + 1, 4), **offload}
+
+    def speedups(self, processes: int, node: int) -> dict[str, Sequence[Any]]:
+        """Gather inside a node alone; reduce gradients once a step."""
+        nodes = {"shard_group": [node]} if self.zero_stage > 0 and node < processes and processes % node == 0 else {}
+        return {**nodes, **({"sync_each_micro_batch": [False]} if self.zero_stage >= 2 else {})}
 
     def start(self, seed: int) -> None:
         """Join the other processes."""
@@ -94,23 +107,28 @@ class DeepSpeedBackend(ModuleBackend):
             os.environ.setdefault("LOCAL_RANK", "0")
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
-        self.begin(seed, device, join_processes(device, self.timeout, init))
+        self.begin(seed, device, Grid.of(join_processes(device, self.timeout, init), self.shard_group, device))
         if self.deterministic:
             self.be_deterministic()
 
     def placement(self, world_size: int) -> Placement:
         """What the ZeRO stage shards, and what is offloaded. Starts nothing."""
+        require_groups(world_size, self.shard_group)
         zero = (
-            {**DEEPSPEED_DEFAULTS, **read_config(self.config).get("zero_optimization", {})} if self.zero_stage == 3 else {}
+            {"stage3_max_live_parameters": LIVE, "stage3_prefetch_bucket_size": 1}
+            | read_config(self.config).get("zero_optimization", {})
+            if self.zero_stage == 3
+            else {}
         )
         return Placement(
             "deepspeed",
             world_size,
+            shard_group=self.shard_group,
             dtype=self.dtype,
             micro_batch_size=self.micro_batch_size,
             activation_checkpointing=self.activation_checkpointing,
             split_optimizer=self.zero_stage >= 1,
-            split_gradients=self.zero_stage >= 2,
+            split_gradients=self.zero_stage >= 2 and self.sync_each_micro_batch,
             split_parameters=self.zero_stage == 3,
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,
@@ -124,13 +142,26 @@ class DeepSpeedBackend(ModuleBackend):
         value = weight_source(module, self._device, self.dtype, like.sharding if like is not None else None)
         move_buffers(module, self._device)
         if self.zero_stage == 3:
-            sharding: ShardingStrategy = partition(module, blocks, value, self._config(), self._processes)
+            sharding: ShardingStrategy = partition(
+                module,
+                blocks,
+                value,
+                self._config(module, blocks),
+                self._grid,
+                self._device,
+                reduces_at_step=not self.sync_each_micro_batch,
+            )
         else:
             materialize(module, dict(module.named_parameters()), value)
             if self.zero_stage == 0:
                 sharding = Replicated(module, self._processes)
             else:
-                sharding = Partitioned(module, self._processes, reduces_at_step=self.zero_stage == 1)
+                sharding = Partitioned(
+                    module,
+                    self._grid,
+                    self._device,
+                    reduces_at_step=self.zero_stage == 1 or not self.sync_each_micro_batch,
+                )
         sharding.meta_module = on_meta
         if like is not None:
             copy_shards(sharding, like.sharding)
@@ -141,10 +172,22 @@ class DeepSpeedBackend(ModuleBackend):
         """The CPU, if `offload_optimizer` is set."""
         return torch.device("cpu") if self.offload_optimizer else None
 
-    def _config(self) -> dict[str, Any]:
-        """The configuration that DeepSpeed is given."""
+    def _config(self, module: nn.Module, blocks: Blocks) -> dict[str, Any]:
+        """The configuration that DeepSpeed is given.
+
+        Unless it says otherwise, the next block is fetched while one computes: DeepSpeed's own bucket, of 5e7 numbers, is
+        a tenth of a block of a 32B model, and what is not in it is fetched when the computation waits for it already.
+        """
         given = read_config(self.config)
-        zero: dict[str, Any] = {"stage": 3, **given.pop("zero_optimization", {})}
+        sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+        repeated = [sum(sizes.pop(name) for name in blocks.members[path]) for path in blocks.repeated]
+        block = max(repeated, default=sum(sizes.values()))
+        zero: dict[str, Any] = {
+            "stage": 3,
+            "stage3_prefetch_bucket_size": block,
+            "stage3_max_live_parameters": max(LIVE, block + max(block, *sizes.values(), 0)),
+            **given.pop("zero_optimization", {}),
+        }
         if self.offload_parameters:
             zero["offload_param"] = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
         return {

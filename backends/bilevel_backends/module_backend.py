@@ -25,17 +25,22 @@ from bilevel.data import Stream, generator
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.problem import Loss, Shard, deferred_initialization
+from bilevel.sealed import Seal
 from bilevel_backends import checkpoint as checkpoints
 from bilevel_backends.backward import run_backward
 from bilevel_backends.deferred_init import meta_copy
-from bilevel_backends.processes import Processes
+from bilevel_backends.processes import Grid
 from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.staging import Staging
 from bilevel_backends.variable import ModuleVariable
 
 B = TypeVar("B")
 T = TypeVar("T")
+
+PINNED = 2**26
+"""The most bytes of a tensor that are copied from pinned memory, which torch keeps: tokens are, a whole data set is not."""
 
 
 class ModuleBackend(Backend):
@@ -45,23 +50,29 @@ class ModuleBackend(Backend):
     micro_batch_size: int | Literal["auto"] | None
     activation_checkpointing: bool
     deterministic: bool
+    shard_group: int | None = None
+    sync_each_micro_batch: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, not {self.micro_batch_size}")
-        self.begin(0, torch.device("cpu"), Processes())
+        if self.shard_group is not None and self.shard_group < 1:
+            raise ValueError(f"shard_group must be at least 1, not {self.shard_group}")
+        self.begin(0, torch.device("cpu"), Grid.alone())
 
-    def begin(self, seed: int, device: torch.device, processes: Processes) -> None:
+    def begin(self, seed: int, device: torch.device, grid: Grid) -> None:
         """Set the backend up, before any variable is placed."""
         self._seed = seed
         self._device = device
-        self._processes = processes
+        self._grid = grid
+        self._processes = processes = grid.everyone
         at_a_time = None if self.micro_batch_size == "auto" else self.micro_batch_size
         self._shard = Shard(seed, processes.rank, processes.world_size, at_a_time)
         self._variables: list[ModuleVariable] = []
         self.processed = 0
         self._before: tuple[int, bool, bool] | None = None
         self._there: tuple[Any, Any] = (None, None)
+        self._staging = Staging(device)
 
     def be_deterministic(self, *, compiled: bool = False) -> None:
         """Let torch choose kernels that give the same result every time, until `close`.
@@ -77,11 +88,12 @@ class ModuleBackend(Backend):
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
-        """Recompute activations; take fewer rows at a time."""
-        if self.micro_batch_size == "auto":
-            return {"activation_checkpointing": [True]}
-        most = min(self.micro_batch_size or rows, rows)
-        return {"activation_checkpointing": [True], "micro_batch_size": [most >> k for k in range(1, most.bit_length())]}
+        """Recompute activations; take fewer rows at a time; split what can be split over all processes, and at once."""
+        wider: dict[str, Sequence[Any]] = {} if self.shard_group is None else {"shard_group": [None]}
+        sooner: dict[str, Sequence[Any]] = {} if self.sync_each_micro_batch else {"sync_each_micro_batch": [True]}
+        most = 1 if self.micro_batch_size == "auto" else min(self.micro_batch_size or rows, rows)  # "auto" is what fits
+        fewer = [most >> k for k in range(1, most.bit_length())]
+        return {"activation_checkpointing": [True], "micro_batch_size": fewer, **sooner, **wider}
 
     @property
     def room(self) -> int | None:
@@ -239,7 +251,7 @@ class ModuleBackend(Backend):
             total = torch.zeros((), dtype=torch.float64)
         else:
             total = products[0] if len(products) == 1 else torch.stack(products).sum()
-        return float(total if v.whole else self._processes.all_reduce(total))
+        return float(total if v.whole else self._grid.shards.all_reduce(total))
 
     def weights(self, variable: Variable) -> dict[str, Tensor]:
         """Copies of all weights and persistent buffers, on the CPU."""
@@ -270,10 +282,7 @@ class ModuleBackend(Backend):
             assert mine is not None
             return mine
 
-        return {
-            name: {key: whole(name, value) for key, value in checkpoints.optimizer_state_of(v, name).items()}
-            for name in v.masters
-        }
+        return {name: {key: whole(name, value) for key, value in _optimizer_state_of(v, name).items()} for name in v.masters}
 
     def optimizer_bytes(self, variable: Variable) -> int:
         """Masters that are not the parameters themselves, moments, and accumulated gradients."""
@@ -283,9 +292,10 @@ class ModuleBackend(Backend):
         """Bytes of the weights, and of the masters and two moments of what is active now."""
         return checkpoints.estimate([own(v) for v in variables])
 
-    def save(self, directory: Path, variables: Sequence[Variable]) -> list[str]:
+    def save(self, directory: Path, variables: Sequence[Variable], *, copy: bool) -> Callable[[], Mapping[str, Seal]]:
         """See `bilevel_backends.checkpoint`."""
-        return checkpoints.save(directory, [own(v) for v in variables], self._processes)
+        staging = self._staging if copy else None
+        return checkpoints.save(directory, [own(v) for v in variables], self._processes, staging)
 
     def load(self, directory: Path, variables: Sequence[Variable]) -> None:
         """See `bilevel_backends.checkpoint`."""
@@ -299,6 +309,7 @@ class ModuleBackend(Backend):
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
         self._variables, self._there = [], (None, None)
+        self._staging.free()
 
     def _place_sharded(
         self, name: str, module: nn.Module, optimizer: SGD | AdamW, blocks: Blocks, like: ModuleVariable | None = None
@@ -320,7 +331,10 @@ class ModuleBackend(Backend):
         precise = torch.float32 if self._device.type == "mps" else torch.float64
         total: Tensor | None = None
         parts: dict[str, Tensor] = {}
-        for micro_batch in batch:
+        size, alone = 0, len(batch) == 1 and self._processes.world_size == 1
+        for number, micro_batch in enumerate(batch):
+            for variable in receivers:
+                variable.sharding.begin_pass(last=number + 1 == len(batch))
             result = loss(self.on_device(micro_batch))
             value, named = result if isinstance(result, tuple) else (result, None)
             if receivers:
@@ -328,19 +342,24 @@ class ModuleBackend(Backend):
                     run_backward(value)
                 for variable in receivers:
                     variable.collect()
-                self._count(micro_batch)
-            for variable in self._variables:
-                variable.sharding.reshard()
-            if not named and len(batch) == 1 and self._processes.world_size == 1:
-                return self._checked(value.item(), {})
+                size += size_of(micro_batch)
+            if alone and not named:
+                break
             exact = value.detach().to(precise)
             total = exact if total is None else total + exact
             for key, part in (named or {}).items():
                 parts[key] = parts.get(key, 0) + part.detach().to(precise)
+        for variable in self._variables:
+            variable.sharding.reshard()
+        if alone and total is None:
+            self.processed += size
+            return self._checked(value.item(), {})
         if total is None:  # this process has no part of the batch
             total = torch.zeros((), dtype=precise, device=self._device)
-        values = self._processes.all_reduce(torch.stack([total, *(part.to(total.device) for part in parts.values())]))
-        summed, *summed_parts = values.tolist()
+        counted = torch.full_like(total, size)
+        values = torch.stack([total, counted, *(part.to(total.device) for part in parts.values())])
+        summed, processed, *summed_parts = self._processes.all_reduce(values).tolist()
+        self.processed += int(processed)
         return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
 
     def on_device(self, batch: Any) -> Any:
@@ -366,10 +385,6 @@ class ModuleBackend(Backend):
         odd = [f"{key} ({part})" for key, part in parts.items() if not math.isfinite(part)]
         raise NonFiniteError(f"the loss is {value}" + (f", in {', '.join(odd)}" if odd else ""))
 
-    def _count(self, micro_batch: Any) -> None:
-        """Count what has gone through a backward pass."""
-        self.processed += size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
-
     def _write_back(self, v: ModuleVariable) -> None:
         """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.
 
@@ -380,12 +395,12 @@ class ModuleBackend(Backend):
             values = v.masters[name].to(self._device, non_blocking=True)
             low = values if noise is None or not v.rounded(name) else round_stochastically(values, noise)
             v.sharding.local(name).copy_(low)
-        for name in v.masters:
-            v.sharding.all_gather(name)
+        for group in v.groups:
+            v.sharding.all_gather(group)
 
     def _noise(self, v: ModuleVariable) -> torch.Generator:
         """The noise with which the variable is rounded at its step."""
-        shard = 0 if v.sharding.whole else self._processes.rank
+        shard = 0 if v.sharding.whole else self._grid.shards.rank
         noise = torch.Generator(self._device)
         return noise.manual_seed(int(generator(self._seed, Stream.NOISE, v.steps, shard).integers(2**63)))
 
@@ -396,6 +411,11 @@ def _set_determinism(mode: int, compiled: bool) -> None:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
     else:
         torch.set_deterministic_debug_mode(mode)  # the same, without loading the compiler, which takes seconds
+
+
+def size_of(micro_batch: Any) -> int:
+    """What a micro-batch says of its size; see `Problem.upper_batch`."""
+    return size if isinstance(size := getattr(micro_batch, "size", 0), int) else 0
 
 
 def _recompute(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -409,6 +429,17 @@ def own(variable: Variable) -> ModuleVariable:
     if not isinstance(variable, ModuleVariable):
         raise TypeError(f"variable {variable.name!r} was placed by another backend")
     return variable
+
+
+def _optimizer_state_of(v: ModuleVariable, name: str) -> dict[str, Tensor]:
+    """The optimizer's tensors for one active parameter (shards, and scalars): the same keys in every process, in order."""
+    moments = v.optimizer_state(name)
+    if not v.sharding.whole:  # a process whose shard is empty has no state, but must take part when it is gathered
+        scalars = {key: None if value.dim() else value.cpu() for key, value in moments.items()}
+        known = next((found for found in v.processes.all_gather_object(scalars) if found), {})
+        empty = {key: torch.zeros_like(v.masters[name]) if value is None else value for key, value in known.items()}
+        moments = moments or empty
+    return dict(sorted(moments.items()))
 
 
 def require_function(name: str, module: nn.Module) -> None:
@@ -442,5 +473,18 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same batch with every tensor on the device."""
-    return map_tensors(lambda tensor: tensor if tensor.device == device else tensor.to(device, non_blocking=True), batch)
+    """The same batch with every tensor on the device. A GPU goes on computing while it is copied there."""
+
+    def move(tensor: Tensor) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        if (
+            device.type == "cuda"
+            and tensor.device.type == "cpu"
+            and tensor.layout == torch.strided
+            and tensor.nbytes <= PINNED
+        ):
+            tensor = tensor.pin_memory()  # from other memory, CUDA copies only when all that it was given before is done
+        return tensor.to(device, non_blocking=True)
+
+    return map_tensors(move, batch)

@@ -21,8 +21,8 @@ from bilevel.launch import world_size
 from bilevel.problem import Loss
 from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
 from bilevel_backends.host_memory import keep_freed_memory
-from bilevel_backends.module_backend import ModuleBackend, own
-from bilevel_backends.processes import Processes
+from bilevel_backends.module_backend import ModuleBackend, own, size_of
+from bilevel_backends.processes import Grid
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
@@ -68,7 +68,7 @@ class TorchBackend(ModuleBackend):
                 "set backend.name=deepspeed or backend.name=fsdp, or run without the launcher"
             )
         device = _pick_device(self.device)
-        self.begin(seed, device, Processes())
+        self.begin(seed, device, Grid.alone())
         if device.type == "cpu":
             keep_freed_memory()
         if device.type == "cpu" and self.dtype == "bfloat16" and (slower := _bfloat16_slowdown()) > SLOW:
@@ -146,7 +146,7 @@ class TorchBackend(ModuleBackend):
                 _, slopes = self._differentiated(loss, micro_batch, along)
                 total += float(torch.stack([(s.detach() * d).sum() for s, d in _pairs(slopes, along, vector)]).sum())
                 _add_products(slopes, along, vector, wrt)
-                self._count(micro_batch)
+                self.processed += size_of(micro_batch)
         return total
 
     @contextmanager
@@ -164,7 +164,7 @@ class TorchBackend(ModuleBackend):
 
             def product(vector: Vector, weights: Mapping[Variable, float]) -> None:
                 _add_products(slopes, of, vector, weights, keep_graph=True)
-                self._count(batch[0])
+                self.processed += size_of(batch[0])
 
             def gradient() -> tuple[Evaluation, Vector]:
                 parts = {name: slope.detach().to(of.masters[name]) for slope, name in zip(slopes, of.masters, strict=True)}

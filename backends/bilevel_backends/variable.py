@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,15 @@ from bilevel.blocks import Blocks
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel_backends.processes import Processes
+from bilevel_backends.sharding.bucket import Bucket
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 
 SMALL = 1 << 16
 """The most numbers that wait for the end of a backward pass. A hook that takes each gradient as it arrives, so that they
 need not exist side by side, would cost a small variable more time than it saves memory."""
+MESSAGE = 500_000_000
+"""The most numbers that go into one message, unless a single parameter has more: 2 GB in float32. It has all of a block of a
+32B model; more would take memory, and save no time."""
 
 
 class ModuleVariable(Variable):
@@ -28,8 +32,9 @@ class ModuleVariable(Variable):
         Where the parameter is in full precision itself, and on the same device, the master shares its memory.
     separate: the names of the masters that are tensors beside their parameters.
     gradients: the sum so far of weight * gradient, with the shapes, devices and precision of the masters.
-    unreduced: gradients that are not summed over processes yet, for strategies that reduce at the step: whole, in the
-        masters' precision.
+    groups: the active parameters that go into one message: those of a block, in one precision, and not too many. In the
+        order in which a backward pass reaches their blocks.
+    buckets: the gradients of groups that are not summed over processes yet, whole and in the masters' precision.
     plain: whether a step is gradient descent and nothing else, which needs no optimizer of torch's.
     marked: the shards, as they were when the variable was marked, of the parameters that have been active since; None if
         it was not marked. On the device of the masters, in the precision of the parameters.
@@ -56,10 +61,14 @@ class ModuleVariable(Variable):
         self.steps = 0  # counter of the rounding noise
         self.masters: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
-        self.unreduced: dict[str, Tensor] = {}
+        self.groups: list[tuple[str, ...]] = []
+        self.buckets: dict[tuple[str, ...], Bucket] = {}
         self.marked: dict[str, Tensor] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.separate: list[str] = []
+        self._group: dict[str, tuple[str, ...]] = {}
+        self._unsent: list[tuple[str, ...]] = []  # in the running backward pass
+        self._under_way: tuple[Bucket, Callable[[], Tensor]] | None = None
         self._trained: list[nn.Parameter] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         sharding.module.requires_grad_(False)
@@ -96,7 +105,9 @@ class ModuleVariable(Variable):
         old_masters, old_optimizer = self.masters, self.optimizer
         self.masters = {name: old_masters[name] if name in kept else self._master(name) for name in names}
         self.gradients = {name: gradient for name, gradient in self.gradients.items() if name in kept}
-        self.unreduced = {name: gradient for name, gradient in self.unreduced.items() if name in kept}
+        self.groups = self._grouped(blocks)
+        self.buckets = {group: self.buckets[group] for group in self.groups if group in self.buckets}
+        self._group = {name: group for group in self.groups for name in group}
         filled = [
             master for master in self.masters.values() if master.numel()
         ]  # a small parameter may end before this shard
@@ -126,7 +137,8 @@ class ModuleVariable(Variable):
         with torch.no_grad():
             for name, start in self.marked.items():
                 self.sharding.local(name).copy_(start)
-                self.sharding.all_gather(name)
+            for group in self._grouped(self.blocks.names):
+                self.sharding.all_gather([name for name in group if name in self.marked])
             for name, master in self.masters.items():
                 if self.has_master(name):
                     master.copy_(self.sharding.local(name))
@@ -139,6 +151,7 @@ class ModuleVariable(Variable):
         if not self.active:
             raise RuntimeError(f"no block of variable {self.name!r} is active; call backend.activate first")
         self.weight = weight
+        self._unsent = list(self.groups)
         for parameter in self._trained:
             parameter.requires_grad = True
 
@@ -148,37 +161,51 @@ class ModuleVariable(Variable):
             parameter.requires_grad = False
 
     def collect(self) -> None:
-        """Take the gradients that no hook has taken; called after a backward pass."""
+        """Take the gradients of a backward pass, as far as no hook has; called when it is over.
+
+        Where gradients are summed at once, every group is sent, if only to say that this process has none of its gradients.
+        """
         for name in () if self._hooks else self.masters:
             parameter = self.parameter(name)
             if parameter.grad is not None:
                 gradient, parameter.grad = parameter.grad, None
                 self.accumulate(name, gradient)
+        if self.sharding.sums and not self.sharding.reduces_at_step:
+            for group in self._unsent:
+                self._send(group)
+            self._finish()
+            self._unsent = list(self.groups)
 
     def accumulate(self, name: str, gradient: Tensor) -> None:
         """Add weight * gradient of the named active parameter. The tensor may be taken over."""
-        if self.sharding.reduces_at_step:
-            self._add(self.unreduced, name, gradient, self.weight)
-        else:
-            low = gradient.dtype in (torch.bfloat16, torch.float16)
-            self._add(self.gradients, name, self.sharding.reduce(name, gradient.float() if low else gradient), self.weight)
+        if not self.sharding.sums:
+            self._add(name, self.sharding.arrived(gradient), self.weight)
+            return
+        self._bucket(self._group[name]).add(name, gradient, self.weight)
+        if not self.sharding.reduces_at_step:
+            # in one order, as processes may get gradients in different ones
+            while self._unsent and (bucket := self.buckets.get(self._unsent[0])) is not None and bucket.complete:
+                self._send(self._unsent.pop(0))
 
     def add(self, name: str, shard: Tensor, weight: float) -> None:
         """Add weight * (this process's shard of) a gradient that is reduced over processes already, and stays as it is."""
         if name in self.gradients:
-            self._add(self.gradients, name, shard, weight)
+            self._add(name, shard, weight)
         else:
             master = self.masters[name]
             self.gradients[name] = weight * shard.to(master.device, master.dtype)
 
     def reduce_gradients(self) -> None:
-        """Reduce the unreduced gradients over processes, once for all micro-batches and passes."""
-        for name in [name for name in self.masters if name in self.unreduced]:
-            self._add(self.gradients, name, self.sharding.reduce(name, self.unreduced.pop(name)), 1.0)
+        """Sum over processes what was accumulated in all micro-batches and passes, where that is done once."""
+        if self.sharding.sums and self.sharding.reduces_at_step:
+            for group in self.groups:
+                self._send(group)
+            self._finish()
 
     def drop_gradients(self) -> None:
         """Discard the accumulated gradients."""
-        self.gradients, self.unreduced = {}, {}
+        self._finish()
+        self.gradients, self.buckets = {}, {}
 
     def checked_norm(self) -> float:
         """Norm of the gradient of all active parameters. Raises `NonFiniteError` if it is not finite."""
@@ -188,7 +215,7 @@ class ModuleVariable(Variable):
         else:
             total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
         if not self.sharding.whole:
-            total = self.processes.all_reduce(total.double().square()).sqrt()
+            total = self.sharding.shards.all_reduce(total.double().square()).sqrt()
         norm = float(total.item())
         if math.isfinite(norm):
             return norm
@@ -250,15 +277,55 @@ class ModuleVariable(Variable):
         """Bytes that this process holds beside the weights: masters, moments, gradients."""
         extra = [master for name, master in self.masters.items() if self.has_master(name)]
         moments = [value for name in self.masters for value in self.optimizer_state(name).values()]
-        return sum(tensor.nbytes for tensor in [*extra, *moments, *self.gradients.values(), *self.unreduced.values()])
+        buckets = [bucket.message for bucket in self.buckets.values()]
+        return sum(tensor.nbytes for tensor in [*extra, *moments, *self.gradients.values(), *buckets])
 
-    def _add(self, sums: dict[str, Tensor], name: str, gradient: Tensor, weight: float) -> None:
-        if name in sums:
-            sums[name].add_(gradient.to(sums[name].device), alpha=weight)
+    def _add(self, name: str, shard: Tensor, weight: float) -> None:
+        master = self.masters[name]
+        if name in self.gradients:
+            self.gradients[name].add_(shard.to(master.device), alpha=weight)
         else:
-            master = self.masters[name]
-            first = gradient.to(master.device if sums is self.gradients else gradient.device, master.dtype)
-            sums[name] = first if weight == 1 else first.mul_(weight)
+            first = shard.to(master.device, master.dtype)
+            self.gradients[name] = first if weight == 1 else first.mul_(weight)
+
+    def _bucket(self, group: tuple[str, ...]) -> Bucket:
+        if group not in self.buckets:
+            self.buckets[group] = self.sharding.bucket(group, self.masters[group[0]].dtype)
+        return self.buckets[group]
+
+    def _send(self, group: tuple[str, ...]) -> None:
+        """Begin to sum a group's gradients over processes. One message is under way at a time: each takes memory."""
+        bucket = self._bucket(group)
+        self._finish()
+        self._under_way = (bucket, self.sharding.start_sum(bucket))
+        del self.buckets[group]
+
+    def _finish(self) -> None:
+        """Take this process's shards of what is under way."""
+        if self._under_way is not None:
+            (bucket, row), self._under_way = self._under_way, None
+            for name, shard in bucket.shards(row()):
+                self._add(name, shard.view(self.masters[name].shape), 1.0)
+
+    def _grouped(self, blocks: frozenset[str]) -> list[tuple[str, ...]]:
+        """The parameters of these blocks as groups."""
+        return [group for block in reversed([*self.blocks.members]) if block in blocks for group in self._groups_of(block)]
+
+    def _groups_of(self, block: str) -> Iterator[tuple[str, ...]]:
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name in self.blocks.members[block]:
+            by_dtype.setdefault(self.parameter(name).dtype, []).append(name)
+        for names in by_dtype.values():
+            group: list[str] = []
+            size = 0
+            for name in names:
+                numel = torch.Size(self.sharding.shape(name)).numel()
+                if group and size + numel > MESSAGE:
+                    yield tuple(group)
+                    group, size = [], 0
+                group.append(name)
+                size += numel
+            yield tuple(group)
 
     def _forget_moments(self) -> None:
         if self.optimizer is None:

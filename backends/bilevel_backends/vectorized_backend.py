@@ -19,6 +19,7 @@ from bilevel.many import Together
 from bilevel.optimizer import SGD, AdamW
 from bilevel.per_run import PerRun
 from bilevel.problem import Loss, Shard
+from bilevel.sealed import Seal
 from bilevel_backends.module_backend import one_block, require_function
 from bilevel_backends.vectorized_pass import Pass, key_of
 
@@ -268,7 +269,7 @@ class VectorizedBackend(SideBySide):
         """Nothing is written."""
         return 0
 
-    def save(self, directory: Path, variables: Sequence[Variable]) -> Sequence[str]:
+    def save(self, directory: Path, variables: Sequence[Variable], *, copy: bool) -> Callable[[], Mapping[str, Seal]]:
         """Raise `InputError`: runs side by side are not saved."""
         raise InputError("runs side by side are not saved; call `fit` for each run")
 

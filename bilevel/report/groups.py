@@ -15,7 +15,7 @@ from bilevel.account import Labels
 from bilevel.plain import flatten
 from bilevel.run_reader import SavedRun
 
-NOT_THE_RECIPE = {"run.seed", "run.output", "run.checkpoint_every", "run.keep_checkpoints"}
+NOT_THE_RECIPE = {"run.seed", "run.output", "run.checkpoint_every", "run.keep_checkpoints", "run.checkpoint_in_background"}
 """Settings in which runs of one recipe may differ."""
 
 

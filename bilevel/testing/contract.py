@@ -386,8 +386,9 @@ def _check_save(new_backend: Callable[[], Backend]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         with _started(new_backend, AdamW()) as (backend, x, y):
             go_on(backend, x, y, range(3))
-            backend.save(Path(directory), [x, y])
+            write = backend.save(Path(directory), [x, y], copy=True)
             expected = go_on(backend, x, y, range(3, 6))
+            write()  # as another thread would, while the steps are taken
         with _started(new_backend, AdamW()) as (backend, x, y):
             backend.load(Path(directory), [x, y])
             found = go_on(backend, x, y, range(3, 6))

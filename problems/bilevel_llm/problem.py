@@ -190,7 +190,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
 
     def _micro_batches(
         self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard
-    ) -> list[TokenBatch]:
+    ) -> Sequence[TokenBatch]:
         """Batch `index` of the sampler over these tables, with weights by which a table's losses give its mean."""
         return micro_batches(list(tables.values()), sampler, index, shard, packed=self.packed)
 

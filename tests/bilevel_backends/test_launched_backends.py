@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bilevel import SGD, InputError
+from bilevel.blocks import Blocks
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from bilevel_backends.processes import join_processes
 from bilevel_backends.torch_backend import TorchBackend
+
+LAYERS = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+MODULE = (LAYERS, Blocks({"0": ("0.weight", "0.bias"), "1": ("1.weight", "1.bias")}, ("0", "1")))
+"""Two blocks of twelve parameters."""
 
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,35 +92,38 @@ def test_what_a_deepspeed_configuration_leaves_open_is_decided_here() -> None:
         },
         "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "train_batch_size": "auto", "steps_per_print": 5,
     }  # fmt: skip
-    told = DeepSpeedBackend(config=config)._config()
+    told = DeepSpeedBackend(config=config)._config(*MODULE)
     assert "auto" not in json.dumps(told)
     assert told["zero_optimization"] == {
         "stage": 3, "overlap_comm": True, "contiguous_gradients": True, "sub_group_size": 1e9,
-        "stage3_max_live_parameters": 1e9,
+        "stage3_max_live_parameters": 1e9, "stage3_prefetch_bucket_size": 12,
     }  # fmt: skip
     assert told["gradient_clipping"] == 0.0
     assert told["steps_per_print"] == 5
     assert "fp16" not in told
-    assert DeepSpeedBackend(config=config).placement(2).fetched_parameters == 50_000_000
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")])
+@pytest.mark.parametrize(
+    ("device", "expected", "objects"), [("cpu", "gloo", None), ("cuda", "cpu:gloo,cuda:nccl", "a group of gloo")]
+)
 def test_what_is_offloaded_to_the_cpu_has_a_group_that_can_reduce_it(
-    device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    device: str, expected: str, objects: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     for name, value in {"is_initialized": False, "get_rank": 0, "get_world_size": 1}.items():
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    join_processes(torch.device(device), 60.0, lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: f"a group of {backend}")
+    processes = join_processes(torch.device(device), 60.0, lambda backend, timeout: asked.append(backend))
     assert asked == [expected]
+    assert processes.objects == objects, "objects would be sent from the GPU, which all processes would wait for"
 
 
 def test_a_deepspeed_configuration_may_be_a_file(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"stage3_prefetch_bucket_size": 1000}, "steps_per_print": 5}))
-    told = DeepSpeedBackend(config=str(file), offload_parameters=True)._config()
+    told = DeepSpeedBackend(config=str(file), offload_parameters=True)._config(*MODULE)
     assert told["zero_optimization"]["stage3_prefetch_bucket_size"] == 1000
     assert told["zero_optimization"]["stage"] == 3
     assert told["zero_optimization"]["offload_param"]["device"] == "cpu"
@@ -132,6 +141,7 @@ def test_a_deepspeed_configuration_may_be_a_file(tmp_path: Path) -> None:
         ({"config": {"steps_per_print": 5}, "zero_stage": 2}, "used in zero_stage 3 alone, not in 2"),
         ({"timeout": 0}, "timeout must be positive"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
+        ({"shard_group": 0}, "shard_group must be at least 1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], words: str) -> None:

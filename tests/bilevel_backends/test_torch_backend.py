@@ -347,7 +347,7 @@ def test_a_checkpoint_brings_back_everything_bit_for_bit(tmp_path: Path, dtype, 
     backend.activate(variable, some(0, 1))
     train(backend, variable)
     backend.activate(variable, some(1, 2))  # one block with moments, one without
-    backend.save(tmp_path, [variable])
+    backend.save(tmp_path, [variable], copy=False)()
     train(backend, variable)
     expected = snapshot(variable)
 
@@ -362,7 +362,7 @@ def test_a_checkpoint_brings_back_everything_bit_for_bit(tmp_path: Path, dtype, 
 def test_a_checkpoint_of_another_model_or_precision_is_refused(tmp_path: Path, backend: TorchBackend) -> None:
     variable = place(backend)
     backend.activate(variable, some(0))
-    backend.save(tmp_path, [variable])
+    backend.save(tmp_path, [variable], copy=False)()
     low = TorchBackend(device="cpu", dtype="bfloat16")
     low.start(seed=0)
     with pytest.raises(InputError, match="another precision"):
@@ -374,7 +374,7 @@ def test_a_checkpoint_of_another_model_or_precision_is_refused(tmp_path: Path, b
 
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path, backend: TorchBackend) -> None:
     variable = place(backend)
-    backend.save(tmp_path, [variable])
+    backend.save(tmp_path, [variable], copy=False)()
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 

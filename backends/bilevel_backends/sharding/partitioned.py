@@ -7,60 +7,47 @@ same rule that stage 3 uses, and a switch of blocks costs milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-from bilevel_backends.processes import Processes
-from bilevel_backends.sharding.flat import flat_shard, pad_to
-from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.processes import Grid
+from bilevel_backends.sharding.flat import pad_to
+from bilevel_backends.sharding.flat_sharding import FlatSharding
 
 
-class Partitioned(ShardingStrategy):
-    """Each process updates its flat shard of every parameter; then all processes gather all shards.
+class Partitioned(FlatSharding):
+    """Each process updates its flat shard of every parameter; then the processes of a group gather all shards.
 
-    In stage 1 the accumulated gradient is whole in every process until the step; in stage 2 each gradient is reduced and
-    scattered as soon as autograd has it.
+    In stage 1 the accumulated gradient is whole in every process until the step; in stage 2 the gradients of a block are
+    reduced and scattered as soon as autograd has them all.
     """
 
-    whole = False
-
-    def __init__(self, module: nn.Module, processes: Processes, *, reduces_at_step: bool) -> None:
-        super().__init__(module)
-        self.processes = processes
-        self.reduces_at_step = reduces_at_step
+    def __init__(self, module: nn.Module, grid: Grid, device: torch.device, *, reduces_at_step: bool) -> None:
+        super().__init__(module, grid, device, reduces_at_step=reduces_at_step)
         self._tails: dict[str, Tensor] = {}  # shards with padding; only `all_gather` brings them into the parameter
 
     def local(self, name: str) -> Tensor:
         """A stretch of the flattened parameter."""
-        size = self._size(name)
-        piece = self.parameters[name].detach().view(-1)[self.processes.rank * size :][:size]
+        size = -(-self.parameters[name].numel() // self.shards.world_size)
+        piece = self.parameters[name].detach().view(-1)[self.shards.rank * size :][:size]
         if piece.numel() == size:
             return piece
         if name not in self._tails:
             self._tails[name] = pad_to(piece, size).clone()
         return self._tails[name]
 
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
-        """Reduce-scatter."""
-        length = self._size(name) * self.processes.world_size
-        return self.processes.reduce_scatter(pad_to(gradient.reshape(-1), length).contiguous())
-
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """A stretch of the flattened tensor."""
-        return flat_shard(tensor.reshape(-1), self._size(name), self.processes.rank)
-
-    def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
-        """The shards one after the other, without the padding."""
-        gathered = self.processes.gather(shard, rank)
-        return None if gathered is None else gathered[: self.parameters[name].numel()].view(self.shape(name))
-
     def shape(self, name: str) -> tuple[int, ...]:
         """The parameter's shape."""
         return tuple(self.parameters[name].shape)
 
-    def all_gather(self, name: str) -> None:
-        """Copy the shards of all processes into the parameter."""
-        flat = self.parameters[name].detach().view(-1)
-        flat.copy_(self.processes.all_gather(self.local(name))[: flat.numel()])
-
-    def _size(self, name: str) -> int:
-        return -(-self.parameters[name].numel() // self.processes.world_size)
+    def all_gather(self, names: Sequence[str]) -> None:
+        """Copy the shards of all processes into the parameters, which have one precision."""
+        if not names:
+            return
+        layout = self.layout(names)
+        message = self.shards.all_gather(torch.cat([self.local(name) for name in names]))
+        for name in names:
+            for place, piece in layout.pieces(message, name, self.parameters[name].detach().view(-1)):
+                piece.copy_(place)

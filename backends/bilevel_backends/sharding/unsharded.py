@@ -10,17 +10,20 @@ from bilevel_backends.sharding.strategy import ShardingStrategy
 class Unsharded(ShardingStrategy):
     """There are no other processes to share parameters with."""
 
+    whole = True
+    sums = False
+
     def local(self, name: str) -> Tensor:
         """The parameter."""
         return self.parameters[name].detach()
 
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
+    def arrived(self, gradient: Tensor) -> Tensor:
         """The gradient itself: there is nothing to add to it."""
         return gradient
 
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """The whole tensor."""
-        return tensor
+    def stretch(self, name: str) -> range:
+        """All."""
+        return range(self.parameters[name].numel())
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
         """The tensor, which is whole already."""

@@ -16,44 +16,34 @@ from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
 from bilevel_backends.deferred_init import materialize
-from bilevel_backends.processes import Processes
-from bilevel_backends.sharding.flat import flat_shard, pad_to
-from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.processes import Grid
+from bilevel_backends.sharding.flat_sharding import FlatSharding
 
 
-class Zero3(ShardingStrategy):
+class Zero3(FlatSharding):
     """A module whose parameters DeepSpeed has partitioned.
 
     The module is called, not the engine around it, which would expect to run the backward pass too.
     """
 
-    whole = False
-
-    def __init__(self, module: nn.Module, engine: Any, shapes: Mapping[str, tuple[int, ...]], processes: Processes) -> None:
-        super().__init__(module)
+    def __init__(
+        self,
+        module: nn.Module,
+        engine: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        grid: Grid,
+        device: torch.device,
+        *,
+        reduces_at_step: bool,
+    ) -> None:
+        super().__init__(module, grid, device, reduces_at_step=reduces_at_step)
         self.engine = engine
-        self.processes = processes
         self._shapes = shapes
 
     def local(self, name: str) -> Tensor:
         """The flat shard that this process keeps."""
         shard: Tensor = self.parameters[name].ds_tensor  # type: ignore[attr-defined]
         return shard
-
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
-        """Reduce-scatter."""
-        length = self.local(name).numel() * self.processes.world_size
-        return self.processes.reduce_scatter(pad_to(gradient.reshape(-1), length).contiguous())
-
-    def shard(self, name: str, tensor: Tensor) -> Tensor:
-        """A stretch of the flattened tensor."""
-        return flat_shard(tensor.reshape(-1), self.local(name).numel(), self.processes.rank)
-
-    def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
-        """The shards one after the other, without the padding."""
-        gathered = self.processes.gather(shard, rank)
-        shape = self.shape(name)
-        return None if gathered is None else gathered[: torch.Size(shape).numel()].view(shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that the parameter had before it was partitioned."""
@@ -72,7 +62,10 @@ def partition(
     blocks: Blocks,
     value: Callable[[str, nn.Parameter], Tensor],
     config: Mapping[str, Any],
-    processes: Processes,
+    grid: Grid,
+    device: torch.device,
+    *,
+    reduces_at_step: bool,
 ) -> Zero3:
     """Let DeepSpeed shard the parameters of a module.
 
@@ -88,13 +81,13 @@ def partition(
         materialize(module, names, value)
         current = dict(module.named_parameters())
         group = nn.ParameterList([current[name] for name in names])
-        deepspeed.zero.Init(module=group, config_dict_or_path=dict(config))
+        deepspeed.zero.Init(module=group, config_dict_or_path=dict(config), data_parallel_group=grid.shards.group)
     for path in blocks.repeated:
         # Gathered and freed as one. Were its parts gathered singly, recomputing a checkpointed block in the backward pass
         # would free them before their gradients arrive.
         deepspeed.utils.set_z3_leaf_module(module.get_submodule(path), True)
     engine = deepspeed.initialize(model=module, config=dict(config))[0]
-    return Zero3(module, engine, shapes, processes)
+    return Zero3(module, engine, shapes, grid, device, reduces_at_step=reduces_at_step)
 
 
 def _groups(module: nn.Module, blocks: Blocks) -> list[list[str]]:

@@ -27,6 +27,7 @@ from bilevel_llm.baselines.learning import nothing_learned
 from bilevel_llm.baselines.token_means import batch_tokens, source_means, token_batches
 from bilevel_llm.baselines.training import LowerTraining, chosen_training
 from bilevel_llm.data.batches import TokenBatch
+from bilevel_llm.data.constant import Constant
 from bilevel_llm.model.language_model import batch_logits
 from bilevel_llm.model.token_losses import token_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
@@ -128,8 +129,8 @@ class DoReMi(Solver[State], Baseline):
             ((name, logits),) = old.parts.items()
             backend.write(x, Vector({name: logits_of(α, 0.0).to(logits)}, old.whole))
             state.memory = {**state.memory, "sum": [s + a for s, a in zip(state.memory["sum"], α.tolist(), strict=True)]}
-        model = z if reference else y
-        lower = backend.backward(lambda b: _weighted(model, b, α, names), batch, wrt={model: 1})
+        model, weights = z if reference else y, Constant(α)
+        lower = backend.backward(lambda b: _weighted(model, b, weights, names), batch, wrt={model: 1})
         norm = backend.step(model, lr=at(self._training().lr, t if reference else t - state.memory["reference_steps"]))
 
         total = sum(state.memory["sum"])  # of weights that sum to 1: the number of the proxy's steps
@@ -168,9 +169,9 @@ def _excess(y: Forward, z: Forward, batch: TokenBatch, names: Sequence[str]) -> 
     return means.sum(), dict(zip(names, means, strict=True))
 
 
-def _weighted(model: Forward, batch: TokenBatch, α: Tensor, names: Sequence[str]) -> Loss:
+def _weighted(model: Forward, batch: TokenBatch, weights: Constant, names: Sequence[str]) -> Loss:
     means = source_means(token_losses(batch_logits(model, batch), batch.targets), batch)
-    return torch.dot(α.to(means), means), dict(zip(names, means.detach(), strict=True))
+    return torch.dot(weights.like(means), means), dict(zip(names, means.detach(), strict=True))
 
 
 def _check_floor(problem: LLMReweighting) -> None:

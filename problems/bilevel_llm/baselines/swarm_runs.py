@@ -23,7 +23,7 @@ from bilevel.optimizer import AdamW
 from bilevel.problem import Measure
 from bilevel.schedule import Schedule, at
 from bilevel_llm.baselines.mixed_batches import DrawnByWeight, InOrder
-from bilevel_llm.data.batches import TokenBatch, micro_batches
+from bilevel_llm.data.batches import MicroBatches, TokenBatch, micro_batches
 from bilevel_llm.model.language_model import batch_losses
 from bilevel_llm.reweighting.problem import LLMReweighting
 
@@ -99,7 +99,7 @@ class SwarmRuns(Problem[TokenBatch]):
         sampler, t = self._sampler(index), index % self.length
         parts = torch.from_numpy(self.parts(index)).float().unsqueeze(1)
         batches = micro_batches(tables, sampler, t, shard, packed=self.data.packed)
-        return [replace(batch, weights=batch.weights * parts) for batch in batches]
+        return MicroBatches(lambda batch: replace(batch, weights=batch.weights * parts), batches)
 
     def parts(self, index: int) -> NDArray[np.float64]:
         """The part of each source in the rows of lower batch number `index`. Shape: (sources,)."""

@@ -3,6 +3,8 @@
 `LLMReweighting` itself takes the mean over rows of each row's mean.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from bilevel_llm.data.batches import TokenBatch, per_token
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
-def token_batches(problem: LLMReweighting, index: int, shard: Shard) -> list[TokenBatch]:
+def token_batches(problem: LLMReweighting, index: int, shard: Shard) -> Sequence[TokenBatch]:
     """Lower batch number `index`, with weights that turn a source's losses into its mean over tokens of the global batch."""
     rows = problem.lower_rows(index, shard.seed)
     return per_token(problem.lower_batch(index, shard), list(problem.source_tables.values()), rows)

@@ -38,7 +38,7 @@ log = logging.getLogger("bilevel.llm")
 
 SECTION = "compare"
 FREE = (
-    *(f"run.{key}" for key in ("output", "seed", "checkpoint_every", "keep_checkpoints")),
+    *(f"run.{key}" for key in ("output", "seed", "checkpoint_every", "keep_checkpoints", "checkpoint_in_background")),
     *(f"{SECTION}.{key}" for key in ("methods", "seeds", "reference")),
     "solver",
 )

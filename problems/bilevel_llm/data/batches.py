@@ -1,8 +1,10 @@
 """Rows of token tables as micro-batches whose weights are those of the global batch."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -49,9 +51,41 @@ class TokenBatch:
         return self.weights.to(losses) @ losses
 
 
+class MicroBatches(Sequence[TokenBatch]):
+    """Micro-batches, each of which is built when a pass first comes to it, and kept for the passes that follow.
+
+    A GPU is still busy with the one before it then, and does not wait for this one.
+
+    build: makes a micro-batch of a part. parts: what each is made of.
+    """
+
+    def __init__(self, build: Callable[[Any], TokenBatch], parts: Sequence[Any]) -> None:
+        self._build, self._parts = build, parts
+        self._built: dict[int, TokenBatch] = {}
+
+    def __len__(self) -> int:
+        """How many there are. Builds none."""
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenBatch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenBatch]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenBatch | list[TokenBatch]:
+        """One of them, or some."""
+        number = range(len(self))[index]
+        if isinstance(number, range):
+            return [self[one] for one in number]
+        if number not in self._built:
+            self._built[number] = self._build(self._parts[number])
+        return self._built[number]
+
+
 def micro_batches(
     tables: Sequence[TokenTable], sampler: Stratified, index: int, shard: Shard, *, packed: bool = False
-) -> list[TokenBatch]:
+) -> MicroBatches:
     """This process's part of batch `index` of the sampler over the tables.
 
     packed: whether the batches come with a packing, for a model that can take it (see `suitability`).
@@ -66,17 +100,15 @@ def micro_batches(
         for source, row in sampler.batch(index, shard.seed, shard.fold)
     ]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
-    return [_batch(part, len(tables), len(rows), packed) for part in shard.split(rows)]
+    return MicroBatches(lambda part: _batch(part, len(tables), len(rows), packed), shard.split(rows))
 
 
-def per_token(
-    batches: Sequence[TokenBatch], tables: Sequence[TokenTable], rows: Sequence[tuple[int, int]]
-) -> list[TokenBatch]:
+def per_token(batches: Sequence[TokenBatch], tables: Sequence[TokenTable], rows: Sequence[tuple[int, int]]) -> MicroBatches:
     """The same micro-batches, weighted per token instead of per row. rows: (table, row) of the whole global batch."""
     targets = torch.zeros(len(tables), 1)
     for table, row in rows:
         targets[table] += int(tables[table].row(row)[1].sum())
-    return [replace(batch, weights=(batch.weights > 0) / targets) for batch in batches]
+    return MicroBatches(lambda batch: replace(batch, weights=(batch.weights > 0) / targets), batches)
 
 
 class _Row(NamedTuple):
@@ -91,15 +123,15 @@ class _Row(NamedTuple):
 
 def _batch(rows: Sequence[_Row], sources: int, total: int, packed: bool) -> TokenBatch:
     padded = PaddedRows.of([(row.ids, row.labels) for row in rows])
-    of_row = torch.tensor([row.weight for row in rows], dtype=torch.float64)
-    of_target = (of_row / torch.bincount(padded.row, minlength=len(rows)))[padded.row]
-    weights = torch.zeros(sources, len(of_target))
-    weights[torch.tensor([row.source for row in rows])[padded.row], torch.arange(len(of_target))] = of_target.float()
+    row_of_target = padded.row.numpy()
+    in_row = np.array([row.weight for row in rows]) / np.bincount(row_of_target, minlength=len(rows))
+    weights = np.zeros((sources, len(row_of_target)), np.float32)
+    weights[np.array([row.source for row in rows])[row_of_target], np.arange(len(row_of_target))] = in_row[row_of_target]
     return TokenBatch(
         padded.ids,
         padded.positions,
         padded.targets,
-        weights,
+        torch.from_numpy(weights),
         share=len(rows) / total,
         size=sum(len(row.ids) for row in rows),
         rows=torch.tensor([row.number for row in rows]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -39,7 +40,7 @@ class Packing:
         inside = np.arange(length) < needed[:, None]
         rows = np.where(inside, ids.numpy()[:, :length], -1)
         # in lexicographic order, the row before a row is one of those with which it shares most
-        order = np.lexsort(rows.T[::-1])
+        order = _lexicographic(rows + 1)
         differs = np.ones((len(rows), length), np.bool_)
         differs[order[1:]] = np.logical_or.accumulate(rows[order[1:]] != rows[order[:-1]], axis=1)
         new = inside & differs
@@ -53,3 +54,13 @@ class Packing:
     def to(self, device: torch.device) -> Packing:
         """The same on a device."""
         return Packing(self.row.to(device), self.place.to(device), self.token.to(device))
+
+
+def _lexicographic(rows: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The order of rows of numbers from 0 to 2^32 - 1; equal ones stay as they are. Shapes: (rows, length) -> (rows,).
+
+    The bytes of such numbers, largest first, are in the order of the numbers: comparing rows byte by byte is some thirty
+    times quicker than `numpy.lexsort`, which sorts once for every column.
+    """
+    big_endian = np.ascontiguousarray(rows, ">u4")
+    return np.argsort(big_endian.view(f"V{4 * rows.shape[1]}").ravel(), kind="stable")

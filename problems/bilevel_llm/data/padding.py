@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,13 @@ class PaddedRows:
     @classmethod
     def of(cls, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> PaddedRows:
         """From the ids and labels of every row (as `TokenTable.row` gives them)."""
-        ids = pad_sequence([as_ids(tokens) for tokens, _ in rows], batch_first=True)
-        predicting = [predicting_places(labels) for _, labels in rows]
-        places = torch.cat(predicting)
-        row = torch.arange(len(rows)).repeat_interleave(torch.tensor(list(map(len, predicting))))
-        return cls(ids, row * ids.shape[1] + places, ids[row, places + 1], row)
+        ids = np.zeros((len(rows), max(len(tokens) for tokens, _ in rows)), np.int64)
+        for padded, (tokens, _) in zip(ids, rows, strict=True):
+            padded[: len(tokens)] = tokens
+        predicting = [np.flatnonzero(labels[1:]) for _, labels in rows]  # the places before what is labelled
+        places = np.concatenate(predicting)
+        row = np.repeat(np.arange(len(rows)), list(map(len, predicting)))
+        return cls(*map(torch.from_numpy, (ids, row * ids.shape[1] + places, ids[row, places + 1], row)))
 
 
 def as_ids(tokens: Sequence[int] | NDArray[np.int32]) -> Tensor:

@@ -222,7 +222,7 @@ class FineTuning(LanguageModelProblem):
 
     def _micro_batches(
         self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard
-    ) -> list[TokenBatch]:
+    ) -> Sequence[TokenBatch]:
         """Like the base class, with the weights that `mean_over` asks for."""
         batches = super()._micro_batches(tables, sampler, index, shard)
         if self.mean_over == "rows":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bilevel import Forward
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.packing import Packing
-from bilevel_llm.model.packed_attention import packed_inputs, use_packed_attention
+from bilevel_llm.model.packed_attention import packed_inputs, padded_inputs, use_packed_attention
 from bilevel_llm.model.token_losses import token_losses
 
 
@@ -48,8 +48,8 @@ class LanguageModel(nn.Module):
         Returns: (n, vocabulary), in the model's precision. Raises `ValueError` for a packing that the model cannot take.
         """
         if packing is None:
-            # right padding under causal attention needs no mask
-            return self._logits({"input_ids": ids}, positions)
+            with padded_inputs(self.model, ids) as inputs:
+                return self._logits(inputs, positions)
         if not self.can_pack or self.training:
             raise ValueError("this model cannot take packed rows: its attention is its own, or it may draw dropout")
         with packed_inputs(ids, packing) as inputs:

@@ -8,7 +8,7 @@ the results. It is registered with transformers under a name of its own, beside 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Rows:
         return states.flatten(0, 1).index_select(0, self.owner).unsqueeze(0)
 
 
-_rows: ContextVar[Rows | None] = ContextVar("rows of the running forward pass", default=None)
+_masked: ContextVar[Mapping[str, Any] | None] = ContextVar("what the running pass's masks are made for", default=None)
 
 
 def use_packed_attention(model: Any) -> bool:
@@ -59,12 +59,12 @@ def use_packed_attention(model: Any) -> bool:
 
     Whether it then computes the right thing is another question; see `suitability`.
     """
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
+    if _attention(model) == "sdpa":
         _register()
         forward = (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
         if model._can_set_attn_implementation() and "position_ids" in inspect.signature(forward).parameters:
             model.set_attn_implementation(NAME)
-    return bool(getattr(getattr(model, "config", None), "_attn_implementation", None) == NAME)
+    return _attention(model) == NAME
 
 
 @contextmanager
@@ -72,20 +72,42 @@ def packed_inputs(ids: Tensor, packing: Packing) -> Iterator[dict[str, Any]]:
     """What to call a model with, within this context, to compute the tokens of a packing of these rows.
 
     The rows travel with the arguments to the attention, so that layers that are recomputed in the backward pass have them.
-    A mask of ones keeps transformers from finding sequences in the positions by itself.
     """
     rows = Rows.of(packing)
     ids = ids[packing.row, packing.place].unsqueeze(0)
-    running = _rows.set(rows)
-    try:
+    length = rows.token.shape[1]
+    with _made_for(batch_size=1, q_length=length, kv_length=length):
         yield {
             "input_ids": ids,
             "position_ids": packing.place.unsqueeze(0),
             "attention_mask": torch.ones_like(ids),
             "packed_rows": rows,
         }
+
+
+@contextmanager
+def padded_inputs(model: Any, ids: Tensor) -> Iterator[dict[str, Tensor]]:
+    """What to call a model with, within this context, to compute every place of rows that are padded on the right.
+
+    Such rows need no mask. Without one, transformers looks through the positions for sequences, and with one for padding:
+    either way the host waits until the device has done all that it was given. A mask of ones, which is dropped where the
+    masks of layers are made, spares both. So does one for `eager`, whose masks are always made in full.
+    """
+    with _made_for():
+        yield {
+            "input_ids": ids,
+            **({"attention_mask": torch.ones_like(ids)} if _attention(model) in (NAME, "eager") else {}),
+        }
+
+
+@contextmanager
+def _made_for(**form: int) -> Iterator[None]:
+    """Within this context, the masks of layers are made for rows without padding, and of this form."""
+    running = _masked.set({**form, "attention_mask": None})
+    try:
+        yield
     finally:
-        _rows.reset(running)
+        _masked.reset(running)
 
 
 def _register() -> None:
@@ -122,9 +144,10 @@ def _mask(*args: Any, **settings: Any) -> Tensor | None:
     """The mask of the rows: what a row of that length has, without padding, in this kind of layer."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    rows = _rows.get()
-    if rows is not None:
-        length = rows.token.shape[1]
-        settings |= {"batch_size": 1, "q_length": length, "kv_length": length, "attention_mask": None}
-    mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **settings)
+    mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **{**settings, **(_masked.get() or {})})
     return mask
+
+
+def _attention(model: Any) -> str | None:
+    """The name of the attention implementation that a model uses."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)

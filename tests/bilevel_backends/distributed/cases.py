@@ -10,32 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bilevel import LISA, AdamW, Backend, Distribution, Problem, Rounds, ScaleBiO, Shard, fit
+from bilevel.checkpoint import SavedVariable, saved_variables
 
 WORDS, WIDTH = 11, 6
 Batch = tuple[Tensor, Tensor]
 
 
 class Layer(nn.Module):
-    def __init__(self) -> None:
+    """Rows that begin with an odd word go through one expert, the others through another, if there are two."""
+
+    def __init__(self, experts: bool) -> None:
         super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2 * experts))
         self.norm = nn.LayerNorm(WIDTH)
         self.up = nn.Linear(WIDTH, 2 * WIDTH + 1)
         self.down = nn.Linear(2 * WIDTH + 1, WIDTH)
         self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, odd: Tensor) -> Tensor:
+        for expert, rows in zip(self.experts, (odd, ~odd), strict=False):
+            if rows.any():
+                hidden = hidden.index_copy(0, rows.nonzero()[:, 0], hidden[rows] + torch.tanh(expert(hidden[rows])))
         return hidden + self.scale * self.down(torch.tanh(self.up(self.norm(hidden))))
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, experts: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(WORDS, WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(4))
+        self.layers = nn.ModuleList(Layer(experts) for _ in range(4))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
         self.head.weight = self.embedding.weight
@@ -50,7 +56,7 @@ class Model(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         hidden = self.embedding(ids)
         for layer in self.layers:
-            hidden = layer(hidden)
+            hidden = layer(hidden, ids[:, 0] % 2 == 1)
         return self.head(self.norm(hidden)) + self.shift
 
 
@@ -62,6 +68,7 @@ class Sentences(Problem[Batch]):
     poison: int = -1  # the step at which the first process sees a loss that is not a number
     crash: int = -1  # ... at which the last process fails
     death: int = -1  # ... at which it is killed
+    experts: bool = False  # the first process has all rows that begin with an even word
     private: bool = False  # every process reads other data
     pause: float = 0.0  # seconds that a batch takes
 
@@ -72,7 +79,7 @@ class Sentences(Problem[Batch]):
         return Distribution([f"s{source}" for source in range(3)])
 
     def lower(self) -> nn.Module:
-        return Model()
+        return Model(self.experts)
 
     def upper_loss(self, x: Any, y: Any, batch: Batch) -> Tensor:
         return self._losses(y, batch[0]).sum() / self.rows
@@ -102,8 +109,11 @@ class Sentences(Problem[Batch]):
 
     def _batch(self, number: int, shard: Shard) -> list[Batch]:
         draw = torch.Generator().manual_seed(number)
-        ids = torch.randint(0, WORDS, (self.rows, 9), generator=draw)
+        ids = torch.randint(0, WORDS - self.experts, (self.rows, 9), generator=draw)
         ids[::3, 1:] = ids[::3, :1]  # the first source repeats one word
+        if self.experts:
+            ids[:, 0] = ids[:, 0] // 2 * 2
+            ids[1::2, 0] += 1
         rows = [(row, source % 3) for source, row in enumerate(ids)]
         return [(torch.stack([r for r, _ in part]), torch.tensor([s for _, s in part])) for part in shard.split(rows)]
 
@@ -134,8 +144,8 @@ def run(backend: Backend, output: Path, **settings: Any) -> Any:
 def tensors(directory: Path, steps: int) -> dict[str, Tensor]:
     """Everything that a checkpoint holds, by variable and name."""
     found: dict[str, Tensor] = {}
-    for file in sorted((directory / "checkpoints" / f"step-{steps:08d}").glob("*.safetensors")):
-        variable = file.name.split("-")[0]
-        for name, tensor in load_file(file).items():
-            found[f"{variable}/{name}"] = tensor
+    checkpoint = directory / "checkpoints" / f"step-{steps:08d}"
+    for variable in saved_variables(checkpoint):
+        saved = SavedVariable(checkpoint, variable)
+        found |= {f"{variable}/{name}": saved.read(name) for name in saved.shapes}
     return found

@@ -31,11 +31,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Case of worker.py -> the directory with what it found, after a launch that must succeed."""
     done: dict[str, Path] = {}
 
-    def results(case: str, prepare: Callable[[Path], None] = lambda where: None) -> Path:
+    def results(case: str, prepare: Callable[[Path], None] = lambda where: None, processes: int = 2) -> Path:
         if case not in done:
             where = tmp_path_factory.mktemp(case)
             prepare(where)
-            ended = launch(str(Path(__file__).with_name("worker.py")), case, str(where), cwd=where)
+            ended = launch(str(Path(__file__).with_name("worker.py")), case, str(where), cwd=where, processes=processes)
             assert ended.returncode == 0, ended.stderr[-6000:]
             done[case] = where
         return done[case]

@@ -1,5 +1,6 @@
 """Two processes do what one does: DeepSpeed's ZeRO stages and FSDP2 against the torch backend, on CPU with gloo."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from bilevel_backends.torch_backend import TorchBackend
-from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, run, tensors
+from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, Sentences, run, tensors
 from tests.bilevel_backends.distributed.worker import EQUAL, KINDS
 
 Work = Callable[..., Path]
@@ -69,13 +71,50 @@ def test_rounds_rewind_the_same_weights_in_two_processes_as_in_one(kind: str, wo
         torch.testing.assert_close(actual[name], tensor, rtol=0.0, atol=3e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "fsdp"])
+def test_two_groups_of_two_processes_do_what_one_process_does(kind: str, work: Work, one_process: Path) -> None:
+    """What is sharded is split between two processes, and each half of it is there twice."""
+    for steps in CHECKED:
+        expected, actual = tensors(one_process, steps), tensors(work("groups", processes=4) / kind, steps)
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(actual[name], tensor, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "fsdp"])
+def test_in_bfloat16_all_groups_have_the_same_weights_bit_for_bit(kind: str, work: Work) -> None:
+    where = work("groups", processes=4)
+    seen = [json.loads((where / f"{kind}-bfloat16-{rank}.json").read_text()) for rank in range(4)]
+    assert seen == [seen[0]] * 4
+
+
+def test_a_run_in_groups_resumes_bit_for_bit(work: Work) -> None:
+    where = work("groups", processes=4)
+    straight, resumed = tensors(where / "fsdp", 12), tensors(where / "resumed", 12)
+    assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_may_have_gradients_of_different_parameters(kind: str, work: Work, tmp_path: Path) -> None:
+    """As those of a mixture of experts have: all of a process's rows may go through the same expert."""
+    if kind == "fsdp" and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        pytest.skip("FSDP of this torch waits forever")
+    run(TorchBackend(dtype="float64", device="cpu"), tmp_path / "one", problem=Sentences(experts=True))
+    expected, actual = tensors(tmp_path / "one", 12), tensors(work("experts") / kind, 12)
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():  # float64 on both sides, but for the losses
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def prepare_resume(where: Path) -> None:
     run(TorchBackend(dtype="float32", device="cpu"), where / "torch", steps=8)
 
 
-@pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, work: Work) -> None:
-    resumed = tensors(work("resume", prepare_resume) / f"{kind}-from-same", 12)
+@pytest.mark.parametrize(
+    ("kind", "start"), [*itertools.product(["zero1", "zero3", "fsdp"], ["same"]), ("zero3", "late"), ("fsdp", "late")]
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, start: str, work: Work) -> None:
+    resumed = tensors(work("resume", prepare_resume) / f"{kind}-from-{start}", 12)
     straight = tensors(work("equal") / f"{kind}-whole", 12)
     assert resumed.keys() == straight.keys()
     assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
@@ -97,6 +136,28 @@ def test_one_process_goes_on_where_two_stopped(kind: str, work: Work, one_proces
     assert resumed.keys() == straight.keys()
     for name, tensor in straight.items():
         torch.testing.assert_close(resumed[name], tensor, **TOLERANCE)
+
+
+@pytest.mark.parametrize("start", ["same", "torch"])
+@pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
+def test_of_a_checkpoint_each_process_writes_and_reads_what_it_holds(kind: str, start: str, work: Work) -> None:
+    """But for x, buffers and counters of steps, which are small, and which all processes hold: they read those whole."""
+    where = work("resume", prepare_resume)
+    content = sum(tensor.nbytes for tensor in tensors(where / (kind if start == "same" else "torch"), 8).values())
+    read = [json.loads((where / f"{kind}-from-{start}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert content <= sum(read) < 1.05 * content
+    assert max(read) < 0.6 * content
+    files = list((where / kind / "checkpoints" / "step-00000008").glob("[yz]-*.safetensors"))
+    assert len(files) == 4
+    assert max(file.stat().st_size for file in files) < 1.3 * min(file.stat().st_size for file in files)
+
+
+def test_a_process_that_cannot_write_in_the_background_ends_all_with_its_error(work: Work) -> None:
+    where = work("resume", prepare_resume)
+    said = [(where / f"full-{rank}.txt").read_text() for rank in (0, 1)]
+    assert all("No space left on device: 'z-00002-of-00002.safetensors'" in words for words in said)
+    assert len((where / "full" / "metrics.jsonl").read_text().splitlines()) in (4, 5)
+    assert list((where / "full" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

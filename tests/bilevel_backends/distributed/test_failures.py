@@ -91,7 +91,7 @@ def test_a_preempted_job_checkpoints_and_goes_on_with_resume(tmp_path: Path) -> 
     write(tmp_path, "pause=0.05")
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "CUDA_VISIBLE_DEVICES": "",

@@ -7,13 +7,16 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from bilevel import LISA, Backend, InputError
+from bilevel.pieces import PieceFile
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Sentences, run
@@ -33,6 +36,7 @@ EQUAL: dict[str, dict[str, Any]] = {
         f"{kind}-recomputed": {"micro_batch_size": 4, "activation_checkpointing": True}
         for kind in ("zero2", "zero3", "fsdp")
     },
+    **{f"{kind}-late": {"micro_batch_size": 2, "sync_each_micro_batch": False} for kind in ("zero2", "zero3", "fsdp")},
     "zero1-offload": {"offload_optimizer": True},
     "zero3-offload": {"offload_optimizer": True, "offload_parameters": True},
     "zero3-persistent": {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 20}}},
@@ -50,6 +54,28 @@ def equal(where: Path) -> None:
         note_at_end(backend, where / f"{kind}-bfloat16-{os.environ['RANK']}.json")
         run(backend, where / f"{kind}-bfloat16")
         run(backend_of(kind), where / f"{kind}-rounds", solver=ROUNDS)
+
+
+def groups(where: Path) -> None:
+    """Four processes, which hold two copies of what they split; also what each has of the weights in bfloat16."""
+    for kind in ("zero1", "zero2", "zero3", "fsdp"):
+        run(backend_of(kind, shard_group=2, micro_batch_size=2), where / kind)
+        backend = backend_of(kind, shard_group=2, dtype="bfloat16")
+        note_at_end(backend, where / f"{kind}-bfloat16-{os.environ['RANK']}.json")
+        run(backend, where / f"{kind}-bfloat16", steps=4)
+    if os.environ["RANK"] == "0":
+        shutil.copytree(where / "fsdp", where / "resumed")
+        shutil.rmtree(where / "resumed" / "checkpoints" / "step-00000012")
+        shutil.rmtree(where / "resumed" / "checkpoints" / "step-00000008")
+    torch.distributed.barrier()
+    run(backend_of("fsdp", shard_group=2, micro_batch_size=2), where / "resumed", resume=True)
+
+
+def experts(where: Path) -> None:
+    """The rows of each process go through one of two experts."""
+    for kind in KINDS:
+        if kind != "fsdp" or hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+            run(backend_of(kind, dtype="float64"), where / kind, problem=Sentences(experts=True))
 
 
 def note_at_end(backend: Any, file: Path) -> None:
@@ -75,18 +101,72 @@ def note_at_end(backend: Any, file: Path) -> None:
 
 
 def resume(where: Path) -> None:
-    """Go on: from our own checkpoint, from one of another number of processes, from another backend's."""
+    """Go on: from our own checkpoints, from one of another number of processes, from another backend's.
+
+    Those after 4 steps are written while the next steps are taken ("late").
+    """
     for kind in ("zero1", "zero3", "fsdp"):
-        for start in ("same", "torch"):
+        for start in ("same", "torch") if kind == "zero1" else ("same", "late", "torch"):
             output = where / f"{kind}-from-{start}"
-            source = where / kind if start == "same" else where / "torch"
+            source = where / "torch" if start == "torch" else where / kind
             if start == "same":
-                run(backend_of(kind), source, steps=8)
+                backend = backend_of(kind)
+                write_late(backend, lambda: time.sleep(0.5))
+                run(backend, source, steps=8)
             if os.environ["RANK"] == "0":
                 shutil.copytree(source, output)
+                if start == "late":
+                    shutil.rmtree(output / "checkpoints" / "step-00000008")
             torch.distributed.barrier()
-            run(backend_of(kind), output, resume=True)
+            with reads() as sizes:
+                run(backend_of(kind), output, resume=True)
+            (where / f"{output.name}-{os.environ['RANK']}.json").write_text(json.dumps(sum(sizes)))
     run(backend_of("zero2"), where / "half", steps=8)  # for one process to go on with
+
+    def fail() -> None:
+        if os.environ["RANK"] == "1":
+            raise OSError(28, "No space left on device", "z-00002-of-00002.safetensors")
+
+    backend = backend_of("fsdp")
+    write_late(backend, fail)
+    try:
+        run(backend, where / "full", problem=Sentences(pause=0.05))
+    except OSError as error:
+        (where / f"full-{os.environ['RANK']}.txt").write_text(str(error))
+
+
+def write_late(backend: Any, before: Callable[[], None]) -> None:
+    """Do something before the files of a checkpoint are written in the background."""
+    save = backend.save
+
+    def save_late(directory: Path, variables: Any, *, copy: bool) -> Callable[[], Any]:
+        write = save(directory, variables, copy=copy)
+
+        def write_now() -> Any:
+            if copy:
+                before()
+            return write()
+
+        return write_now
+
+    backend.save = save_late
+
+
+@contextmanager
+def reads() -> Iterator[list[int]]:
+    """The bytes of every tensor, or stretch of one, that is read from a checkpoint meanwhile."""
+    read, sizes = PieceFile.read, []
+
+    def noted(self: PieceFile, name: str, places: range) -> torch.Tensor:
+        found = read(self, name, places)
+        sizes.append(found.nbytes)
+        return found
+
+    PieceFile.read = noted  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        PieceFile.read = read  # type: ignore[method-assign]
 
 
 def switches(where: Path) -> None:
@@ -156,6 +236,8 @@ def fine_tuning(where: Path) -> None:
 
 CASES: dict[str, Callable[[Path], None]] = {
     "equal": equal,
+    "groups": groups,
+    "experts": experts,
     "resume": resume,
     "switches": switches,
     "language_models": language_models,

@@ -23,7 +23,7 @@ from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
-from bilevel_backends.processes import Processes
+from bilevel_backends.processes import Grid, Processes
 from bilevel_backends.sharding.partitioned import Partitioned
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -366,14 +366,14 @@ class Threads(Processes):
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
 
-    def reduce_scatter(self, padded: torch.Tensor) -> torch.Tensor:
-        return self.all_reduce(padded.clone()).chunk(self.world_size)[self.rank].clone()
+    def reduce_scatter(self, rows: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+        return mine.copy_(self.all_reduce(rows.clone())[self.rank])
 
     def all_gather(self, shard: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.all_gather_object(shard.clone()))
+        return torch.stack(self.all_gather_object(shard.clone()))
 
     def gather(self, shard: torch.Tensor, rank: int) -> torch.Tensor | None:
-        whole = self.all_gather(shard)
+        whole = self.all_gather(shard).flatten()
         return whole if rank == self.rank else None
 
 
@@ -389,7 +389,7 @@ class ThreadBackend(TorchBackend):
 
     def start(self, seed: int) -> None:
         assert self.processes is not None
-        self.begin(seed, CPU, self.processes)
+        self.begin(seed, CPU, Grid(self.processes, self.processes, Processes()))
 
     def placement(self, world_size: int) -> Placement:
         return Placement("threads", world_size)
@@ -401,7 +401,7 @@ class ThreadBackend(TorchBackend):
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         assert self.processes is not None
         if self.shards_moments:
-            return Partitioned(module, self.processes, reduces_at_step=False)
+            return Partitioned(module, self._grid, CPU, reduces_at_step=False)
         return Replicated(module, self.processes)
 
 

@@ -28,3 +28,11 @@ def test_a_row_that_is_the_beginning_of_another_or_the_same_costs_nothing() -> N
     packing = Packing.of(ids, torch.tensor([0, 6, 10]))
     assert ids[packing.row, packing.place].tolist() == [1, 2, 3]
     assert torch.equal(packing.token[1], packing.token[2])
+
+
+def test_every_beginning_of_a_row_is_computed_once_whatever_the_tokens() -> None:
+    tokens = torch.tensor([0, 1, 255, 256, 65535, 65536, 2**24])
+    ids = tokens[torch.randint(7, (40, 5), generator=torch.Generator().manual_seed(0))]
+    packing = Packing.of(ids, torch.arange(200))
+    beginnings = {tuple(row[:length].tolist()) for row in ids for length in range(1, 6)}
+    assert len(packing.row) == len(beginnings)

@@ -58,6 +58,24 @@ def gradients_of_rows(
     return losses.detach(), list(torch.autograd.grad((weights * losses).sum(), parameters))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt-neox"])
+def test_attention_is_given_no_mask_so_that_torch_takes_its_fastest_kernel(
+    family: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flash kernel of torch knows causal attention, and takes no mask."""
+    asked: list[tuple[Any, Any]] = []
+
+    def attention(*args: Any, original: Callable[..., Tensor] = F.scaled_dot_product_attention, **settings: Any) -> Tensor:
+        asked.append((settings.get("attn_mask"), settings.get("is_causal")))
+        return original(*args, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    module = model(family)
+    gradients_of_rows(module, list(module.parameters()), packed=packed)
+    assert asked == [(None, True)] * module.model.config.num_hidden_layers
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"])
 @pytest.mark.parametrize("family", PACKED)
 def test_losses_and_gradients_are_those_of_padded_rows(family: str, dtype: torch.dtype, tolerance: float) -> None:
