@@ -17,8 +17,8 @@ import torch
 from bilevel import fit
 from bilevel.config import load_config
 from bilevel.launch import rank, world_size
+from bilevel.plan_report import plan_run
 from bilevel.planning.hardware import Hardware
-from bilevel.planning.report import plan_run
 from bilevel.plugins import load_plugins
 
 

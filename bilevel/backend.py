@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -106,7 +106,8 @@ class Placement:
         it, and groups exchange gradients alone (hybrid sharding, HSDP). None: over all of them.
     dtype: precision of the parameters; None keeps what the problem builds. Active parameters in bfloat16 have float32
         masters, gradients and moments; in another precision they are their own masters.
-    micro_batch_size: rows of one forward and backward; None takes a process's whole share of the batch.
+    micro_batch_size: rows of one forward and backward; None takes a process's whole share of the batch, "auto" as many of
+        them as fit.
     activation_checkpointing: the repeated blocks are recomputed in the backward pass.
     split_parameters, split_gradients, split_optimizer: every process holds its share alone. "optimizer" is masters and
         moments. Split parameters are gathered block by block when they are used.
@@ -122,7 +123,7 @@ class Placement:
     processes: int = 1
     shard_group: int | None = None
     dtype: str | None = None
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
     activation_checkpointing: bool = False
     split_parameters: bool = False
     split_gradients: bool = False
@@ -181,6 +182,18 @@ class Backend(ABC):
         rows: the most that one process has of a global batch.
         """
         return {}
+
+    @property
+    def room(self) -> int | None:
+        """Bytes of memory of this process's device, if how many rows it takes at a time is to follow from that.
+
+        `fit` then says how many, by `take_at_a_time`. None: there is nothing to choose, which is so by default.
+        """
+        return None
+
+    def take_at_a_time(self, rows: int) -> None:
+        """Make micro-batches of that many rows. Called after `start`, before there are variables, where there is `room`."""
+        raise NotImplementedError
 
     def speedups(self, processes: int, node: int) -> Mapping[str, Sequence[Any]]:
         """Settings that would save time, cost memory alone and leave every result as it is: field -> values to try.

@@ -124,8 +124,8 @@ def plan(
     """Predict the memory and the time that a recipe takes, before it runs. The exit code is 1 if it does not fit."""
     from bilevel.config import load_config
     from bilevel.files import write_atomic
+    from bilevel.plan_report import plan_run
     from bilevel.planning.hardware import Hardware
-    from bilevel.planning.report import plan_run
     from bilevel.plugins import load_plugins
 
     hardware = Hardware(gpus, gpu_memory, cpu_memory, peak_tflops, mfu, link, node_link, gpus_per_node)

@@ -21,3 +21,8 @@ def local_rank() -> int:
 def world_size() -> int:
     """The number of processes that were started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes_of_node() -> int:
+    """The number of processes that were started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))

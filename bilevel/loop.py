@@ -24,6 +24,7 @@ from bilevel.checkpoint_writer import CheckpointWriter
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.lock import Lock
+from bilevel.micro_batch import choose_micro_batch
 from bilevel.plain import name_of, to_plain
 from bilevel.problem import Forward, Loss, Problem
 from bilevel.record import Record
@@ -130,6 +131,7 @@ def fit(
         together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find
         together_at_length(backend, lambda: None if first else problem.prepare())
         require_same(backend, "data", problem.fingerprint())
+        micro_batch = choose_micro_batch(run, directory, resume=resume)
         check_batches(problem, backend)
         keeper: Keeper | None = None
         if directory is not None:
@@ -140,6 +142,8 @@ def fit(
         problem.examine(partial(_measure, backend, state))
         if keeper is not None:
             keeper.open(state)
+        if directory is not None and micro_batch is not None:
+            on_first(backend, lambda: directory.write({directory.micro_batch_file.name: micro_batch.to_json()}))
         _loop(run, state, keeper, observer if first else None, until_usable)
         return Result(backend.weights(state.x), run.history)
     finally:

@@ -2,6 +2,7 @@
 
 recipe.yaml       the resolved recipe
 metrics.jsonl     the record of every step, one a line
+micro_batch.json  how many rows a process takes at a time, if that was chosen; see `bilevel.micro_batch`
 account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
 .lock/            who is at work here, while someone is; see `bilevel.lock`
@@ -54,6 +55,11 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         """The record of every step, one a line; see `bilevel.record`."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def micro_batch_file(self) -> Path:
+        """How many rows a process takes at a time, if that was chosen."""
+        return self.path / "micro_batch.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -120,7 +126,7 @@ class RunDirectory:
 
     def _nothing_done(self) -> bool:
         """Whether all that is there was left by a run that ended before its first step."""
-        own = {self.recipe_file.name, self.metrics_file.name, "tensorboard"}
+        own = {self.recipe_file.name, self.metrics_file.name, self.micro_batch_file.name, "tensorboard"}
         empty = self.metrics_file.is_file() and self.metrics_file.stat().st_size == 0
         return empty and self._content() <= own
 

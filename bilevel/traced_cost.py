@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
+from bilevel.batch import map_tensors
 from bilevel.blocks import Blocks
 from bilevel.cost import Cost
 from bilevel.errors import InputError, ProblemError
@@ -63,8 +65,10 @@ def traced_cost(
 
     def loss_of(level: Level) -> Callable[[nn.Module, int], Tensor]:
         def loss(y: nn.Module, rows: int) -> Tensor:
+            with _disable_current_modes():  # a problem may keep its batches, so that making them is seen once at most
+                batch = level.draw(rows)[0]
             try:
-                result = level.loss(x, y, level.draw(rows)[0])
+                result = level.loss(x, y, map_tensors(torch.clone, batch))  # which is seen, as is a batch on a device
             except ProblemError:
                 raise
             except Exception as error:  # whatever a loss does with tensors that have no values

@@ -36,7 +36,9 @@ class DeepSpeedBackend(ModuleBackend):
     zero_stage: what is sharded over processes. 0: nothing; 1: masters and moments; 2: gradients too; 3: parameters too.
         It is 3 by default, since several GPUs are mostly used to make two replicas of a large model fit.
     dtype: the precision of the lower variables, as for the torch backend; bfloat16 by default.
-    micro_batch_size: samples of one forward and backward pass in each process. None: its whole share of the batch.
+    micro_batch_size: samples of one forward and backward pass in each process, on which the result does not depend. "auto":
+        as many as fit the GPU by the plan (see `bilevel plan`), and on a CPU the whole share; larger ones need fewer gathers
+        and smaller ones less memory. None: the whole share of the batch.
     activation_checkpointing: recompute each repeated block in the backward pass.
     shard_group: the number of processes between which a copy of what the stage shards is split, such as the GPUs of a node:
         parameters are then gathered inside a node alone, and the nodes exchange gradients of what trains. None: all
@@ -56,7 +58,7 @@ class DeepSpeedBackend(ModuleBackend):
 
     zero_stage: Literal[0, 1, 2, 3] = 3
     dtype: Literal["float32", "bfloat16", "float64"] | None = "bfloat16"
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False
     shard_group: int | None = None
     sync_each_micro_batch: bool = True

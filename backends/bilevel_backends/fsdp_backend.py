@@ -31,7 +31,9 @@ class FSDPBackend(ModuleBackend):
 
     dtype: the precision of the lower variables, as for the torch backend; bfloat16 by default. Gradients are reduced in
         float32.
-    micro_batch_size: samples of one forward and backward pass in each process. None: its whole share of the batch.
+    micro_batch_size: samples of one forward and backward pass in each process, on which the result does not depend. "auto":
+        as many as fit the GPU by the plan (see `bilevel plan`), and on a CPU the whole share; larger ones need fewer gathers
+        and smaller ones less memory. None: the whole share of the batch.
     activation_checkpointing: recompute each repeated block in the backward pass.
     shard_group: the number of processes between which a copy of the parameters is split, such as the GPUs of a node:
         parameters are then gathered inside a node alone, and the nodes exchange gradients of what trains (HSDP). None: all
@@ -48,7 +50,7 @@ class FSDPBackend(ModuleBackend):
     """
 
     dtype: Literal["float32", "bfloat16", "float64"] | None = "bfloat16"
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False
     shard_group: int | None = None
     sync_each_micro_batch: bool = True

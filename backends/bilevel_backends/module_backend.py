@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from abc import abstractmethod
@@ -46,14 +47,14 @@ class ModuleBackend(Backend):
     """A backend whose variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
 
     dtype: Literal["float32", "bfloat16", "float64"] | None
-    micro_batch_size: int | None
+    micro_batch_size: int | Literal["auto"] | None
     activation_checkpointing: bool
     deterministic: bool
     shard_group: int | None = None
     sync_each_micro_batch: bool = True
 
     def __post_init__(self) -> None:
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, not {self.micro_batch_size}")
         if self.shard_group is not None and self.shard_group < 1:
             raise ValueError(f"shard_group must be at least 1, not {self.shard_group}")
@@ -65,7 +66,8 @@ class ModuleBackend(Backend):
         self._device = device
         self._grid = grid
         self._processes = processes = grid.everyone
-        self._shard = Shard(seed, processes.rank, processes.world_size, self.micro_batch_size)
+        at_a_time = None if self.micro_batch_size == "auto" else self.micro_batch_size
+        self._shard = Shard(seed, processes.rank, processes.world_size, at_a_time)
         self._variables: list[ModuleVariable] = []
         self.processed = 0
         self._before: tuple[int, bool, bool] | None = None
@@ -87,11 +89,25 @@ class ModuleBackend(Backend):
 
     def savings(self, rows: int) -> dict[str, Sequence[Any]]:
         """Recompute activations; take fewer rows at a time; split what can be split over all processes, and at once."""
-        most = min(self.micro_batch_size or rows, rows)
         wider: dict[str, Sequence[Any]] = {} if self.shard_group is None else {"shard_group": [None]}
         sooner: dict[str, Sequence[Any]] = {} if self.sync_each_micro_batch else {"sync_each_micro_batch": [True]}
+        most = 1 if self.micro_batch_size == "auto" else min(self.micro_batch_size or rows, rows)  # "auto" is what fits
         fewer = [most >> k for k in range(1, most.bit_length())]
         return {"activation_checkpointing": [True], "micro_batch_size": fewer, **sooner, **wider}
+
+    @property
+    def room(self) -> int | None:
+        """All of a GPU's memory, so that the same run on the same kind of GPU is always cut alike. None: it is settled.
+
+        The CPU's memory is not planned.
+        """
+        if self.micro_batch_size != "auto" or self._device.type != "cuda":
+            return None
+        return int(torch.cuda.get_device_properties(self._device).total_memory)
+
+    def take_at_a_time(self, rows: int) -> None:
+        """Cut this process's part of a batch into micro-batches of that many rows."""
+        self._shard = dataclasses.replace(self._shard, micro_batch_size=rows)
 
     @abstractmethod
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:

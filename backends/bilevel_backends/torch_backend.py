@@ -43,7 +43,8 @@ class TorchBackend(ModuleBackend):
         with stochastic rounding, so that small steps are not lost. None keeps what the problem builds. Upper variables keep
         their own precision.
     device: "auto" takes CUDA, else MPS, else the CPU.
-    micro_batch_size: samples of one forward and backward pass, on which the result does not depend. None: the whole batch.
+    micro_batch_size: samples of one forward and backward pass, on which the result does not depend. "auto": as many as fit
+        the GPU by the plan (see `bilevel plan`), and on another device the whole batch. None: the whole batch.
     activation_checkpointing: recompute each repeated block in the backward pass, which takes less memory and one more
         forward pass.
     compile: whether to torch.compile the blocks that repeat in a lower module, or the whole module if none does. All blocks
@@ -54,7 +55,7 @@ class TorchBackend(ModuleBackend):
 
     dtype: Literal["float32", "bfloat16", "float64"] | None = None
     device: str = "auto"
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
     deterministic: bool = True
@@ -93,7 +94,7 @@ class TorchBackend(ModuleBackend):
     def side_by_side(self, seeds: Sequence[int]) -> VectorizedBackend:
         """A run for each seed, on this device and in this precision."""
         for name in ("micro_batch_size", "activation_checkpointing", "compile"):
-            if getattr(self, name):
+            if getattr(self, name) not in (None, False, "auto"):
                 raise InputError(f"backend.{name} is not for runs side by side; leave it out, or call `fit` for each run")
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         return VectorizedBackend(seeds, _pick_device(self.device), dtype)

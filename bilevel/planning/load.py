@@ -60,14 +60,19 @@ class Load:
 
 
 def loads(workload: Workload, cost: Cost, placement: Placement) -> list[Load]:
-    """The kinds of passes that there are. Raises `InputError` if there is none."""
+    """The kinds of passes that there are, by a placement that says how many rows a micro-batch has.
+
+    Raises `InputError` if there is none.
+    """
+    at_a_time = placement.micro_batch_size
+    assert at_a_time != "auto"
     found = []
     for upper, of_batch, passes, forwards, products in (
         (False, cost.lower_rows, workload.lower_passes, workload.lower_forwards, workload.products),
         (True, cost.upper_rows, workload.upper_passes, workload.upper_forwards, 0),
     ):
         own = share(of_batch, placement.processes)
-        rows = own if placement.micro_batch_size is None else min(own, placement.micro_batch_size)
+        rows = own if at_a_time is None else min(own, at_a_time)
         kinds = (
             Load(passes, own, rows, upper),
             Load(forwards, own, rows, upper, backward=False),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from bilevel.backend import Placement
 from bilevel.errors import InputError
 from bilevel.planning.duration import duration
-from bilevel.planning.footprint import Footprint
+from bilevel.planning.footprint import Footprint, share
 from bilevel.planning.hardware import GB, Hardware
 from bilevel.planning.load import Setup, loads
 from bilevel.planning.memory import on_gpu, on_machine
+
+FILLED = 0.85
+"""Of a GPU's memory, what micro-batches of `auto` size may take by the plan, which is good to 15%."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,33 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
     placement = setup.backend.placement(hardware.gpus)
     if placement.processes % placement.shards:
         raise InputError(f"{placement.processes} GPUs are not groups of {placement.shards} that shard among themselves")
-    cost = model.cost
-    for level, rows in (("lower", cost.lower_rows), ("upper", cost.upper_rows)):
+    for level, rows in (("lower", model.cost.lower_rows), ("upper", model.cost.upper_rows)):
         if rows % hardware.gpus:
             raise InputError(f"{level} batches have {rows} rows, which {hardware.gpus} GPUs cannot share equally")
-    passes = loads(setup.workload, cost, placement)
     setup.active.at(0, model.blocks, setup.seed)  # says so if the rule does not fit the module
+    if placement.micro_batch_size == "auto":
+        return _with_most_rows(model, setup, hardware, placement)
+    return _plan(model, setup, hardware, placement)
+
+
+def _with_most_rows(model: Footprint, setup: Setup, hardware: Hardware, placement: Placement) -> Plan:
+    """The plan with the largest micro-batches that fit, or with the smallest ones if none do.
+
+    They are tried by halves of a process's share. Memory grows with the rows, so that few have to be traced.
+    """
+    most = max(share(rows, hardware.gpus) for rows in (model.cost.lower_rows, model.cost.upper_rows))
+    sizes = sorted(most >> k for k in range(most.bit_length()))
+
+    @cache
+    def planned(size: int) -> Plan:
+        return _plan(model, setup, hardware, replace(placement, micro_batch_size=size))
+
+    too_large = bisect_left(sizes, True, key=lambda size: planned(size).gpu_bytes > FILLED * hardware.gpu_memory * GB)
+    return planned(sizes[max(too_large - 1, 0)])
+
+
+def _plan(model: Footprint, setup: Setup, hardware: Hardware, placement: Placement) -> Plan:
+    passes = loads(setup.workload, model.cost, placement)
     draws = setup.active.heaviest(model.blocks, model.sizes)
     gpu = max((on_gpu(model, setup, placement, hardware, passes, d) for d in draws), key=lambda parts: sum(parts.values()))
     active = max(map(model.count, draws))
@@ -94,6 +120,6 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
         flops=hardware.gpus * time.flops,
         seconds=time.seconds,
         hidden=time.hidden,
-        units=hardware.gpus * cost.row_size * sum(load.times * load.share for load in passes),
-        unit=cost.unit,
+        units=hardware.gpus * model.cost.row_size * sum(load.times * load.share for load in passes),
+        unit=model.cost.unit,
     )

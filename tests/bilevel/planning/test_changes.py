@@ -66,16 +66,18 @@ def test_two_settings_together_where_one_is_not_enough() -> None:
 def test_training_fewer_blocks_comes_after_what_changes_no_result() -> None:
     both = TorchBackend(dtype="bfloat16", activation_checkpointing=True, micro_batch_size=1)
     smallest = bytes_of(both, All(), gpus=1)
-    enough = advice(TorchBackend(dtype="bfloat16"), All(), limit=smallest, gpus=1)
+    enough = advice(TorchBackend(dtype="bfloat16", micro_batch_size=None), All(), limit=smallest, gpus=1)
     assert enough.cheapest is not None
     assert not any("active" in word for word in enough.cheapest.words)
-    less = advice(TorchBackend(dtype="bfloat16"), All(), limit=smallest - 1, gpus=1)
+    less = advice(TorchBackend(dtype="bfloat16", micro_batch_size=None), All(), limit=smallest - 1, gpus=1)
     assert less.cheapest is not None
     assert less.cheapest.words[0] == "--set active.name=lisa"
 
 
 def test_fewer_blocks_are_written_as_the_key_that_differs() -> None:
-    found = advice(TorchBackend(dtype="bfloat16"), LISA(blocks=4, head="train"), limit=10, gpus=1, rows=8)
+    found = advice(
+        TorchBackend(dtype="bfloat16", micro_batch_size=None), LISA(blocks=4, head="train"), limit=10, gpus=1, rows=8
+    )
     words = [change.words for change in found.alone if "active" in change.words[0]]
     assert words == [("--set active.blocks=2",), ("--set active.blocks=1",)]
 
@@ -95,7 +97,7 @@ def test_a_rule_of_a_plugin_says_itself_what_is_lighter() -> None:
         def lighter(self) -> list[Active]:
             return [LISA(blocks=1)]
 
-    found = advice(TorchBackend(dtype="bfloat16"), First(), limit=10, gpus=1, rows=8)
+    found = advice(TorchBackend(dtype="bfloat16", micro_batch_size=None), First(), limit=10, gpus=1, rows=8)
     assert ("--set active.name=lisa", "--set active.blocks=1") in [change.words for change in found.alone]
 
 
@@ -137,7 +139,7 @@ def test_what_problem_and_solver_name_besides_is_passed_on() -> None:
 
 
 def test_a_backend_is_asked_for_nothing_that_it_has_not() -> None:
-    found = advice(TorchBackend(dtype="bfloat16"), LISA(blocks=2), limit=10, gpus=1, rows=8)
+    found = advice(TorchBackend(dtype="bfloat16", micro_batch_size=None), LISA(blocks=2), limit=10, gpus=1, rows=8)
     assert found.cheapest is None
     assert {change.words[0].split("=")[0] for change in found.alone} == {
         "--set backend.activation_checkpointing", "--set backend.micro_batch_size", "--set active.blocks",
@@ -146,7 +148,9 @@ def test_a_backend_is_asked_for_nothing_that_it_has_not() -> None:
 
 @pytest.mark.parametrize("name", ["torch", "deepspeed", "fsdp"])
 def test_what_a_backend_would_set_are_its_fields_at_other_values(name: str, plugins: Plugins) -> None:
-    backend = plugins.find("backends", name).load()()
+    kind = plugins.find("backends", name).load()
+    assert kind().savings(8)["micro_batch_size"] == []  # it is chosen by what fits
+    backend = kind(micro_batch_size=None)
     savings = backend.savings(8)
     assert savings["micro_batch_size"] == [4, 2, 1]
     for key, values in savings.items():

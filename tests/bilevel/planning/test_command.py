@@ -20,7 +20,7 @@ problem:
   max_length: 64
   batch_size: 8
 solver: {{name: scalebio}}
-backend: {{name: torch, dtype: bfloat16}}
+backend: {{name: torch, dtype: bfloat16, micro_batch_size: null}}
 active: {{name: lisa}}
 run: {{steps: 20, output: out}}
 """
@@ -81,6 +81,8 @@ def test_what_does_not_fit_ends_with_1_and_the_settings_to_change(recipe) -> Non
     assert "does not fit" in output
     assert f"cheapest change that fits: {' '.join(advice)}" in output
     plan(name, *small, *" ".join(advice).split())
+    chosen = plan(name, *small, "--set", "backend.micro_batch_size=auto")  # the most rows that fit, not all that there are
+    assert "; torch, 1 row at a time" in chosen
 
 
 def test_fewer_labels_need_less_memory(recipe) -> None:  # type: ignore[no-untyped-def]
@@ -174,7 +176,7 @@ def test_links_and_machines_are_options(zero_plugins: Plugins, monkeypatch: pyte
     FAMILIES["llama"]().save_pretrained("llama")
     deepspeed = "backend: {name: deepspeed, dtype: bfloat16}"
     Path("recipe.yaml").write_text(
-        RECIPE.format(model="llama").replace("backend: {name: torch, dtype: bfloat16}", deepspeed)
+        RECIPE.format(model="llama").replace("backend: {name: torch, dtype: bfloat16, micro_batch_size: null}", deepspeed)
     )
     words = ["recipe.yaml", "--gpus", "4", "--gpus-per-node", "2", "--link", "0.01", "--node-link", "0.001"]
     output = plan(*words, "--json", "plan.json")

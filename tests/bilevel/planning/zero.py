@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bilevel.backend import Placement
 from bilevel_backends.torch_backend import TorchBackend
@@ -12,6 +12,7 @@ from bilevel_backends.torch_backend import TorchBackend
 class Zero(TorchBackend):
     """Stages as DeepSpeed numbers them: 1 splits masters and moments, 2 gradients too, 3 parameters too."""
 
+    micro_batch_size: int | Literal["auto"] | None = None
     zero_stage: int = 3
     offload_optimizer: bool = False
     offload_parameters: bool = False
