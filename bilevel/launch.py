@@ -21,3 +21,9 @@ def local_rank() -> int:
 def world_size() -> int:
     """The number of processes that were started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int | None:
+    """The number of processes that were started on this machine; None if the launcher does not say."""
+    stated = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE"))  # torchrun's name, and DeepSpeed's
+    return None if stated is None else int(stated)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import SECTIONS, Trial
+from benchmarks.gpu import SECTIONS, Command, Trial, run
 from benchmarks.idle import covered
 from benchmarks.random_models import SIZES, write_recipe
 from bilevel.config import load_config
@@ -30,3 +30,11 @@ def test_every_command_of_the_trial_measures_a_recipe_that_is_valid(section: str
 
 def test_kernels_side_by_side_are_busy_once() -> None:
     assert covered([(0, 4), (1, 2), (6, 8), (3, 5)]) == 5 + 2
+
+
+def test_a_command_that_hangs_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
+    """The shell's child holds the pipe open: were it left, reading would not end."""
+    assert not run(Command(["sh", "-c", "echo begun; sleep 60 & wait"], limit=0.3), tmp_path / "REPORT.md")
+    written = (tmp_path / "REPORT.md").read_text()
+    assert "begun" in written
+    assert "it was killed after 0.3 s" in written

@@ -23,8 +23,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
 
 COLLECTIVES: dict[str, Callable[[Processes, Any], Any]] = {
     "all_reduce": lambda processes, shard: processes.all_reduce(shard.clone()),
-    "reduce_scatter": lambda processes, shard: processes.reduce_scatter(shard),
-    "all_gather": lambda processes, shard: processes.all_gather(shard),
+    "reduce_scatter": lambda processes, shard: processes.reduce_scatter(shard[None], torch.empty_like(shard)),
+    "all_gather": lambda processes, shard: processes.all_gather(shard)[0],
     "gather": lambda processes, shard: processes.gather(shard, 0),
     "all_gather_object": lambda processes, shard: processes.all_gather_object(shard)[0],
 }
