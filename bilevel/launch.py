@@ -23,6 +23,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def processes_of_node() -> int:
-    """The number of processes that were started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+def local_world_size() -> int | None:
+    """The number of processes that were started on this machine; None if the launcher does not say."""
+    stated = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE"))  # torchrun's name, and DeepSpeed's
+    return None if stated is None else int(stated)

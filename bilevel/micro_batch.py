@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from bilevel.agreement import on_first
 from bilevel.documents import read_json
 from bilevel.errors import InputError
-from bilevel.launch import processes_of_node
+from bilevel.launch import local_world_size, world_size
 from bilevel.ranges import Count
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
@@ -72,7 +72,7 @@ def _planned(run: Run, room: int) -> MicroBatch | None:
     from bilevel.planning.plan import make_plan
 
     backend, processes = run.backend, run.backend.shard.world_size
-    hardware = Hardware(processes, room / GB, gpus_per_node=processes_of_node())
+    hardware = Hardware(processes, room / GB, gpus_per_node=local_world_size() or world_size())
     try:
         setup = Setup(backend, run.active, run.solver.workload(), run.seed, run.steps)
         # a problem without a cost of its own prepares itself for it, which is done once

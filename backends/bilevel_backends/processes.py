@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +17,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from bilevel.errors import InputError
-from bilevel.launch import launched, local_rank
+from bilevel.errors import InputError, RunError
+from bilevel.launch import launched, local_rank, local_world_size
 
 T = TypeVar("T")
+
+MEETING = 300.0
+"""Seconds in which the processes must have met. A launcher starts them together, so that whoever is not there by then will
+not come; later they may have to wait longer for one that reads or writes."""
+
+TURN = 2.0
+"""Seconds in which a launcher ends all processes when one has ended, so that no other says again what that has said."""
+
+log = logging.getLogger("bilevel")
 
 # torch 2.13 gave these collectives new names and warns about the old ones
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -130,10 +143,10 @@ def require_groups(world_size: int, shard_group: int | None) -> None:
 def join_processes(device: torch.device, timeout: float, init: Callable[..., Any] = dist.init_process_group) -> Processes:
     """Join the other processes that the launcher started.
 
-    timeout: seconds after which a process that waits for the others gives up.
+    timeout: seconds after which a process that waits for the others gives up; for the first time at most `MEETING`.
     init: the function that initializes the process group.
 
-    Raises `InputError` if no launcher was used.
+    Raises `InputError` if no launcher was used or the GPUs are of different kinds, `RunError` if the processes do not meet.
     """
     if not launched():
         raise InputError(
@@ -143,24 +156,96 @@ def join_processes(device: torch.device, timeout: float, init: Callable[..., Any
     if not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
-        # what is offloaded to the CPU is reduced and gathered there, which NCCL cannot do
-        init("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+
+        def meet() -> None:
+            # what is offloaded to the CPU is reduced and gathered there, which NCCL cannot do
+            init("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+            _connect(device)
+
+        _within(min(timeout, MEETING), meet)
     objects = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if device.type == "cuda" else None
-    return Processes(dist.get_rank(), dist.get_world_size(), objects=objects)
+    processes = Processes(dist.get_rank(), dist.get_world_size(), objects=objects)
+    require_one_kind(processes.all_gather_object(_kind(device)))
+    return processes
+
+
+def _connect(device: torch.device) -> None:
+    """Carry out a first collective: NCCL connects the GPUs only then."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # every thread has its own
+    first = torch.ones((), device=device)
+    dist.all_reduce(first)
+    first.item()
+
+
+def _within(seconds: float, meet: Callable[[], None]) -> None:
+    """Let the processes meet. Raises `RunError`, with what to look at, if they do not in that time, or cannot.
+
+    NCCL may wait forever. It does so in a thread then, which is left behind: the process is about to end.
+    """
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            meet()
+        except Exception as error:
+            errors.append(error)
+
+    thread = Thread(target=copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors and not isinstance(errors[0], RuntimeError):  # which is what torch raises
+        raise errors[0]
+    if errors or thread.is_alive():
+        reason = str(errors[0]).partition("\n")[0] if errors else f"they have waited for {seconds:g} s"
+        words = (
+            f"the {os.environ['WORLD_SIZE']} processes do not meet: {reason}. Look whether all of them were started, by the "
+            f"same command on every machine; whether every machine reaches {os.environ['MASTER_ADDR']}, port "
+            f"{os.environ['MASTER_PORT']}; and, between GPUs, what NCCL tries (NCCL_DEBUG=INFO): NCCL_SOCKET_IFNAME names "
+            "its network device, NCCL_IB_DISABLE=1 leaves InfiniBand out, and NCCL_P2P_DISABLE=1 direct access between GPUs"
+        )
+        if local_rank() > 0:  # the first process speaks for all, unless it is the one that did not come
+            time.sleep(TURN * local_rank())
+            log.error(words)
+        raise RunError(words) from (errors[0] if errors else None)
+
+
+def _kind(device: torch.device) -> str:
+    """What a device is called, with its memory; all CPUs are alike."""
+    if device.type != "cuda":
+        return device.type
+    return (
+        f"{torch.cuda.get_device_name(device)} with {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB"
+    )
+
+
+def require_one_kind(kinds: Sequence[str]) -> None:
+    """Raise `InputError` if the processes have devices of different kinds. kinds: by rank.
+
+    The smallest would decide what fits and the slowest how long all wait, and kernels that differ round differently, where
+    whole copies of a model have to stay equal bit for bit.
+    """
+    for rank, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise InputError(
+                f"the GPUs are of different kinds: process 0 has {kinds[0]}, and process {rank} has {kind}; "
+                "choose equal ones (CUDA_VISIBLE_DEVICES), and start one process for each"
+            )
 
 
 def own_device() -> torch.device:
     """The GPU of this process among those of its machine, or the CPU where there is none.
 
-    Raises `InputError` if more processes were started than the machine has GPUs.
+    Raises `InputError`, in all processes of the machine, if more were started than it has GPUs.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local = local_rank()
-    if local >= torch.cuda.device_count():
+    local, gpus = local_rank(), torch.cuda.device_count()
+    started = max(local + 1, local_world_size() or 0)
+    if started > gpus:
         raise InputError(
-            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
-            f"start as many processes as there are GPUs (torchrun --nproc-per-node {torch.cuda.device_count()})"
+            f"process {gpus} of this machine has no GPU: {started} were started, and there are {gpus} GPUs; "
+            f"start as many processes as there are GPUs (torchrun --nproc-per-node {gpus})"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

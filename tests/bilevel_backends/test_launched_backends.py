@@ -1,7 +1,10 @@
 """What the deepspeed and fsdp backends refuse before any process meets another."""
 
 import json
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,10 @@ from torch import nn
 
 from bilevel import SGD, InputError
 from bilevel.blocks import Blocks
+from bilevel.errors import RunError
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
-from bilevel_backends.processes import join_processes
+from bilevel_backends.processes import join_processes, require_one_kind
 from bilevel_backends.torch_backend import TorchBackend
 
 LAYERS = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -40,12 +44,71 @@ def test_the_torch_backend_refuses_to_run_eight_times(monkeypatch: pytest.Monkey
         TorchBackend().start(seed=0)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "3")
+@pytest.mark.parametrize(
+    ("local_rank", "stated"),
+    [("3", {}), ("0", {"LOCAL_WORLD_SIZE": "4"}), ("0", {"LOCAL_SIZE": "4"})],
+    ids=["by the process without one", "by the first, under torchrun", "by the first, under deepspeed"],
+)
+def test_more_processes_than_gpus_are_refused(
+    local_rank: str, stated: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process, too, has to know: it is the one that speaks."""
+    for name, value in {"LOCAL_RANK": local_rank, **stated}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="process 3 of this machine has no GPU: there are 2"):
+    with pytest.raises(InputError, match=r"process 2 of this machine has no GPU: 4 were started.*--nproc-per-node 2"):
         FSDPBackend().start(seed=0)
+
+
+def test_gpus_of_different_kinds_are_named() -> None:
+    require_one_kind(["cpu", "cpu"])
+    with pytest.raises(InputError, match="process 0 has H100 with 80 GiB, and process 2 has A100 with 40 GiB"):
+        require_one_kind(["H100 with 80 GiB", "H100 with 80 GiB", "A100 with 40 GiB"])
+
+
+@pytest.fixture
+def first_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the first of two, the other of which never comes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **address}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_process_that_never_comes_is_not_waited_for() -> None:
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"the 2 processes do not meet: .*whether every machine reaches 127\.0\.0\.1, port"):
+        join_processes(torch.device("cpu"), timeout=0.5)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_if_the_first_process_does_not_come_the_next_one_speaks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bilevel_backends.processes.TURN", 0.0)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(RunError):
+        join_processes(torch.device("cpu"), timeout=0.1)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "the 2 processes do not meet" in caplog.text
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_network_that_does_not_come_up_is_not_waited_for_however_long_a_run_may_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NCCL may hang without an end."""
+    monkeypatch.setattr("bilevel_backends.processes.MEETING", 0.05)
+    hangs, started = threading.Event(), time.monotonic()
+    with pytest.raises(RunError, match=r"they have waited for 0\.05 s.*NCCL_SOCKET_IFNAME"):
+        join_processes(torch.device("cpu"), timeout=1800, init=lambda *_, **__: hangs.wait(30))
+    hangs.set()
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("backend", [FSDPBackend(), DeepSpeedBackend(zero_stage=3)])
@@ -115,6 +178,8 @@ def test_what_is_offloaded_to_the_cpu_has_a_group_that_can_reduce_it(
     for name, value in {"is_initialized": False, "get_rank": 0, "get_world_size": 1}.items():
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: f"a group of {backend}")
+    monkeypatch.setattr("bilevel_backends.processes._connect", lambda device: None)
+    monkeypatch.setattr("bilevel_backends.processes._kind", lambda device: device.type)
     processes = join_processes(torch.device(device), 60.0, lambda backend, timeout: asked.append(backend))
     assert asked == [expected]
     assert processes.objects == objects, "objects would be sent from the GPU, which all processes would wait for"

@@ -1,7 +1,7 @@
 """How often a step waits for the device: what a GPU computes is not read before a pass is over."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -89,18 +89,22 @@ def test_a_step_reads_a_loss_a_pass_and_a_norm_a_variable(
     assert len(listed) + reads.count == waits
 
 
-META = torch.device("meta")
+def require_no_waiting(
+    made: LanguageModelProblem,
+    device: torch.device = torch.device("meta"),  # noqa: B008
+    watched: Callable[[], AbstractContextManager[Any]] = NoCopies,
+) -> None:
+    """Take passes of both losses, by default on the meta device, where reading a value is an error.
 
-
-def require_no_waiting(made: LanguageModelProblem) -> None:
-    """Take passes of both losses on the meta device, where reading a value is an error."""
-    x, y = made.upper().to(META), made.lower().to(META)
+    watched: makes the context of a pass, in which waiting is an error.
+    """
+    x, y = made.upper().to(device), made.lower().to(device)
     for packed in {False, bool(y.can_pack)}:
         made.packed = packed
         for loss, draw in ((made.lower_loss, made.lower_batch), (made.upper_loss, made.upper_batch)):
-            first, second = to_device(list(draw(0, Shard(micro_batch_size=5))), META)[:2]
+            first, second = to_device(list(draw(0, Shard(micro_batch_size=5))), device)[:2]
             loss(x, y, first)  # constants are copied once
-            with NoCopies():
+            with watched():
                 value: Any = loss(x, y, second)
                 (value[0] if isinstance(value, tuple) else value).backward()
 

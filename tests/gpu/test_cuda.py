@@ -1,17 +1,24 @@
 """The torch backend on CUDA against the CPU, and its promises there. Run by `make test-gpu`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bilevel import LISA, SGD, AdamW, ScaleBiO, fit
+from bilevel.testing.contract import check_backend
+from bilevel_backends.module_backend import to_device
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
+from tests.bilevel_llm.model.test_experts import FAMILIES as EXPERTS
+from tests.bilevel_llm.test_waiting import require_no_waiting
+from tests.bilevel_llm.tiny import FAMILIES, make_tokenizer
 
 pytestmark = pytest.mark.gpu
 Make = Callable[..., LLMReweighting]
@@ -68,3 +75,40 @@ def test_a_switch_frees_the_memory_of_what_it_freezes(problem: Make) -> None:  #
         held.append(torch.cuda.memory_allocated())
     backend.close()
     assert max(held[3:]) <= 1.01 * held[2]
+
+
+def test_the_contract_of_a_backend_is_kept() -> None:
+    assert TorchBackend().device == "auto"
+    check_backend(TorchBackend)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_waits_for_nothing(problem: Make, family: str) -> None:  # noqa: F811
+    require_no_waiting(problem(family), torch.device("cuda"), without_waiting)
+
+
+def test_a_batch_is_copied_while_the_gpu_computes(problem: Make) -> None:  # noqa: F811
+    """CUDA's debug mode does not see copies that wait: here the GPU is busy for about a second, and must still be after them."""
+    batch = list(problem().lower_batch(0, TorchBackend().shard))
+    to_device(batch, torch.device("cuda"))  # allocates the pinned memory, which may wait
+    torch.cuda._sleep(2_000_000_000)
+    to_device(batch, torch.device("cuda"))
+    assert not torch.cuda.current_stream().query()
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_experts_are_the_same_every_time(problem: Make, family: str, tmp_path: Path) -> None:  # noqa: F811
+    """In deterministic mode, which refuses kernels that are not."""
+    AutoModelForCausalLM.from_config(EXPERTS[family]()).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    runs = [weights(problem(model=str(tmp_path)), "cuda", dtype="bfloat16") for _ in range(2)]
+    assert runs[0] == runs[1]

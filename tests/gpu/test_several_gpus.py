@@ -1,4 +1,7 @@
-"""ZeRO and FSDP with NCCL, on two GPUs where there are two, against the torch backend on the CPU. Run by `make test-gpu`."""
+"""ZeRO and FSDP with NCCL, against the torch backend on the CPU. Run by `make test-gpu`.
+
+On two GPUs where there are two; one process on a single GPU carries out all collectives with itself.
+"""
 
 import json
 from pathlib import Path

@@ -19,6 +19,7 @@ from bilevel import LISA, Backend, InputError
 from bilevel.pieces import PieceFile
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
+from tests.bilevel_backends.distributed.alone import skip_no_collective
 from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Sentences, run
 
 
@@ -47,6 +48,8 @@ EQUAL: dict[str, dict[str, Any]] = {
 
 def equal(where: Path) -> None:
     """The same run in every way; and bfloat16, which only has to work and to come near."""
+    if os.environ["WORLD_SIZE"] == "1":
+        skip_no_collective()
     for name, settings in EQUAL.items():
         run(backend_of(name.split("-")[0], **settings), where / name)
     for kind in KINDS:
