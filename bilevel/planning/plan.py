@@ -28,6 +28,7 @@ class Setup:
     """The parts of a run that a plan depends on, apart from the problem and the machine.
 
     seed, steps: those of the run, which decide the draws of the active rule.
+    copied: whether checkpoints are copied, to be written while the next steps are taken.
     """
 
     backend: Backend
@@ -35,6 +36,7 @@ class Setup:
     workload: Workload
     seed: int = 0
     steps: int = 1
+    copied: bool = True
 
 
 @dataclass(frozen=True)
@@ -261,19 +263,20 @@ def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> in
 def _cpu(model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
     """The bytes of the machine's memory, of all processes together.
 
-    A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
-    files are gone through tensor by tensor.)
+    A checkpoint is copied as a whole, or else goes through the memory tensor by tensor, as it does when it is loaded.
     """
     n, replicas = hardware.gpus, len(setup.workload.replicas)
     masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
     in_parameters = replicas * model.bytes * (1 if placement.split_parameters else n)
     in_states = states * (1 if placement.split_optimizer else n)
-    marked = _marked(model, setup) * (1 if placement.split_optimizer else n) if placement.offload_optimizer else 0
+    kept = _marked(model, setup)
+    marked = kept * (1 if placement.split_optimizer else n) if placement.offload_optimizer else 0
+    largest = FLOAT32 * model.largest(frozenset(model.blocks.members))
     return {
         "parameters": in_parameters if placement.offload_parameters else 0,
         "masters, moments, gradients": in_states + marked if placement.offload_optimizer else 0,
-        "writing a checkpoint": model.bytes + (masters + moments) // replicas,
+        "writing a checkpoint": replicas * model.bytes + masters + moments + kept if setup.copied else largest,
         "processes": round(n * hardware.process * GB),
     }
 

@@ -65,6 +65,10 @@ def test_a_file_of_whole_tensors_is_one_that_any_reader_of_safetensors_takes(tmp
     found: dict[str, Tensor] = load_file(tmp_path / "y-0.safetensors")
     assert found.keys() == WHOLE.keys()
     assert all(torch.equal(found[name], tensor) and found[name].shape == tensor.shape for name, tensor in WHOLE.items())
+    data = (tmp_path / "y-0.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    begins = {name: header[name]["data_offsets"][0] % tensor.element_size() for name, tensor in WHOLE.items()}
+    assert not any(begins.values()), "a tensor that is mapped into memory begins at a multiple of its width"
 
 
 @pytest.mark.parametrize("cuts", [[(0, 0.5)], [(0.5, 1)], [(0, 0.4), (0.6, 1)]])
