@@ -11,7 +11,7 @@ background  every process copies what it holds, and goes on; a thread writes the
 Seconds are those of the slowest process, and medians over the rounds. Where processes share cores or a disk with other work,
 read the ratios to "gathered", not the seconds.
 
-Usage: python benchmarks/checkpoints.py [--megabytes 400] [--rounds 5] [--directory DIR] [--only torch|deepspeed|fsdp]
+Usage: python benchmarks/checkpoints.py [--megabytes 400] [--rounds 6] [--directory DIR] [--only torch|deepspeed|fsdp]
 """
 
 import argparse
@@ -106,6 +106,7 @@ def measure(name: str, megabytes: int, rounds: int, root: Path) -> dict[str, Any
         if rank == 0:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
+            os.sync()  # or it would wait for what was written and removed before
         backend.all_gather(None)
         wall, cpu = time.perf_counter(), time.process_time()
         writing = None
@@ -124,9 +125,10 @@ def measure(name: str, megabytes: int, rounds: int, root: Path) -> dict[str, Any
         return {"waits": waited, "complete": complete, "slower": busy / alone if count else 1.0}
 
     found: dict[str, list[dict[str, float]]] = {"gathered": [], "waiting": [], "background": []}
-    for _ in range(rounds + 1):
-        for way, results in found.items():
-            results.append(take(way))
+    for number in range(rounds + 1):
+        order = list(found)
+        for way in order[number % 3 :] + order[: number % 3]:
+            found[way].append(take(way))
     medians = {
         way: {key: median(one[key] for one in results[1:]) for key in results[0]}  # the first round sets things up
         for way, results in found.items()
@@ -162,7 +164,7 @@ def main() -> None:
     """Measure every backend, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--directory", help="on the disk to measure; by default, that of temporary files")
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--serve", choices=CASES, help=argparse.SUPPRESS)

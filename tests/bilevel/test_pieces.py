@@ -103,6 +103,21 @@ def test_a_disk_that_is_full_while_a_file_is_written_is_told_with_its_name() -> 
     assert os.fspath(caught.value.filename) == "/dev/full"
 
 
+def test_each_process_verifies_the_files_that_it_wrote_and_will_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{variable}-{rank}-of-3.safetensors" for variable in "xyz" for rank in (1, 2, 3)]
+    seals = {name: {"bytes": 0, "sha256": ""} for name in (*names, INDEX, "run.json")}
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": 2, "files": seals}))
+    asked: list[str] = []
+    monkeypatch.setattr("bilevel.checkpoint.broken", lambda file, seal: asked.append(file.name))
+    for rank in range(3):
+        assert damage(tmp_path, rank, 3) is None
+        assert [name for name in asked if name in names] == [f"{variable}-{rank + 1}-of-3.safetensors" for variable in "xyz"]
+        names, asked = [name for name in names if name not in asked], []
+    assert names == []
+
+
 def test_a_checkpoint_of_another_format_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"files": {}}))
     assert re.search(r"written by another version of bilevel \(its format of checkpoints is 1, and", damage(tmp_path) or "")
