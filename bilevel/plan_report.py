@@ -83,7 +83,9 @@ def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0)
             f"the solver {type(config.solver).__name__} solves a {config.solver.takes.__name__}, "
             f"not a {type(config.problem).__name__}; change solver.name or problem.name"
         )
-    setup = Setup(config.backend, config.active, config.solver.workload(), config.run.seed, config.run.limit)
+    run = config.run
+    copied = run.checkpoint_in_background and run.checkpoint_every is not None
+    setup = Setup(config.backend, config.active, config.solver.workload(), run.seed, run.limit, copied)
     placement = config.backend.placement(hardware.gpus)
     model = Footprint(config.problem.cost(labelled_share), placement.dtype)
     plan = make_plan(model, setup, hardware)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bilevel.files import named
 
-CHUNK = 1 << 26
-"""Bytes that are written and hashed at a time. Large enough that the change between threads costs nothing, small enough that
-little is left to be hashed when the last of them is written."""
+CHUNK = 1 << 24
+"""Bytes that are written and hashed at a time, at most."""
+
+AHEAD = 8
+"""Chunks that are written before they are hashed, at most, so that neither waits for the other at each of them."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,19 @@ def write_sealed(file: Path, parts: Iterable[bytes | memoryview]) -> Seal:
     Raises `OSError`, naming the file, if it cannot be written.
     """
     digest, size = hashlib.sha256(), 0
+    ahead: deque[Future[None]] = deque()
     with named(file), ThreadPoolExecutor(1, "hash") as hashing, file.open("wb") as stream:
         for part in parts:
             for start in range(0, len(part), CHUNK):
                 chunk = part[start : start + CHUNK]
-                hashed = hashing.submit(digest.update, chunk)
+                ahead.append(hashing.submit(digest.update, chunk))
                 stream.write(chunk)
-                hashed.result()
                 size += len(chunk)
+                if len(ahead) > AHEAD:
+                    ahead.popleft().result()
         stream.flush()
         os.fsync(stream.fileno())
+    # leaving the executor has waited for the rest
     return Seal(size, digest.hexdigest())
 
 

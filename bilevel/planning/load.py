@@ -18,6 +18,7 @@ class Setup:
     """The parts of a run that a plan depends on, apart from the problem and the machine.
 
     seed, steps: those of the run, which decide the draws of the active rule.
+    copied: whether checkpoints are copied, to be written while the next steps are taken.
     """
 
     backend: Backend
@@ -25,6 +26,7 @@ class Setup:
     workload: Workload
     seed: int = 0
     steps: int = 1
+    copied: bool = True
 
 
 @dataclass(frozen=True)

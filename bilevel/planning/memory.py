@@ -49,8 +49,8 @@ def on_gpu(
 def on_machine(model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
     """The bytes of a machine's memory, of all its processes together.
 
-    A checkpoint is written one replica at a time; every process writes its share of the tensors. (Loading takes less: the
-    files are gone through tensor by tensor.)
+    A checkpoint is copied as a whole, each process's part by itself, or else goes through the memory tensor by tensor, as it
+    does when it is loaded.
     """
     here, replicas = min(hardware.gpus, hardware.gpus_per_node), len(setup.workload.replicas)
     masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
@@ -58,11 +58,12 @@ def on_machine(model: Footprint, setup: Setup, placement: Placement, hardware: H
     marked = _marked(model, setup)
     of_parameters = here * _share(placement.split_parameters, placement.shards)
     of_states = here * _share(placement.split_optimizer, placement.shards)
-    written = (model.bytes + (masters + moments) // replicas) * here / hardware.gpus
+    copied = (replicas * model.bytes + masters + moments + marked) * here / hardware.gpus
+    largest = FLOAT32 * model.largest(frozenset(model.blocks.members))
     parts = {
         "parameters": replicas * model.bytes * of_parameters if placement.offload_parameters else 0,
         "masters, moments, gradients": (states + marked) * of_states if placement.offload_optimizer else 0,
-        "writing a checkpoint": written,
+        "writing a checkpoint": copied if setup.copied else largest,
         "processes": here * hardware.process * GB,
     }
     return {part: round(size) for part, size in parts.items()}

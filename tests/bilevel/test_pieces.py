@@ -65,6 +65,10 @@ def test_a_file_of_whole_tensors_is_one_that_any_reader_of_safetensors_takes(tmp
     found: dict[str, Tensor] = load_file(tmp_path / "y-0.safetensors")
     assert found.keys() == WHOLE.keys()
     assert all(torch.equal(found[name], tensor) and found[name].shape == tensor.shape for name, tensor in WHOLE.items())
+    data = (tmp_path / "y-0.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    begins = {name: header[name]["data_offsets"][0] % tensor.element_size() for name, tensor in WHOLE.items()}
+    assert not any(begins.values()), "a tensor that is mapped into memory begins at a multiple of its width"
 
 
 @pytest.mark.parametrize("cuts", [[(0, 0.5)], [(0.5, 1)], [(0, 0.4), (0.6, 1)]])
@@ -97,6 +101,21 @@ def test_a_disk_that_is_full_while_a_file_is_written_is_told_with_its_name() -> 
     with pytest.raises(OSError, match="No space left") as caught:
         write_sealed(full, [b"a" * 100])
     assert os.fspath(caught.value.filename) == "/dev/full"
+
+
+def test_each_process_verifies_the_files_that_it_wrote_and_will_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{variable}-{rank}-of-3.safetensors" for variable in "xyz" for rank in (1, 2, 3)]
+    seals = {name: {"bytes": 0, "sha256": ""} for name in (*names, INDEX, "run.json")}
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": 2, "files": seals}))
+    asked: list[str] = []
+    monkeypatch.setattr("bilevel.checkpoint.broken", lambda file, seal: asked.append(file.name))
+    for rank in range(3):
+        assert damage(tmp_path, rank, 3) is None
+        assert [name for name in asked if name in names] == [f"{variable}-{rank + 1}-of-3.safetensors" for variable in "xyz"]
+        names, asked = [name for name in names if name not in asked], []
+    assert names == []
 
 
 def test_a_checkpoint_of_another_format_is_refused_in_words(tmp_path: Path) -> None:

@@ -18,10 +18,15 @@ BARE = Hardware(context=0, communicator=0, fragmentation=0, process=0)
 
 
 def plan(
-    backend: TorchBackend, active: Active | None = None, gpus: int = 1, solver: ScaleBiO | None = None, **machine
+    backend: TorchBackend,
+    active: Active | None = None,
+    gpus: int = 1,
+    solver: ScaleBiO | None = None,
+    copied: bool = True,
+    **machine,
 ) -> Plan:  # type: ignore[no-untyped-def]
     hardware = dataclasses.replace(BARE, gpus=gpus, **machine)
-    setup = Setup(backend, active or All(), (solver or ScaleBiO()).workload(), steps=50)
+    setup = Setup(backend, active or All(), (solver or ScaleBiO()).workload(), steps=50, copied=copied)
     return make_plan(Footprint(small_cost(), backend.dtype), setup, hardware)
 
 
@@ -112,8 +117,9 @@ def test_what_is_offloaded_is_in_the_memory_of_the_cpu() -> None:
 
 
 def test_a_checkpoint_passes_through_the_memory_of_the_cpu() -> None:
-    assert plan(Zero(dtype="bfloat16"), gpus=4).cpu["writing a checkpoint"] == (2 + 12) * TOTAL
-    assert plan(TorchBackend(dtype="float32")).cpu["writing a checkpoint"] == (4 + 8) * TOTAL
+    assert plan(Zero(dtype="bfloat16"), gpus=4).cpu["writing a checkpoint"] == 2 * (2 + 12) * TOTAL
+    assert plan(TorchBackend(dtype="float32")).cpu["writing a checkpoint"] == 2 * (4 + 8) * TOTAL
+    assert plan(TorchBackend(dtype="float32"), copied=False).cpu["writing a checkpoint"] == 4 * 512  # its largest matrix
 
 
 def test_writing_masters_back_counts_where_it_is_more_than_a_pass() -> None:
