@@ -19,6 +19,7 @@ class FullySharded(ShardingStrategy):
     def __init__(self, module: nn.Module, processes: Processes) -> None:
         super().__init__(module)
         self.processes = processes
+        self.holder = next((_holder(p) for p in self.parameters.values() if isinstance(p, DTensor)), (0, 1))
 
     def local(self, name: str) -> Tensor:
         """The DTensor's local shard."""
@@ -34,8 +35,9 @@ class FullySharded(ShardingStrategy):
     def stretch(self, name: str) -> range:
         """Whole rows, of which the first processes have as many as each other, and the last ones fewer or none."""
         p, count = self._sharded(name), self.local(name).numel()
-        rows = -(-p.shape[0] // p.device_mesh.size())
-        start = min(p.device_mesh.get_rank() * rows, p.shape[0]) * (p.numel() // max(p.shape[0], 1))
+        split = next(i for i, placement in enumerate(p.placements) if placement.is_shard())
+        rows = -(-p.shape[0] // p.device_mesh.size(split))
+        start = min(p.device_mesh.get_local_rank(split) * rows, p.shape[0]) * (p.numel() // max(p.shape[0], 1))
         return range(start, start + count)
 
     def gather(self, name: str, shard: Tensor, rank: int) -> Tensor | None:
@@ -59,3 +61,13 @@ class FullySharded(ShardingStrategy):
         parameter = self.parameters[name]
         assert isinstance(parameter, DTensor)
         return parameter
+
+
+def _holder(p: DTensor) -> tuple[int, int]:
+    """Which of the processes with this shard this one is, and how many they are: the mesh may replicate what it shards."""
+    index, count = 0, 1
+    for dim, placement in enumerate(p.placements):
+        if placement.is_replicate():
+            size = p.device_mesh.size(dim)
+            index, count = index * size + p.device_mesh.get_local_rank(dim), count * size
+    return index, count
