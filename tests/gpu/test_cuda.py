@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from bilevel import LISA, SGD, AdamW, ScaleBiO, fit
 from bilevel.testing.contract import check_backend
 from bilevel_backends.module_backend import to_device
+from bilevel_backends.staging import Staging
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.conftest import data, model_directory, problem  # noqa: F401 (fixtures)
@@ -46,6 +47,17 @@ def test_bfloat16_stays_near_float32(problem: Make, family: str) -> None:  # noq
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit(problem: Make) -> None:  # noqa: F811
     assert weights(problem(), "cuda", dtype="bfloat16") == weights(problem(), "cuda", dtype="bfloat16")
+
+
+def test_copies_for_a_checkpoint_are_page_locked_and_as_the_tensors_were() -> None:
+    staging = Staging(torch.device("cuda"))
+    tensors = [torch.randn(1000, device="cuda"), torch.randn(77, 3, device="cuda", dtype=torch.bfloat16), torch.tensor(7.0)]
+    before = [tensor.clone().cpu() for tensor in tensors]
+    copies = staging.copy(tensors)
+    for tensor in tensors:
+        tensor.zero_()
+    assert all(copy.is_pinned() and torch.equal(copy, then) for copy, then in zip(copies, before, strict=True))
+    staging.free()
 
 
 def test_resume_is_bit_for_bit(problem: Make, tmp_path: Path) -> None:  # noqa: F811
