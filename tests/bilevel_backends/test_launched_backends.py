@@ -16,7 +16,7 @@ from bilevel.blocks import Blocks
 from bilevel.errors import RunError
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
-from bilevel_backends.processes import join_processes, require_one_kind
+from bilevel_backends.processes import Processes, join_processes
 from bilevel_backends.torch_backend import TorchBackend
 
 LAYERS = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -61,10 +61,15 @@ def test_more_processes_than_gpus_are_refused(
         FSDPBackend().start(seed=0)
 
 
-def test_gpus_of_different_kinds_are_named() -> None:
-    require_one_kind(["cpu", "cpu"])
+def test_gpus_of_different_kinds_are_named_when_the_processes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["H100 with 80 GiB", "H100 with 80 GiB", "A100 with 40 GiB"]
+    for name, value in {"is_initialized": True, "get_rank": 1, "get_world_size": 3}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(Processes, "all_gather_object", lambda self, kind: kinds if kind == "cpu" else None)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="process 0 has H100 with 80 GiB, and process 2 has A100 with 40 GiB"):
-        require_one_kind(["H100 with 80 GiB", "H100 with 80 GiB", "A100 with 40 GiB"])
+        join_processes(torch.device("cpu"), 60.0)
 
 
 @pytest.fixture

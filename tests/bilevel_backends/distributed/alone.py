@@ -11,10 +11,10 @@ class NotAlone(int):
     __hash__ = int.__hash__
 
     def __eq__(self, other: object) -> bool:
-        return False
+        return isinstance(other, NotAlone)
 
     def __ne__(self, other: object) -> bool:
-        return True
+        return not isinstance(other, NotAlone)
 
     def __gt__(self, other: Any) -> bool:
         return other == 1 or int(self) > other
