@@ -153,6 +153,17 @@ def list_parts() -> None:
         errors.print(f"broken plugin {plugin!r}: {reason}", style="red", soft_wrap=True)
 
 
+@command(reads_models=False)
+def describe(
+    name: Annotated[str, typer.Argument(help="A name that `bilevel list` shows, a rule for active, or run.")],
+) -> None:
+    """Say what a part of a recipe is, and what can be set: keys, defaults and meanings."""
+    from bilevel.describe import describe
+    from bilevel.plugins import load_plugins
+
+    Terminal(width=None if sys.stdout.isatty() else 120).print(describe(name, load_plugins()))
+
+
 @command()
 def check(
     what: Annotated[

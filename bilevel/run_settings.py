@@ -19,6 +19,11 @@ class RunSettings:
     """The section `run` of a recipe; `bilevel.fit` explains each setting.
 
     steps: the total number of steps; "auto" ends the run when the problem's verdict is to use the result.
+    output: the directory of the run, which must be new or empty, unless the run is resumed.
+    seed: the seed of all random numbers.
+    checkpoint_every: steps between checkpoints. None: one at the end, and one when interrupted.
+    keep_checkpoints: the number of checkpoints to keep.
+    checkpoint_in_background: write checkpoints while the next steps are taken, from a copy in the CPU's memory.
     at_most: the number of steps after which a run with `steps: auto` ends in any case.
     """
 
