@@ -115,8 +115,9 @@ class Placement:
         processes already.
     live_parameters: gathered parameters are freed only when there are more than this many.
     fetched_parameters: this many, or a whole block, are gathered into one buffer and copied out of it; 0: no such buffer.
-    whole_units: what is outside the repeated blocks is gathered at once and stays for the pass; gradients are reduced a
-        whole block at a time and taken when the pass is over. Otherwise each parameter is gathered and reduced by itself.
+    message: the gradients of a block are summed over processes together, or so many of them at a time.
+    whole_units: the units that are gathered and reduced are the blocks, what stands before them, and what stands after them,
+        which stays for the pass; reduced gradients are taken when the pass is over.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Placement:
     offload_optimizer: bool = False
     live_parameters: int = 0
     fetched_parameters: int = 0
+    message: int | None = None
     whole_units: bool = False
 
     @property

@@ -35,8 +35,10 @@ class Pass:
     """The memory and operations of one pass, beside parameters, their accumulated gradients and optimizer state.
 
     kept: bytes that the repeated blocks keep for the backward pass, which are those alive when the last block has run.
-    peak: the largest number of bytes alive at a time. What exceeds `kept` is the output, the loss and their gradients, or
-        the working memory of the backward pass, whichever is more.
+    loss_peak: the largest number of bytes alive at a time from when the last repeated block has run forward until it runs
+        backward. What exceeds `kept` is the output, the loss and their gradients.
+    block_peak: the same in the rest of the pass, with the working memory of the blocks. It is all of the pass if no block
+        repeats.
     flops: floating-point operations of matrix products, convolutions and attention; a multiplication and an addition
         are two. What is computed once more under checkpointing counts.
     forward_flops: those before the backward pass begins.
@@ -44,10 +46,16 @@ class Pass:
     """
 
     kept: int
-    peak: int
+    loss_peak: int
+    block_peak: int
     flops: int
     forward_flops: int
     operations: int
+
+    @property
+    def peak(self) -> int:
+        """The largest number of bytes alive at a time."""
+        return max(self.loss_peak, self.block_peak)
 
 
 def trace_pass(
@@ -81,7 +89,7 @@ def trace_pass(
             for block in blocks:
                 stack.enter_context(_recomputed(block))
         if blocks:
-            stack.callback(blocks[-1].register_forward_hook(memory.note).remove)
+            stack.callback(blocks[-1].register_forward_hook(memory.leave_blocks).remove)
         if not second_order:
             stack.enter_context(_FusedAttention())
         stack.enter_context(memory)
@@ -92,7 +100,7 @@ def trace_pass(
             _differentiate_twice(value, [p for name, p in module.named_parameters() if name in trained])
         elif value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]
-    return Pass(kept, memory.peak, memory.flops, forward_flops, memory.operations)
+    return Pass(kept, memory.loss_peak, memory.block_peak, memory.flops, forward_flops, memory.operations)
 
 
 def replace_parameters(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -120,13 +128,28 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.flops = self.operations = 0
+        self.live = self.loss_peak = self.block_peak = self.flops = self.operations = 0
         self.noted: int | None = None
+        self._in_blocks = True
         self._seen = {_storage_key(t) for t in [*module.parameters(), *module.buffers()]}
 
-    def note(self, *_: Any) -> None:
-        """Record how many bytes are alive now."""
-        self.noted = self.live
+    def leave_blocks(self, block: nn.Module, inputs: Any, output: Any) -> None:
+        """The last block has run: record how many bytes are alive, and notice when the backward pass comes back to it."""
+        self.noted, self._in_blocks = self.live, False
+        self._reach(self.live)
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(self._return_to_blocks)  # type: ignore[no-untyped-call]
+
+    def _return_to_blocks(self, gradient: Tensor) -> None:
+        self._in_blocks = True
+        self._reach(self.live)
+
+    def _reach(self, live: int) -> None:
+        if self._in_blocks:
+            self.block_peak = max(self.block_peak, live)
+        else:
+            self.loss_peak = max(self.loss_peak, live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and _is_empty(args[0]):
@@ -153,7 +176,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         self._seen.add(key)
         self.live += size
-        self.peak = max(self.peak, self.live)
+        self._reach(self.live)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:

@@ -23,7 +23,7 @@ from bilevel_backends.sharding.partitioned import Partitioned
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 from bilevel_backends.sharding.zero3 import partition
-from bilevel_backends.variable import ModuleVariable
+from bilevel_backends.variable import MESSAGE, ModuleVariable
 
 LIVE = 1_000_000_000
 """DeepSpeed's own value of `stage3_max_live_parameters`."""
@@ -134,6 +134,7 @@ class DeepSpeedBackend(ModuleBackend):
             offload_parameters=self.offload_parameters,
             live_parameters=int(zero.get("stage3_max_live_parameters", 0)),
             fetched_parameters=int(zero.get("stage3_prefetch_bucket_size", 0)),
+            message=MESSAGE,
         )
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:

@@ -20,30 +20,38 @@ def on_gpu(
 ) -> dict[str, int]:
     """Bytes on one GPU while these blocks train, at the worst moment of a step."""
     n, replicas, active = placement.shards, setup.workload.replicas, model.count(draw)
-    traced = max(
-        (load.traced(model, draw, recompute=placement.activation_checkpointing) for load in passes),
-        key=lambda made: made.peak,
-    )
     masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     optimizer_share = 0 if placement.offload_optimizer else _share(placement.split_optimizer, n)
     parameter_share = 0 if placement.offload_parameters else _share(placement.split_parameters, n)
     gradient_share = 0 if _gradients_offloaded(placement) else _share(placement.split_gradients, n)
-    written = ROUNDING * (model.dtype == torch.bfloat16) + FLOAT32 * placement.offload_optimizer
-    written_back = written * model.largest(draw) * _share(placement.split_optimizer, n)
     parts = {
         "parameters": len(replicas) * model.bytes * parameter_share,
         "masters": masters * optimizer_share,
         "moments": moments * optimizer_share,
         "gradients": gradients * gradient_share,
-        "activations": traced.kept,
-        "output, loss and working memory": max(traced.peak, written_back) - traced.kept,
-        "communication": _gathered(model, placement) + _reduced(model, placement, draw),
+        **_worst_moment(model, placement, passes, draw),
     }
     if setup.workload.marked and not placement.offload_optimizer:
         parts["marked weights"] = _marked(model, setup) * optimizer_share
     held = sum(parts.values())
     reserve = (hardware.context + (hardware.communicator if hardware.gpus > 1 else 0)) * GB + hardware.fragmentation * held
     return {part: round(size) for part, size in (parts | {"CUDA, NCCL and allocator": reserve}).items()}
+
+
+def _worst_moment(model: Footprint, placement: Placement, passes: list[Load], draw: frozenset[str]) -> dict[str, float]:
+    """What is held beside the states: at the loss, in a block, or when the step writes the parameters back."""
+    traced = [load.traced(model, draw, recompute=placement.activation_checkpointing) for load in passes]
+    at_loss, in_block = (max(traced, key=lambda p: p.loss_peak), max(traced, key=lambda p: p.block_peak))
+    staying, gathered = _gathered(model, placement)
+    written = ROUNDING * (model.dtype == torch.bfloat16) + FLOAT32 * placement.offload_optimizer
+    written_back = written * model.largest(draw) * _share(placement.split_optimizer, placement.shards)
+    moments = [
+        (at_loss.kept, at_loss.loss_peak - at_loss.kept, staying),
+        (in_block.kept, in_block.block_peak - in_block.kept, gathered + _reduced(model, placement, draw)),
+        (0, written_back, 0),
+    ]
+    kept, working, communicated = max(moments, key=sum)
+    return {"activations": kept, "output, loss and working memory": working, "communication": communicated}
 
 
 def on_machine(model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, active: int) -> dict[str, int]:
@@ -103,32 +111,47 @@ def _moments(optimizer: SGD | AdamW) -> int:
     return 2 if isinstance(optimizer, AdamW) else int(optimizer.momentum != 0)
 
 
-def _gathered(model: Footprint, placement: Placement) -> int:
-    """Whole parameters beside a process's own share: a repeated block, and the next one or what stands outside."""
+def _gathered(model: Footprint, placement: Placement) -> tuple[int, int]:
+    """Bytes of whole parameters beside a process's own share: at the loss, and while a block runs.
+
+    In a block, that is the block and the next one, or what stands outside. Units that are gathered whole free what stands
+    before the blocks, unless the head shares it, and keep what stands after them.
+    """
     if not (placement.split_parameters or placement.offload_parameters):
-        return 0
-    layout = model.layout
+        return 0, 0
+    layout, width = model.layout, model.dtype.itemsize
     repeated, outside = sorted(layout.repeated, reverse=True), [layout.before, layout.after]
     if placement.whole_units:
-        needed = sum(repeated[:2]) + sum(outside)
-    else:
-        needed = sum(repeated[:1]) + max([*outside, *repeated[1:2]])
+        staying = layout.after + (layout.before if model.blocks.head_is_embedding or not repeated else 0)
+        return width * staying, width * max(sum(repeated[:2]) + staying, sum(repeated[:1]) + layout.before)
+    needed = sum(repeated[:1]) + max([*outside, *repeated[1:2]])
     live = max(needed, min(placement.live_parameters, model.parameters))
     buffer = max([placement.fetched_parameters, *repeated[:1]]) if placement.fetched_parameters else 0
-    return (live + min(buffer, model.parameters)) * model.dtype.itemsize
+    every = width * (live + min(buffer, model.parameters))
+    return every, every
 
 
 def _reduced(model: Footprint, placement: Placement, draw: frozenset[str]) -> int:
-    """Gradients on their way to the other processes: a parameter's in float32; or those of a block, in float32 beside
-    autograd's own, and the reduced ones of a pass, which lie with the parameters until it is over."""
-    if placement.processes == 1:
+    """Bytes of gradients on their way to the other processes, in a backward pass.
+
+    A message has the gradients of a block, in float32. One fills while another is under way, of which this process gets its
+    share. Units that are reduced whole also hold autograd's own gradients meanwhile, and leave what is reduced with the
+    parameters until the pass is over.
+    """
+    if placement.processes == 1 or not placement.split_gradients:
         return 0
-    if not placement.whole_units:
-        return FLOAT32 * model.largest(draw)
-    outside = sum(model.sizes[block] for block in draw if block not in model.blocks.repeated)
-    blocks = [model.sizes[block] for block in draw if block in model.blocks.repeated]
-    width = model.dtype.itemsize
-    return (FLOAT32 + width) * max([outside, *blocks]) + width * model.count(draw) // placement.shards
+    width, precise = model.dtype.itemsize, max(FLOAT32, model.dtype.itemsize)
+    if placement.whole_units:
+        outside = sum(model.sizes[block] for block in draw if block not in model.blocks.repeated)
+        blocks = [model.sizes[block] for block in draw if block in model.blocks.repeated]
+        return (precise + width) * max([outside, *blocks]) + width * model.count(draw) // placement.shards
+    messages = sorted((part for block in draw for part in _messages(model.sizes[block], placement.message)), reverse=True)
+    return precise * (sum(messages[:2]) + sum(messages[:1]) // placement.shards)
+
+
+def _messages(size: int, most: int | None) -> list[int]:
+    """The sizes of the messages in which so many gradients travel."""
+    return [size] if most is None else [*[most] * (size // most), size % most]
 
 
 def _share(split: bool, processes: int) -> float:

@@ -73,6 +73,24 @@ def test_recomputed_blocks_keep_their_inputs_alone_and_compute_once_more() -> No
     assert trace(module, {0, 1, 2, 3}) == plain, "the module is as before"
 
 
+def test_the_peak_at_the_loss_and_the_peak_in_the_blocks_are_told_apart() -> None:
+    module = Stack(1)
+    wide = 50
+
+    def traced(in_block: int, at_loss: int):  # type: ignore[no-untyped-def]
+        def loss() -> torch.Tensor:
+            x = torch.empty(ROWS, WIDTH, device="meta").repeat(1, in_block)[:, :WIDTH]
+            return module(x).repeat(1, at_loss).exp().sum()
+
+        return trace_pass(module, loss, trained=frozenset(["layers.0.linear.weight"]), repeated=["layers.0"])
+
+    plain, before, after = traced(1, 1), traced(wide, 1), traced(1, wide)
+    assert before.block_peak > plain.block_peak + (wide - 2) * BYTES  # what comes before the blocks counts with them
+    assert after.block_peak < plain.block_peak + 3 * BYTES
+    assert after.loss_peak > plain.loss_peak + 2 * (wide - 2) * BYTES
+    assert after.peak == after.loss_peak
+
+
 def test_a_gradient_counts_for_a_moment_only() -> None:
     wide = 64 * WIDTH
     with torch.device("meta"):

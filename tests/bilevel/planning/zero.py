@@ -19,6 +19,7 @@ class Zero(TorchBackend):
     live_parameters: int = 0
     fetched_parameters: int = 0
     whole_units: bool = False
+    message: int | None = None
     shard_group: int | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +49,7 @@ class Zero(TorchBackend):
             offload_optimizer=self.offload_optimizer,
             live_parameters=self.live_parameters,
             fetched_parameters=self.fetched_parameters,
+            message=self.message,
             whole_units=self.whole_units,
             offload_parameters=self.offload_parameters,
         )
