@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,28 +88,47 @@ def test_what_is_written_while_the_next_steps_run_is_the_state_of_its_step(tmp_p
 
 
 def test_a_checkpoint_that_comes_due_waits_for_the_one_before_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    waiting = threading.Event()
+
+    def say(words: str) -> None:
+        said.append(words)
+        waiting.set()
+
+    def wait(number: int) -> None:
+        if number < 2:  # nothing waits for the last one
+            assert waiting.wait(30)
+            waiting.clear()
+
     monkeypatch.setattr("bilevel.checkpoint_writer.PATIENCE", 0.0)
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, Slow(lambda number: time.sleep(0.05)), steps=3, checkpoint_every=1)
-    said = [record.getMessage() for record in caplog.records]
+    monkeypatch.setattr("bilevel.checkpoint_writer.log", SimpleNamespace(info=say))
+    run(tmp_path, Slow(wait), steps=3, checkpoint_every=1)
     assert said == [f"waiting for the checkpoint after {n} steps to be written" for n in (1, 2)]
     assert saved(tmp_path) == [1, 2, 3]
 
 
 def test_what_fails_in_the_background_ends_the_run_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    failed = threading.Event()
+    threads: list[threading.Thread] = []
+    begun = threading.Event()
 
     def full(number: int) -> None:
         if number == 1:
-            failed.set()
+            threads.append(threading.current_thread())
+            begun.set()
             raise OSError(28, "No space left on device", "z-00001-of-00001.safetensors")
 
-    steps = []
+    def step(t: int) -> None:
+        last.append(t)
+        if t == 8:
+            assert begun.wait(30)
+            threads[0].join()
+
+    last: list[int] = []
     with pytest.raises(OSError, match=r"No space left on device: 'z-00001-of-00001\.safetensors'"):
-        run(tmp_path, Slow(full), lambda t: (steps.append(t), t > 6 and failed.wait(1) and time.sleep(0.02)))  # type: ignore[func-returns-value]
-    assert 7 <= steps[-1] <= 8, "it goes on although it knows"
+        run(tmp_path, Slow(full), step)
+    assert 7 <= last[-1] <= 8, "it goes on although it knows"
     assert saved(tmp_path) == [4]
     run(tmp_path, TorchBackend(device="cpu"), resume=True)
     assert saved(tmp_path) == [4, 8, 12]
@@ -121,13 +141,18 @@ def test_what_fails_in_the_background_ends_the_run_and_leaves_the_checkpoint_bef
 def test_a_run_that_ends_by_an_error_completes_its_checkpoint_unless_it_is_to_stop_at_once(
     tmp_path: Path, error: BaseException, left: list[int]
 ) -> None:
+    failing = threading.Event()
+
     def fail(t: int) -> None:
         if t == 4:
+            if left:
+                failing.set()
             raise error
 
     with pytest.raises(type(error)):
-        run(tmp_path, Slow(lambda number: time.sleep(0.05)), fail)
+        run(tmp_path, Slow(lambda number: None if failing.wait(30) else pytest.fail("no step is taken meanwhile")), fail)
     assert saved(tmp_path) == left
+    failing.set()
 
 
 @pytest.mark.parametrize("background", [True, False])
