@@ -22,7 +22,7 @@ from bilevel.sealed import Seal, write_sealed
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.flat import flat_stretch, pad_to
 from bilevel_backends.staging import Staging
-from bilevel_backends.variable import ModuleVariable
+from bilevel_backends.variable import STEPS, ModuleVariable
 
 MARKED = "marked/"
 
@@ -92,9 +92,7 @@ def _restore(saved: SavedVariable, v: ModuleVariable) -> None:
             master.copy_(shard(key, name) if key in saved.shapes else v.sharding.local(name))
         prefix = f"optimizer/{name}/"
         state = {key.removeprefix(prefix): key for key in saved.shapes if key.startswith(prefix)}
-        v.restore_optimizer_state(
-            name, {k: shard(key, name) if saved.shapes[key] else saved.read(key) for k, key in state.items()}
-        )
+        v.restore_optimizer_state(name, {k: saved.read(key) if k == STEPS else shard(key, name) for k, key in state.items()})
     if saved.facts.marked:
         marked = [key.removeprefix(MARKED) for key in saved.shapes if key.startswith(MARKED)]
         v.marked = {
@@ -141,7 +139,7 @@ def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
         if v.has_master(name) and master.dtype != v.parameter(name).dtype:
             yield f"master/{name}", master, name
         for key, value in v.optimizer_state(name).items():  # none where the shard is empty; the first one never is
-            yield f"optimizer/{name}/{key}", value, name if value.dim() else None
+            yield f"optimizer/{name}/{key}", value, None if key == STEPS else name
 
 
 def _files(variable: str, processes: Processes) -> list[str]:

@@ -34,7 +34,7 @@ from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.staging import Staging
-from bilevel_backends.variable import ModuleVariable
+from bilevel_backends.variable import STEPS, ModuleVariable
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -274,15 +274,17 @@ class ModuleBackend(Backend):
         """Gather the shards in every process."""
         v, processes = own(variable), self._processes
 
-        def whole(name: str, value: Tensor) -> Tensor:
-            if v.sharding.whole or not value.dim():
+        def whole(name: str, key: str, value: Tensor) -> Tensor:
+            if v.sharding.whole or key == STEPS:
                 return value.clone()
             copies = [v.sharding.gather(name, value, rank) for rank in range(processes.world_size)]
             mine = copies[processes.rank]
             assert mine is not None
             return mine
 
-        return {name: {key: whole(name, value) for key, value in _optimizer_state_of(v, name).items()} for name in v.masters}
+        return {
+            name: {key: whole(name, key, value) for key, value in _optimizer_state_of(v, name).items()} for name in v.masters
+        }
 
     def optimizer_bytes(self, variable: Variable) -> int:
         """Masters that are not the parameters themselves, moments, and accumulated gradients."""
@@ -435,7 +437,7 @@ def _optimizer_state_of(v: ModuleVariable, name: str) -> dict[str, Tensor]:
     """The optimizer's tensors for one active parameter (shards, and scalars): the same keys in every process, in order."""
     moments = v.optimizer_state(name)
     if not v.sharding.whole:  # a process whose shard is empty has no state, but must take part when it is gathered
-        scalars = {key: None if value.dim() else value.cpu() for key, value in moments.items()}
+        scalars = {key: value.cpu() if key == STEPS else None for key, value in moments.items()}
         known = next((found for found in v.processes.all_gather_object(scalars) if found), {})
         empty = {key: torch.zeros_like(v.masters[name]) if value is None else value for key, value in known.items()}
         moments = moments or empty

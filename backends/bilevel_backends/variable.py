@@ -20,6 +20,9 @@ from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
 SMALL = 1 << 16
 """The most numbers that wait for the end of a backward pass. A hook that takes each gradient as it arrives, so that they
 need not exist side by side, would cost a small variable more time than it saves memory."""
+STEPS = "step"
+"""What torch calls the number of an optimizer's steps, the one tensor of its state that is not of the parameter's shape."""
+
 MESSAGE = 500_000_000
 """The most numbers that go into one message, unless a single parameter has more: 2 GB in float32. It has all of a block of a
 32B model; more would take memory, and save no time."""
@@ -257,7 +260,7 @@ class ModuleVariable(Variable):
         # AdamW keeps its step count on the CPU unless it is fused; the moments are on the master's device
         fused = bool(self.optimizer.param_groups[0].get("fused"))
         self.optimizer.state[master] = {
-            key: value.to(master.device if fused or value.dim() else "cpu", copy=True) for key, value in state.items()
+            key: value.to(master.device if fused or key != STEPS else "cpu", copy=True) for key, value in state.items()
         }
 
     def copy_from(self, source: ModuleVariable) -> None:
