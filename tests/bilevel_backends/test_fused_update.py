@@ -9,7 +9,7 @@ from torch import nn
 
 from bilevel import SGD, AdamW
 from bilevel_backends.module_backend import one_block
-from bilevel_backends.processes import Processes
+from bilevel_backends.processes import Grid, Processes
 from bilevel_backends.sharding.partitioned import Partitioned
 from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
@@ -18,7 +18,9 @@ from bilevel_backends.variable import ModuleVariable
 @pytest.mark.parametrize("optimizer", [AdamW(), SGD(momentum=0.9)], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("offload", [None, torch.device("cpu")], ids=["in place", "offloaded"])
 @pytest.mark.parametrize(
-    "sharding", [Unsharded, partial(Partitioned, processes=Processes(), reduces_at_step=True)], ids=["whole", "sharded"]
+    "sharding",
+    [Unsharded, partial(Partitioned, grid=Grid.alone(), device=torch.device("cpu"), reduces_at_step=True)],
+    ids=["whole", "sharded"],
 )
 def test_masters_are_updated_by_the_fused_kernel(
     sharding: Any, offload: torch.device | None, optimizer: SGD | AdamW

@@ -1,4 +1,7 @@
-"""Launches two processes, once for many cases: most of the time goes into starting them."""
+"""Launches processes, once for many cases: most of the time goes into starting them.
+
+Tests that look at the same launch are of one xdist group, so that one worker has all of them.
+"""
 
 import os
 import subprocess

@@ -34,10 +34,9 @@ EQUAL: dict[str, dict[str, Any]] = {
     # zero0 reduces gradients at the step, as zero1 does
     **{f"{kind}-micro": {"micro_batch_size": 2} for kind in ("zero1", "zero2", "zero3", "fsdp")},
     **{
-        f"{kind}-recomputed": {"micro_batch_size": 4, "activation_checkpointing": True}
+        f"{kind}-recomputed": {"micro_batch_size": 4, "activation_checkpointing": True, "sync_each_micro_batch": False}
         for kind in ("zero2", "zero3", "fsdp")
     },
-    **{f"{kind}-late": {"micro_batch_size": 2, "sync_each_micro_batch": False} for kind in ("zero2", "zero3", "fsdp")},
     "zero1-offload": {"offload_optimizer": True},
     "zero3-offload": {"offload_optimizer": True, "offload_parameters": True},
     "zero3-persistent": {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 20}}},
