@@ -1,6 +1,6 @@
 """Launches processes, once for many cases: most of the time goes into starting them.
 
-Tests that look at the same launch are of one xdist group, so that one worker has all of them.
+Tests that look at the same launch are in one file, so that one worker has all of them.
 """
 
 import os

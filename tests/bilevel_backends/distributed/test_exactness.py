@@ -27,7 +27,6 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("case", EQUAL)
 def test_the_whole_state_is_that_of_one_process_with_the_whole_batch(case: str, work: Work, one_process: Path) -> None:
     found = work("equal") / case
@@ -41,7 +40,6 @@ def test_the_whole_state_is_that_of_one_process_with_the_whole_batch(case: str, 
         assert last[1]["metrics"][key] == pytest.approx(last[0]["metrics"][key], abs=3e-5)
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_the_weights_of_the_sources_come_near(kind: str, work: Work, one_process: Path) -> None:
     """bfloat16 has 8 bits: losses are off by up to 1 %; the shares moved by some 0.05."""
@@ -51,7 +49,6 @@ def test_in_bfloat16_the_weights_of_the_sources_come_near(kind: str, work: Work,
     assert any("master/" in name for name in tensors(work("equal") / f"{kind}-bfloat16", 12))
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_every_process_has_the_same_weights_bit_for_bit(kind: str, work: Work) -> None:
     first, second = (json.loads((work("equal") / f"{kind}-bfloat16-{rank}.json").read_text()) for rank in (0, 1))
@@ -59,7 +56,6 @@ def test_in_bfloat16_every_process_has_the_same_weights_bit_for_bit(kind: str, w
     assert second == first
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounds_rewind_the_same_weights_in_two_processes_as_in_one(kind: str, work: Work, tmp_path: Path) -> None:
     """Twelve steps of rounds of five, in which blocks come and go: what is marked is compared too.
@@ -75,7 +71,6 @@ def test_rounds_rewind_the_same_weights_in_two_processes_as_in_one(kind: str, wo
         torch.testing.assert_close(actual[name], tensor, rtol=0.0, atol=3e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.xdist_group("groups")
 @pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "fsdp"])
 def test_two_groups_of_two_processes_do_what_one_process_does(kind: str, work: Work, one_process: Path) -> None:
     """What is sharded is split between two processes, and each half of it is there twice."""
@@ -86,7 +81,6 @@ def test_two_groups_of_two_processes_do_what_one_process_does(kind: str, work: W
             torch.testing.assert_close(actual[name], tensor, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.xdist_group("groups")
 @pytest.mark.parametrize("kind", ["zero1", "zero2", "zero3", "fsdp"])
 def test_in_bfloat16_all_groups_have_the_same_weights_bit_for_bit(kind: str, work: Work) -> None:
     where = work("groups", processes=4)
@@ -94,14 +88,12 @@ def test_in_bfloat16_all_groups_have_the_same_weights_bit_for_bit(kind: str, wor
     assert seen == [seen[0]] * 4
 
 
-@pytest.mark.xdist_group("groups")
 def test_a_run_in_groups_resumes_bit_for_bit(work: Work) -> None:
     where = work("groups", processes=4)
     straight, resumed = tensors(where / "fsdp", 12), tensors(where / "resumed", 12)
     assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
 
 
-@pytest.mark.xdist_group("experts")
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_may_have_gradients_of_different_parameters(kind: str, work: Work, tmp_path: Path) -> None:
     """As those of a mixture of experts have: all of a process's rows may go through the same expert."""
@@ -118,7 +110,6 @@ def prepare_resume(where: Path) -> None:
     run(TorchBackend(dtype="float32", device="cpu"), where / "torch", steps=8)
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize(
     ("kind", "start"), [*itertools.product(["zero1", "zero3", "fsdp"], ["same"]), ("zero3", "late"), ("fsdp", "late")]
 )
@@ -129,7 +120,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, start: st
     assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
 def test_two_processes_go_on_where_one_stopped(kind: str, work: Work, one_process: Path) -> None:
     resumed, straight = tensors(work("resume", prepare_resume) / f"{kind}-from-torch", 12), tensors(one_process, 12)
@@ -138,7 +128,6 @@ def test_two_processes_go_on_where_one_stopped(kind: str, work: Work, one_proces
         torch.testing.assert_close(resumed[name], tensor, **TOLERANCE)
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("kind", ["half", "zero3", "fsdp"])
 def test_one_process_goes_on_where_two_stopped(kind: str, work: Work, one_process: Path, tmp_path: Path) -> None:
     shutil.copytree(work("resume", prepare_resume) / kind, tmp_path / "run")
@@ -149,7 +138,6 @@ def test_one_process_goes_on_where_two_stopped(kind: str, work: Work, one_proces
         torch.testing.assert_close(resumed[name], tensor, **TOLERANCE)
 
 
-@pytest.mark.xdist_group("equal")
 @pytest.mark.parametrize("start", ["same", "torch"])
 @pytest.mark.parametrize("kind", ["zero1", "zero3", "fsdp"])
 def test_of_a_checkpoint_each_process_writes_and_reads_what_it_holds(kind: str, start: str, work: Work) -> None:
@@ -164,7 +152,6 @@ def test_of_a_checkpoint_each_process_writes_and_reads_what_it_holds(kind: str, 
     assert max(file.stat().st_size for file in files) < 1.3 * min(file.stat().st_size for file in files)
 
 
-@pytest.mark.xdist_group("equal")
 def test_a_process_that_cannot_write_in_the_background_ends_all_with_its_error(work: Work) -> None:
     where = work("resume", prepare_resume)
     said = [(where / f"full-{rank}.txt").read_text() for rank in (0, 1)]
@@ -173,7 +160,6 @@ def test_a_process_that_cannot_write_in_the_background_ends_all_with_its_error(w
     assert list((where / "full" / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.xdist_group("switches")
 @pytest.mark.parametrize("kind", KINDS)
 def test_thirty_switches_leave_nothing_behind(kind: str, work: Work) -> None:
     """worker.py has asserted at every step that frozen blocks stay bit for bit."""

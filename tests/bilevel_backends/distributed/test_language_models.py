@@ -24,7 +24,6 @@ def settings(model_directory: Callable[[str], Path], data: dict[str, str]) -> di
     }
 
 
-@pytest.mark.xdist_group("language_models")
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
@@ -48,7 +47,6 @@ def test_two_processes_learn_from_packed_rows_what_one_does_from_padded_ones(
     assert last[1]["size"] == last[0]["size"], "throughput counts the tokens of all processes"
 
 
-@pytest.mark.xdist_group("language_models")
 @pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp"])
 def test_a_model_that_sees_its_targets_is_refused_by_every_process(
     kind: str, settings: dict[str, dict[str, object]], work: Work
@@ -59,7 +57,6 @@ def test_a_model_that_sees_its_targets_is_refused_by_every_process(
     assert not (where / f"bert-{kind}").exists()
 
 
-@pytest.mark.xdist_group("fine_tuning")
 @pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp"])
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_two_processes_tune_as_one_does_without_loading_the_model_whole(
