@@ -194,8 +194,11 @@ class Backend(ABC):
         return None
 
     def take_at_a_time(self, rows: int) -> None:
-        """Make micro-batches of that many rows. Called after `start`, before there are variables, where there is `room`."""
-        raise NotImplementedError
+        """Make micro-batches of that many rows. Called after `start`, before there are variables, where there is `room`.
+
+        Raises `InputError` if the backend cannot, which then has no `room`.
+        """
+        raise InputError(f"the backend {type(self).__name__} does not let `fit` choose how many rows it takes at a time")
 
     def speedups(self, processes: int, node: int) -> Mapping[str, Sequence[Any]]:
         """Settings that would save time, cost memory alone and leave every result as it is: field -> values to try.

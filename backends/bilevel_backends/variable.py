@@ -15,7 +15,7 @@ from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.bucket import Bucket
-from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
+from bilevel_backends.sharding.strategy import ShardingStrategy, SummingStrategy, copy_shards
 
 SMALL = 1 << 16
 """The most numbers that wait for the end of a backward pass. A hook that takes each gradient as it arrives, so that they
@@ -54,6 +54,7 @@ class ModuleVariable(Variable):
     ) -> None:
         self.name = name
         self.sharding = sharding
+        self._summing = sharding if isinstance(sharding, SummingStrategy) else None
         self.settings = optimizer
         self.plain = isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
         self.blocks = blocks
@@ -173,22 +174,22 @@ class ModuleVariable(Variable):
             if parameter.grad is not None:
                 gradient, parameter.grad = parameter.grad, None
                 self.accumulate(name, gradient)
-        if self.sharding.sums and not self.sharding.reduces_at_step:
+        if self._summing is not None and not self._summing.reduces_at_step:
             for group in self._unsent:
-                self._send(group)
+                self._send(self._summing, group)
             self._finish()
             self._unsent = list(self.groups)
 
     def accumulate(self, name: str, gradient: Tensor) -> None:
         """Add weight * gradient of the named active parameter. The tensor may be taken over."""
-        if not self.sharding.sums:
+        if self._summing is None:
             self._add(name, self.sharding.arrived(gradient), self.weight)
             return
-        self._bucket(self._group[name]).add(name, gradient, self.weight)
-        if not self.sharding.reduces_at_step:
+        self._bucket(self._summing, self._group[name]).add(name, gradient, self.weight)
+        if not self._summing.reduces_at_step:
             # in one order, as processes may get gradients in different ones
             while self._unsent and (bucket := self.buckets.get(self._unsent[0])) is not None and bucket.complete:
-                self._send(self._unsent.pop(0))
+                self._send(self._summing, self._unsent.pop(0))
 
     def add(self, name: str, shard: Tensor, weight: float) -> None:
         """Add weight * (this process's shard of) a gradient that is reduced over processes already, and stays as it is."""
@@ -200,9 +201,9 @@ class ModuleVariable(Variable):
 
     def reduce_gradients(self) -> None:
         """Sum over processes what was accumulated in all micro-batches and passes, where that is done once."""
-        if self.sharding.sums and self.sharding.reduces_at_step:
+        if self._summing is not None and self._summing.reduces_at_step:
             for group in self.groups:
-                self._send(group)
+                self._send(self._summing, group)
             self._finish()
 
     def drop_gradients(self) -> None:
@@ -291,16 +292,16 @@ class ModuleVariable(Variable):
             first = shard.to(master.device, master.dtype)
             self.gradients[name] = first if weight == 1 else first.mul_(weight)
 
-    def _bucket(self, group: tuple[str, ...]) -> Bucket:
+    def _bucket(self, sharding: SummingStrategy, group: tuple[str, ...]) -> Bucket:
         if group not in self.buckets:
-            self.buckets[group] = self.sharding.bucket(group, self.masters[group[0]].dtype)
+            self.buckets[group] = sharding.bucket(group, self.masters[group[0]].dtype)
         return self.buckets[group]
 
-    def _send(self, group: tuple[str, ...]) -> None:
+    def _send(self, sharding: SummingStrategy, group: tuple[str, ...]) -> None:
         """Begin to sum a group's gradients over processes. One message is under way at a time: each takes memory."""
-        bucket = self._bucket(group)
+        bucket = self._bucket(sharding, group)
         self._finish()
-        self._under_way = (bucket, self.sharding.start_sum(bucket))
+        self._under_way = (bucket, sharding.start_sum(bucket))
         del self.buckets[group]
 
     def _finish(self) -> None:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from bilevel_backends.processes import Grid
 from bilevel_backends.sharding.bucket import Bucket
 from bilevel_backends.sharding.flat import FlatLayout, flat_stretch
-from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.sharding.strategy import SummingStrategy
 from bilevel_backends.side_stream import SideStream
 
 
-class FlatSharding(ShardingStrategy):
+class FlatSharding(SummingStrategy):
     """Each parameter is flattened and divided among the processes of a group; see `Grid`."""
 
     def __init__(self, module: nn.Module, grid: Grid, device: torch.device, *, reduces_at_step: bool) -> None:

@@ -14,7 +14,6 @@ from bilevel_backends.sharding.strategy import ShardingStrategy
 class FullySharded(ShardingStrategy):
     """A module under `fully_shard`."""
 
-    sums = False
     hooked = False  # gradients are DTensors, which FSDP puts in place when it has reduced them
 
     def __init__(self, module: nn.Module, grid: Grid, *, sync_each_micro_batch: bool) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.bucket import Bucket
 from bilevel_backends.sharding.flat import FlatLayout
-from bilevel_backends.sharding.strategy import ShardingStrategy
+from bilevel_backends.sharding.strategy import SummingStrategy
 
 
-class Replicated(ShardingStrategy):
+class Replicated(SummingStrategy):
     """All processes hold all parameters; so are variables held that are not sharded, such as x."""
 
     whole = True

@@ -24,14 +24,6 @@ class ShardingStrategy(ABC):
     shards: Processes = Processes()
     """The processes between which each parameter is split: this one alone where each shard is whole."""
 
-    sums: bool = True
-    """Autograd gives gradients of this process's rows, to be summed over processes by `bucket` and `start_sum`. Otherwise
-    they arrive summed, see `arrived`."""
-
-    reduces_at_step: bool = False
-    """Gradients are accumulated whole, and summed over processes at the step. Otherwise they are summed as soon as a block
-    has all of its own."""
-
     hooked: bool = True
     """Autograd produces gradients of whole parameters, which a hook takes as they arrive. Otherwise they are found in the
     parameters' `grad` after the backward pass."""
@@ -63,16 +55,8 @@ class ShardingStrategy(ABC):
         """The shape of the whole parameter."""
 
     def arrived(self, gradient: Tensor) -> Tensor:
-        """This process's shard of a gradient that arrived summed. It may be taken over."""
-        raise NotImplementedError
-
-    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Bucket:
-        """An empty message for the gradients of these parameters."""
-        raise NotImplementedError
-
-    def start_sum(self, bucket: Bucket) -> Callable[[], Tensor]:
-        """Begin to sum a message over processes; returns what waits for this process's row of the sum."""
-        raise NotImplementedError
+        """This process's shard of a gradient, which arrived summed over processes. It may be taken over."""
+        return gradient
 
     def begin_pass(self, *, last: bool) -> None:  # noqa: B027 - most strategies need not
         """Called before each micro-batch of a backward pass. last: it is the last one, after which gradients are taken."""
@@ -82,6 +66,22 @@ class ShardingStrategy(ABC):
 
     def reshard(self) -> None:  # noqa: B027
         """Called when a pass is over: free what was gathered for it."""
+
+
+class SummingStrategy(ShardingStrategy):
+    """Autograd gives gradients of this process's rows alone, to be summed over processes in messages."""
+
+    reduces_at_step: bool = False
+    """Gradients are accumulated whole, and summed over processes at the step. Otherwise they are summed as soon as a block
+    has all of its own."""
+
+    @abstractmethod
+    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Bucket:
+        """An empty message for the gradients of these parameters."""
+
+    @abstractmethod
+    def start_sum(self, bucket: Bucket) -> Callable[[], Tensor]:
+        """Begin to sum a message over processes; returns what waits for this process's row of the sum."""
 
 
 def copy_shards(target: ShardingStrategy, source: ShardingStrategy) -> None:

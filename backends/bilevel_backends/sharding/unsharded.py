@@ -11,15 +11,10 @@ class Unsharded(ShardingStrategy):
     """There are no other processes to share parameters with."""
 
     whole = True
-    sums = False
 
     def local(self, name: str) -> Tensor:
         """The parameter."""
         return self.parameters[name].detach()
-
-    def arrived(self, gradient: Tensor) -> Tensor:
-        """The gradient itself: there is nothing to add to it."""
-        return gradient
 
     def stretch(self, name: str) -> range:
         """All."""

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, Sentences, run, tensors
-from tests.bilevel_backends.distributed.worker import EQUAL, KINDS
+from tests.bilevel_backends.distributed.worker import EQUAL, KINDS, OF_EXPERTS
 
 Work = Callable[..., Path]
 
@@ -94,11 +93,9 @@ def test_a_run_in_groups_resumes_bit_for_bit(work: Work) -> None:
     assert [name for name, tensor in straight.items() if not torch.equal(tensor, resumed[name])] == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_EXPERTS)
 def test_processes_may_have_gradients_of_different_parameters(kind: str, work: Work, tmp_path: Path) -> None:
     """As those of a mixture of experts have: all of a process's rows may go through the same expert."""
-    if kind == "fsdp" and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        pytest.skip("FSDP of this torch waits forever")
     run(TorchBackend(dtype="float64", device="cpu"), tmp_path / "one", problem=Sentences(experts=True))
     expected, actual = tensors(tmp_path / "one", 12), tensors(work("experts") / kind, 12)
     assert actual.keys() == expected.keys()

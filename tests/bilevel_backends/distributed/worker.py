@@ -29,6 +29,8 @@ def backend_of(kind: str, **settings: Any) -> Backend:
 
 
 KINDS = ("zero0", "zero1", "zero2", "zero3", "fsdp")
+OF_EXPERTS = [kind for kind in KINDS if kind != "fsdp" or hasattr(FSDPModule, "set_reduce_scatter_unused_params")]
+"""Before torch 2.13, all processes of FSDP must use the same parameters, as its backend says."""
 EQUAL: dict[str, dict[str, Any]] = {
     **{f"{kind}-whole": {} for kind in KINDS},
     # zero0 reduces gradients at the step, as zero1 does
@@ -75,9 +77,8 @@ def groups(where: Path) -> None:
 
 def experts(where: Path) -> None:
     """The rows of each process go through one of two experts."""
-    for kind in KINDS:
-        if kind != "fsdp" or hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-            run(backend_of(kind, dtype="float64"), where / kind, problem=Sentences(experts=True))
+    for kind in OF_EXPERTS:
+        run(backend_of(kind, dtype="float64"), where / kind, problem=Sentences(experts=True))
 
 
 def note_at_end(backend: Any, file: Path) -> None:
