@@ -1,9 +1,11 @@
 """Bilevel optimization with first-order penalty methods, from toy problems to data reweighting of LLMs.
 
-The names below are loaded when they are first used, so that `import bilevel` is quick.
+The names below, and the functions that plugins register (`bilevel.reweight`), are loaded when they are first used, so that
+`import bilevel` is quick.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,8 +80,20 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _HOME:
+        value = getattr(import_module(f"bilevel.{_HOME[name]}"), name)
+    elif name.startswith("_") or find_spec(f"bilevel.{name}") or name not in _functions():  # a module is no attribute yet
         raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
-    module = import_module(f"bilevel.{_HOME[name]}")
-    globals()[name] = value = getattr(module, name)
+    else:
+        value = _functions()[name].load()
+    globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_functions()})
+
+
+def _functions() -> dict[str, Any]:
+    parts: dict[str, dict[str, Any]] = import_module("bilevel.plugins").load_plugins().parts
+    return parts["functions"]

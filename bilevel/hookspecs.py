@@ -63,6 +63,11 @@ def bilevel_commands(register: Register) -> None:
 
 
 @hookspec
+def bilevel_functions(register: Register) -> None:
+    """Register what Python users find as `bilevel.NAME`: functions or classes. The module is imported at the first use."""
+
+
+@hookspec
 def bilevel_run_start(run: Run) -> None:
     """A run starts, or is resumed after `run.start` steps. Everything is loaded and checked; no step has been done."""
 

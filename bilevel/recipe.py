@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from bilevel.errors import InputError
+from bilevel.files import write_atomic
 from bilevel.plaintext import unprintable
 
 Path_ = tuple[str | int, ...]
@@ -90,6 +91,10 @@ class Recipe:
         if not isinstance(tree, dict):
             raise InputError(f"{file}: a recipe is a mapping with the keys problem, solver, backend, active and run")
         return cls(tree, lines, str(file))
+
+    def save(self, file: str | Path) -> None:
+        """Write it as a YAML file, which `Recipe.read` and `bilevel run` read. Raises `OSError` if that cannot be done."""
+        write_atomic(Path(file), dump(self.tree))
 
     def set(self, assignment: str) -> None:
         """Apply one `--set key.path=value`; the value is read as YAML, and `key.0.path` goes into lists."""

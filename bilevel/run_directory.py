@@ -5,6 +5,7 @@ metrics.jsonl     the record of every step, one a line
 micro_batch.json  how many rows a process takes at a time, if that was chosen; see `bilevel.micro_batch`
 account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
+inputs/           data and models that were given in memory, which the recipe names
 .lock/            who is at work here, while someone is; see `bilevel.lock`
 + the problem's artifacts (weights.json), plots and TensorBoard events
 """
@@ -60,6 +61,11 @@ class RunDirectory:
     def micro_batch_file(self) -> Path:
         """How many rows a process takes at a time, if that was chosen."""
         return self.path / "micro_batch.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Data and models that were given in memory; they may be there before the run."""
+        return self.path / "inputs"
 
     @property
     def checkpoints(self) -> Path:
@@ -118,10 +124,10 @@ class RunDirectory:
         return self._content() <= {self.recipe_file.name, *names}
 
     def _content(self) -> set[str]:
-        """The names of what is there, other than the lock and what was left by a writer that was killed."""
+        """The names of what is there, other than inputs, the lock, and what was left by a writer that was killed."""
         if not self.path.is_dir():
             return set()
-        gone = set(leftovers(self.path))
+        gone = {self.inputs, *leftovers(self.path)}
         return {path.name for path in self.path.iterdir() if path not in gone and not is_lock(path)}
 
     def _nothing_done(self) -> bool:

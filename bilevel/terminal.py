@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,12 @@ from rich.segment import Segment
 from rich.text import Text
 
 from bilevel.plaintext import escape
+
+
+def in_notebook() -> bool:
+    """Whether a notebook shows what is printed: output that can be replaced, but no terminal."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class Terminal(Console):

@@ -17,7 +17,7 @@ from rich.text import Text
 from bilevel.hookspecs import hookimpl
 from bilevel.record import warmup_steps
 from bilevel.run_directory import RunDirectory
-from bilevel.terminal import Terminal
+from bilevel.terminal import Terminal, in_notebook
 
 if TYPE_CHECKING:
     from bilevel.account import Labels, Verdict
@@ -35,10 +35,14 @@ class ProgressLogger:
         self._console = console or Terminal()
         self._live: Live | None = None
         self._progress: Progress | None = None
+        self._silent = False
 
     @hookimpl
     def bilevel_run_start(self, run: Run) -> None:
-        """Open the live panel."""
+        """Open the live panel. In a notebook, `bilevel.loggers.notebook` shows the run."""
+        self._silent = in_notebook()
+        if self._silent:
+            return
         if not self._console.is_terminal:
             resumed = f", resuming after step {run.start}" if run.start else ""
             self._console.print(f"{run.steps} steps{resumed}")
@@ -54,6 +58,8 @@ class ProgressLogger:
     @hookimpl
     def bilevel_step_end(self, run: Run, record: Record) -> None:
         """Show the step."""
+        if self._silent:
+            return
         if self._live is None or self._progress is None:
             self._console.print(line(record, run), soft_wrap=True)
             return
@@ -63,6 +69,8 @@ class ProgressLogger:
     @hookimpl(tryfirst=True)  # whatever other plugins do at the end, the terminal is as it was before
     def bilevel_run_end(self, run: Run, error: BaseException | None) -> None:
         """Close the panel, and print the problem's report."""
+        if self._silent:
+            return
         if self._live is not None:
             self._live.stop()
             self._live = self._progress = None

@@ -113,9 +113,15 @@ class Chart:
         """The chart as PNG on white, for slides and papers."""
         buffer = io.BytesIO()
         with _style():
-            figure = self._figure(*((760.0, 330.0) if self.wide else (520.0, max(290.0, self.height))), title=self.title)
-            figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+            self.figure().savefig(buffer, format="png", dpi=160, facecolor="white")
         return buffer.getvalue()
+
+    _repr_png_ = png  # which notebooks show
+
+    def figure(self) -> Figure:
+        """The chart as a figure of matplotlib, with its title."""
+        with _style():
+            return self._figure(*((760.0, 330.0) if self.wide else (520.0, max(290.0, self.height))), title=self.title)
 
     def _figure(self, width: float, height: float, title: str | None = None) -> Figure:
         from matplotlib.figure import Figure

@@ -85,3 +85,11 @@ def bilevel_commands(register: Register) -> None:
     register("evaluate", "bilevel_llm.commands.evaluate:evaluate")
     register("baseline", "bilevel_llm.commands.baseline:baseline")
     register("compare", "bilevel_llm.commands.compare:compare")
+
+
+@hookimpl
+def bilevel_functions(register: Register) -> None:
+    """What Python users find as `bilevel.NAME`."""
+    register("reweight", "bilevel_llm.api.reweight:reweight")
+    register("load_reweighting", "bilevel_llm.api.reweight:load_reweighting")
+    register("Reweighting", "bilevel_llm.api.reweighting:Reweighting")

@@ -1,0 +1,1 @@
+"""For Python: learn weights by one function call, and use them."""
