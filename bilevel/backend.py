@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
+from bilevel.checked import Checked
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
@@ -142,7 +143,7 @@ class Placement:
         return self.shard_group or self.processes
 
 
-class Backend(ABC):
+class Backend(Checked, ABC):
     """One way to hold and train variables. Its dataclass fields are what a recipe may set.
 
     A backend is started once, by `fit`; what it holds afterwards is the variables and a few counters.

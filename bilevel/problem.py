@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bilevel.account import Finding, Labels, Table, Verdict
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.boundary import guard
+from bilevel.checked import Checked
 from bilevel.cost import Cost
 from bilevel.errors import InputError, ProblemError
 from bilevel.plain import RECIPE_RULES
@@ -98,7 +99,7 @@ class Shard:
         return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-class Problem(ABC, Generic[B]):
+class Problem(Checked, ABC, Generic[B]):
     """min_x f(x, y*(x))  subject to  y*(x) in argmin_y g(x, y).
 
     `x` is the upper variable, `y` the lower variable; `f` is `upper_loss`, `g` is `lower_loss`.

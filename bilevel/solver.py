@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from bilevel.active import Active
 from bilevel.backend import Backend, Variable
+from bilevel.checked import Checked
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
@@ -79,7 +80,7 @@ class Workload:
 S = TypeVar("S", bound=State)
 
 
-class Solver(ABC, Generic[S]):
+class Solver(Checked, ABC, Generic[S]):
     """A bilevel algorithm. Subclasses are frozen dataclasses: the fields are the settings, there is no other config."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES

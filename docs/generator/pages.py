@@ -46,6 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     config.nav = [
         "index.md",
         *({kind: [page for page in pages if page.startswith(prefix)]} for kind, prefix in KINDS.items()),
+        {"Examples": sorted(file.src_uri for file in files.documentation_pages() if file.src_uri.startswith("examples/"))},
         {"API": ["api/index.md", *(f"api/{package}.md" for package in packages)]},
         {"Development": list(SITE.values())},
     ]

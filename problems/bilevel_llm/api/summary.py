@@ -24,7 +24,7 @@ def as_text(run: SavedRun, account: Account) -> str:
     table.add_column("95% interval", justify="right")
     for row in _rows(run, account):
         table.add_row(*row)
-    console = Terminal(file=io.StringIO(), width=_WIDTH)
+    console = Terminal(file=io.StringIO(), width=_WIDTH, force_jupyter=False)  # which would display it at once
     console.print(table)
     for sentence in _sentences(run, account):
         console.print(sentence, soft_wrap=True)
