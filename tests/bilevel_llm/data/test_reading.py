@@ -429,3 +429,17 @@ def test_bad_rows_are_passed_over_if_the_caller_says_so(tmp_path):
     rows = list(each_row(tmp_path / "a.jsonl", on_bad=left.append))
     assert [row.where.rpartition(":")[2] for row in rows] == ["1", "6"]
     assert [str(error).partition(": ")[0].rpartition(":")[2] for error in left] == ["2", "3", "4", "5", "7"]
+
+
+def test_tab_separated_files_are_read_and_other_separators_are_named(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tid\n"a, b"\t1\n')
+    assert [row.turns[0].text for row in read_rows([str(tmp_path / "a.tsv")])] == ["a, b"]
+    for name, head, message in (
+        ("semicolons.csv", "text;id", "seem to be separated by ';', and not by commas; write it again with commas"),
+        ("tabs.csv", "text\tid", r"separated by tabs, and not by commas; name the file \.tsv"),
+        ("pipes.csv", "text|id", r"separated by '\|', and not by commas"),
+        ("commas.tsv", "text,id", "separated by ',', and not by tabs; write it again with tabs"),
+    ):
+        (tmp_path / name).write_text(f'{head}\n"a";1\n')
+        with pytest.raises(InputError, match=rf"{name}:1: the first line names one column, .*{message}"):
+            read_rows([str(tmp_path / name)])
