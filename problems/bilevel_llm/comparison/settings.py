@@ -42,6 +42,8 @@ class TestSet(DataSet):
     fields: dict[str, str] | None = None
     max_rows: int | None = None
     sample_seed: int | None = None
+    split: str | None = None
+    subset: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.errors import InputError
-from bilevel.suggest import did_you_mean
+from bilevel.suggest import did_you_mean, nearest
 from bilevel_llm.data.format import Format
 from bilevel_llm.data.registered_formats import Formats, registered_formats
 from bilevel_llm.data.wording import names_of_fields
@@ -31,7 +31,9 @@ class Columns:
         """The fields of the format that a row has. Raises `InputError` if it lacks a column that the format needs."""
         fields = {field: row[column] for field, column in self.names.items() if column in row}
         if not self.format.fits(fields):
-            raise self._absent(next(field for field in self.names if field not in fields), f"{where}: the row has", row)
+            raise self._absent(
+                next(field for field in self.names if field not in fields), f"{where}: the row has no field", row
+            )
         return fields
 
     def check_seen(self, seen: set[str], path: Path, row: Mapping[str, Any]) -> None:
@@ -41,14 +43,14 @@ class Columns:
         """
         for field in self.names:
             if field not in seen:
-                raise self._absent(field, f"{path}: no row has", row)
+                raise self._absent(field, f"{path}: no row has a field", row)
 
     def _absent(self, field: str, beginning: str, row: Mapping[str, Any]) -> InputError:
         column = self.names[field]
-        article = "no field" if beginning.endswith("the row has") else "a field"
+        near = nearest(column, row)
+        guess = f"; did you mean {near!r}?" if near is not None else ""
         return InputError(
-            f"{beginning} {article} {column!r}, which fields.{self.roles[field]} names: there are {names_of_fields(row)}"
-            f"{did_you_mean(column, row)}"
+            f"{beginning} {column!r}, which fields.{self.roles[field]} names: there are {names_of_fields(row)}{guess}"
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bilevel.errors import InputError
-from bilevel.suggest import nearest
+from bilevel.suggest import did_you_mean, nearest
 from bilevel_llm.data.json_text import MAX_ROW, array_elements, not_utf8, parse, too_long
 
 OnBad = Callable[[InputError], None]
@@ -96,13 +96,28 @@ def file_type(path: Path) -> str:
             f"{path}: a directory, but not one written by datasets.save_to_disk; name its files, as in {path}/*.jsonl"
         )
     name = path.name.lower()
-    for ending in (*(text + compressed for text in _READERS for compressed in ("", ".gz", ".zst")), *_TABLES):
+    for ending in (*_ENDINGS, *_TABLES):
         if name.endswith(ending):
             return ending
     raise InputError(
         f"{path}: unknown type of file {path.suffix!r}; known: {', '.join(_READERS)}, all of them also with .gz or .zst, "
         ".parquet, .arrow, and directories written by datasets.save_to_disk"
     )
+
+
+def split_of(path: Path, split: str) -> Path:
+    """The directory of one split of a saved `DatasetDict`; anything else itself. Raises `InputError` if there is none."""
+    if not (path / "dataset_dict.json").is_file():
+        return path
+    if not (path / split).is_dir():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise InputError(f"{path}: there is no split {split!r}{did_you_mean(split, splits)}")
+    return path / split
+
+
+def unknown_ending(name: str) -> bool:
+    """Whether a name does not end as those of data files do."""
+    return not name.lower().endswith((*_ENDINGS, *_TABLES))
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -329,7 +344,10 @@ def _saved_dataset(path: Path) -> Iterator[tuple[Any, float]]:
     if isinstance(dataset, DatasetDict):
         if len(dataset) != 1:
             splits = list(dataset)
-            raise InputError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}/{splits[0]}")
+            example = splits[0]
+            raise InputError(
+                f"{path}: there are the splits {', '.join(splits)}; say which, as in split: {example} or {path}/{example}"
+            )
         (dataset,) = dataset.values()
     for batch in dataset.with_format("arrow").iter(_ROWS):
         yield batch, batch.num_rows / len(dataset)
@@ -342,6 +360,7 @@ _READERS: Mapping[str, Callable[[Path, OnBad, Watch], Iterator[tuple[int, Any]]]
     ".csv": _csv,
     ".tsv": _tsv,
 }
+_ENDINGS = tuple(text + compressed for text in _READERS for compressed in ("", ".gz", ".zst"))
 _TABLES: Mapping[str, _Batches] = {
     ".parquet": _parquet,
     ".arrow": _arrow,

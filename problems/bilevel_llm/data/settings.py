@@ -7,20 +7,22 @@ from pathlib import Path
 
 from bilevel.errors import InputError
 from bilevel_llm.data.columns import columns_of
-from bilevel_llm.data.files import find_files
+from bilevel_llm.data.places import find_places
 from bilevel_llm.data.registered_formats import FormatName
 
 
 class DataSet:
     """Rows of data: where they are, and how they are read. Everything that reads rows takes one. Subclasses are dataclasses.
 
-    path: a file, a directory, a glob, or a list of them.
+    path: a file, a directory, a glob, a data set of the Hugging Face hub (`owner/name`), files of one
+        (`hf://datasets/owner/name/FILE`), or a list of them.
     format: how a row is written: the name of a registered format; None detects it from the first row of each file.
     fields: what the user's columns are, as in {prompt: question, response: answer}: role -> column. The roles are prompt,
         response, input, system, messages and text; the names of the format's own fields are known too. Only these columns
         are read. None: the columns have the names that the format knows.
     max_rows: the most rows that are read: a random sample of them, all equally likely. None: all rows.
     sample_seed: which sample that is; None is 0. It does not depend on `run.seed`, so that runs of several seeds share data.
+    split, subset: of a data set of the hub, split also of one that `datasets` saved; None takes the only one.
     """
 
     path: str | list[str]
@@ -28,6 +30,8 @@ class DataSet:
     fields: dict[str, str] | None
     max_rows: int | None
     sample_seed: int | None
+    split: str | None
+    subset: str | None
 
     def __post_init__(self) -> None:
         """Check what needs no file. Raises `ValueError` naming the key."""
@@ -46,8 +50,8 @@ class DataSet:
         return [self.path] if isinstance(self.path, str) else self.path
 
     def files(self) -> list[Path]:
-        """Its files, each once. Raises `InputError` as `find_files` does."""
-        return find_files(self.patterns)
+        """Its files, each once. Raises `InputError` as `find_places` does."""
+        return find_places(self.patterns, self.split, self.subset)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class DataFiles(DataSet):
     fields: dict[str, str] | None = None
     max_rows: int | None = None
     sample_seed: int | None = None
+    split: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Source(DataSet):
     fields: dict[str, str] | None = None
     max_rows: int | None = None
     sample_seed: int | None = None
+    split: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class ValidationSet(DataSet):
     fields: dict[str, str] | None = None
     max_rows: int | None = None
     sample_seed: int | None = None
+    split: str | None = None
+    subset: str | None = None
 
 
 def check_sources(sources: Sequence[Source]) -> None:

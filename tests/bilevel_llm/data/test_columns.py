@@ -63,6 +63,7 @@ def test_roles_that_make_no_row_are_refused_before_a_file_is_read(fields, format
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"prompt": "xyz", "response": "answer"}, r"field 'xyz', which fields\.prompt names: there are question, answer$"),
         (
             {"prompt": "qestion", "response": "answer"},
             r"a\.jsonl:1: the row has no field 'qestion', which fields\.prompt names: there are question, answer; did you mean 'question'\?",

@@ -144,7 +144,9 @@ def test_saved_data_sets_are_read(tmp_path):
     rows = read_rows([str(tmp_path / "plain"), str(tmp_path / "one"), str(tmp_path / "two" / "test")])
     assert [row.turns for row in rows] == [(Turn("user", "Add.\n\n1 2"), Turn("assistant", "3"))] * 3
     assert rows[0].where == f"{tmp_path / 'plain'}:1"
-    with pytest.raises(InputError, match=r"two: holds the splits train, test; name one, as in .*two/train"):
+    with pytest.raises(
+        InputError, match=r"two: there are the splits train, test; say which, as in split: train or .*two/train"
+    ):
         read_rows([str(tmp_path / "two")])
 
 
@@ -186,7 +188,7 @@ def test_a_directory_of_files_is_not_a_saved_data_set(tmp_path):
 
 
 FILE_ERRORS = [
-    ("a.tsv", "x", ["a.tsv: unknown type of file '.tsv'", ".jsonl"]),
+    ("a.xls", "x", ["a.xls: unknown type of file '.xls'", ".jsonl"]),
     ("a.jsonl", " \n", ["a.jsonl: the file is empty"]),
     ("a.json", "[ ]", ["a.json: the file holds no rows"]),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', ["a.jsonl:2: byte 0xff is not UTF-8"]),
