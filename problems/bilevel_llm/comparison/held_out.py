@@ -18,6 +18,7 @@ from bilevel.errors import DamagedError
 from bilevel.files import write_atomic
 from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
+from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_table
 from bilevel_llm.data.overlap import rows_in, without_rows
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, rows_of, tokenize
 from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
@@ -134,6 +135,9 @@ def read_held_out(
             raise InputError(f"{words}: nothing is left to test on; name a test file with other rows")
         log.warning("%s; they are left out of the test", words)
         table = without_rows(read, read.fingerprints[known].tolist())
+    sets = (*problem.sources, *problem.validation)
+    near = {name: rows_of_table(elsewhere[name], data) for name, data in zip(elsewhere, sets, strict=True)}
+    report_near_duplicates(f"test set {test.name!r}", near, {test.name: rows_of_table(table, test)})
     questions: list[Question] = []
     if "exact_match" in test.metrics:
         questions = make_questions(rows_of(table, test), tokenizer, template)

@@ -184,17 +184,28 @@ def rows_of(table: TokenTable, data: DataSet | None = None) -> list[Row]:
 
     data: what the table was made from; None: files whose rows' format is detected. Raises `InputError` if they have changed.
     """
+    return list(read_again(table, data))
+
+
+def read_again(table: TokenTable, data: DataSet | None = None, numbers: NDArray[np.int64] | None = None) -> Iterator[Row]:
+    """The whole rows of a table as text, one by one and in its order. The files are read again.
+
+    numbers: of the rows that are needed, in order; None: all of them. See `rows_of`.
+    """
     how = data or DataFiles([])
-    files: list[dict[int, Row]] = []
+    chosen = np.arange(len(table)) if numbers is None else numbers
     for index, path in enumerate(table.files):
-        needed = set(table.number[table.file == index].tolist())
-        read = each_row(path, how.format, None, pass_over, how.fields)
-        numbered = ((int(row.where.rpartition(":")[2]), row) for row in read)
-        files.append({number: row for number, row in numbered if number in needed})
-    try:
-        return [files[file][number] for file, number in zip(table.file, table.number, strict=True)]
-    except KeyError as error:
-        raise InputError(f"{table.files[0]}: the files have changed while they were read; start again") from error
+        needed = set(table.number[chosen[table.file[chosen] == index]].tolist())
+        for raw in read_raw_rows(path, how.format, None, pass_over, how.fields) if needed else ():
+            if raw.number in needed:
+                needed.remove(raw.number)
+                yield raw.row()
+            if not needed:
+                break
+        if needed:
+            raise InputError(
+                f"{path}: row {min(needed)} is not there any more: the file changed while it was read; start again"
+            )
 
 
 def default_cache() -> Path:

@@ -24,6 +24,7 @@ from bilevel import Finding, Forward, InputError, Labels, Loss, Shard, Stratifie
 from bilevel.data import Stream
 from bilevel.record import Record, total_size
 from bilevel_llm.data.batches import TokenBatch, per_token
+from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_files, rows_of_table
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.reading import each_row, reading_again
 from bilevel_llm.data.registered_formats import FormatName
@@ -101,6 +102,12 @@ class FineTuning(LanguageModelProblem):
         if self.lora is not None:
             require_peft()
         super().prepare()
+        on_bad = reading_again(self.on_bad_row)
+        report_near_duplicates(
+            "validation or held-out data",
+            {"the training data": rows_of_table(self._train, self._training_data)},
+            {f"{i}": rows_of_files(data, on_bad) for i, data in enumerate((*self.validation, *self._held_out))},
+        )
 
     def steps(self, *, epochs: float | None = None, tokens: int | None = None, seed: int = 0) -> int:
         """How many steps see every row `epochs` times, or at least so many tokens (prompts included)."""
@@ -187,6 +194,10 @@ class FineTuning(LanguageModelProblem):
         return self.data if isinstance(self.data, DataFiles) else DataFiles(self.data, format=self.format)
 
     @property
+    def _held_out(self) -> list[DataFiles]:
+        return [DataFiles(one) if isinstance(one, str) else one for one in self.held_out]
+
+    @property
     def _train(self) -> TokenTable:
         return self._read_train[0]
 
@@ -194,10 +205,9 @@ class FineTuning(LanguageModelProblem):
     def _read_train(self) -> tuple[TokenTable, int]:
         """The training rows that occur nowhere else, and how many others there were."""
         table = self._tokenize(self._training_data)
-        held_out = (DataFiles(one) if isinstance(one, str) else one for one in self.held_out)
         elsewhere = {  # all rows of these files, whether or not a sample of them is validated on
             fingerprint(row): row.where
-            for data in (*self.validation, *held_out)
+            for data in (*self.validation, *self._held_out)
             for path in data.files()
             for row in each_row(path, data.format, on_bad=reading_again(self.on_bad_row), fields=data.fields)
         }

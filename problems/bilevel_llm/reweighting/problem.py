@@ -31,6 +31,7 @@ from bilevel.record import Record, average, moving, thinned
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.constant import Constant
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
+from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_table
 from bilevel_llm.data.overlap import find_overlap
 from bilevel_llm.data.settings import Source, ValidationSet, check_sources
 from bilevel_llm.data.short_forms import ShortForm
@@ -141,6 +142,11 @@ class LLMReweighting(LanguageModelProblem):
                 "%s; memorizing them lowers the validation loss (problem.on_overlap=error refuses them)",
                 overlap,
             )
+        report_near_duplicates(
+            "validation data",
+            {f"source {source.name!r}": rows_of_table(self._train[source.name], source) for source in self.sources},
+            {name: rows_of_table(self._targets[name], v) for name, v in zip(self._targets, self.validation, strict=True)},
+        )
         self._is_prepared = True
 
     def upper(self) -> nn.Module:
