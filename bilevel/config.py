@@ -221,7 +221,7 @@ def _misused(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]
     Likewise with a truth value that was taken for a number (YAML reads `yes` as true). This looks at the objects and not at
     their types, so that no union, and no class that forgot to forbid other keys, can let one pass.
     """
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and not isinstance(built, list | tuple):
         settings = dataclasses.is_dataclass(built)
         unknown = {}
         if settings and given is not built:
@@ -235,6 +235,9 @@ def _misused(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]
     elif isinstance(given, list | tuple) and isinstance(built, list | tuple) and len(given) == len(built):
         for index, (value, inner) in enumerate(zip(given, built, strict=True)):
             yield from _misused(value, inner, recipe, (*path, index))
+    elif isinstance(given, Mapping) and isinstance(built, list | tuple) and len(given) == len(built):
+        for (key, value), inner in zip(given.items(), built, strict=True):  # a short form: names and what they stand for
+            yield from _misused(value, inner, recipe, (*path, key))
     elif isinstance(given, bool) and isinstance(built, int | float) and not isinstance(built, bool):
         where = ".".join(map(str, path))
         yield f"{recipe.where(path)}: {where} is {str(given).lower()}, and a number is needed"

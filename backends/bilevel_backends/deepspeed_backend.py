@@ -15,6 +15,7 @@ from torch import nn
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
+from bilevel.precision import Precision
 from bilevel_backends.deepspeed_config import read_config
 from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
@@ -57,7 +58,7 @@ class DeepSpeedBackend(ModuleBackend):
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 3
-    dtype: Literal["float32", "bfloat16", "float64"] | None = "bfloat16"
+    dtype: Precision | None = "bfloat16"
     micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False
     shard_group: int | None = None

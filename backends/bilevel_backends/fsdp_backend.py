@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks, named_embeddings
 from bilevel.errors import InputError
+from bilevel.precision import Precision
 from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Grid, join_processes, own_device, require_groups
@@ -50,7 +51,7 @@ class FSDPBackend(ModuleBackend):
     moving it; the other backends leave it where it is. (Before torch 2.13, all processes must use the same parameters.)
     """
 
-    dtype: Literal["float32", "bfloat16", "float64"] | None = "bfloat16"
+    dtype: Precision | None = "bfloat16"
     micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False
     shard_group: int | None = None

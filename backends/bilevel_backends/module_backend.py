@@ -24,6 +24,7 @@ from bilevel.blocks import REST, Blocks
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
+from bilevel.precision import Precision, trainable
 from bilevel.problem import Loss, Shard, deferred_initialization
 from bilevel.sealed import Seal
 from bilevel_backends import checkpoint as checkpoints
@@ -46,7 +47,7 @@ PINNED = 2**26
 class ModuleBackend(Backend):
     """A backend whose variables are `ModuleVariable`s. Subclasses are dataclasses; they call `begin` in `start`."""
 
-    dtype: Literal["float32", "bfloat16", "float64"] | None
+    dtype: Precision | None
     micro_batch_size: int | Literal["auto"] | None
     activation_checkpointing: bool
     deterministic: bool
@@ -54,6 +55,7 @@ class ModuleBackend(Backend):
     sync_each_micro_batch: bool = True
 
     def __post_init__(self) -> None:
+        self.dtype = trainable(self.dtype)
         if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, not {self.micro_batch_size}")
         if self.shard_group is not None and self.shard_group < 1:

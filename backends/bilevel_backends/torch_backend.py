@@ -18,6 +18,7 @@ from bilevel.backend import Evaluation, Placement, SecondDerivatives, Variable, 
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.launch import world_size
+from bilevel.precision import Precision
 from bilevel.problem import Loss
 from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
 from bilevel_backends.host_memory import keep_freed_memory
@@ -53,7 +54,7 @@ class TorchBackend(ModuleBackend):
     deterministic: whether to use deterministic kernels only, where torch has a choice.
     """
 
-    dtype: Literal["float32", "bfloat16", "float64"] | None = None
+    dtype: Precision | None = None
     device: str = "auto"
     micro_batch_size: int | Literal["auto"] | None = "auto"
     activation_checkpointing: bool = False

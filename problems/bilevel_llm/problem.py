@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.constant import Constant
 from bilevel_llm.data.reading import OnBadRow
-from bilevel_llm.data.registered_formats import FormatName
-from bilevel_llm.data.settings import ValidationSet, check_set_weights, unique_names
+from bilevel_llm.data.settings import DataSet, ValidationSet, check_set_weights, unique_names
+from bilevel_llm.data.short_forms import ShortForm
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
@@ -36,7 +36,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
     """A problem whose lower variable is a language model. A subclass says what it trains on, and with which loss.
 
     model: a local directory, a GGUF file, a hub id that is already in the local cache, or "smollm2-135m".
-    validation: what the upper loss is measured on: the mean of the losses of the sets, weighted by their `weight`.
+    validation: what the upper loss is measured on: the mean of the losses of the sets, weighted by their `weight`. A recipe
+        may write a path, a list of paths, each of which is a set, or {NAME: PATH}.
     max_length: the largest number of tokens in a row; longer rows are cut at the end.
     batch_size: the number of rows in one training batch; every source gets an equal part of it.
     template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
@@ -51,7 +52,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
 
     model: str
     _: KW_ONLY
-    validation: list[ValidationSet] = field(default_factory=list)
+    validation: Annotated[list[ValidationSet], ShortForm(ValidationSet)] = field(default_factory=list)
     max_length: int = 1024
     batch_size: int = 16
     template: Template = "auto"
@@ -194,11 +195,10 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """Batch `index` of the sampler over these tables, with weights by which a table's losses give its mean."""
         return micro_batches(list(tables.values()), sampler, index, shard, packed=self.packed)
 
-    def _tokenize(self, patterns: Sequence[str], format: FormatName | None) -> TokenTable:
+    def _tokenize(self, data: DataSet) -> TokenTable:
         return tokenize(
-            patterns,
+            data,
             self._tokenizer,
-            format=format,
             template=self.template,
             max_length=self.max_length,
             cache=default_cache() / "tokens",
@@ -216,7 +216,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     @cached_property
     def _targets(self) -> dict[str, TokenTable]:
         names = unique_names(self.validation)
-        return {name: self._tokenize(v.patterns, v.format) for name, v in zip(names, self.validation, strict=True)}
+        return {name: self._tokenize(v) for name, v in zip(names, self.validation, strict=True)}
 
     @cached_property
     def _target_weights(self) -> Constant:

@@ -93,12 +93,12 @@ def make_problem(tokenizer_only: Path, tmp_path: Path) -> Callable[..., LLMRewei
     def make(sources: Mapping[str, Any] | None = None, validation: Any = None, **settings: Any) -> LLMReweighting:
         data = sources or {"web": alpaca("web", 40), "books": alpaca("books", 20), "chat": alpaca("chat", 10)}
         files = {
-            name: rows if isinstance(rows, str) else str(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+            name: rows if isinstance(rows, str | Source) else str(write_jsonl(tmp_path / f"{name}.jsonl", rows))
             for name, rows in data.items()
         }
         target = write_jsonl(tmp_path / "target.jsonl", validation or alpaca("target", 3))
         return LLMReweighting(
-            str(tokenizer_only), [Source(*item) for item in files.items()],
+            str(tokenizer_only), [one if isinstance(one, Source) else Source(name, one) for name, one in files.items()],
             **{"validation": [ValidationSet(str(target))], "max_length": 40, **settings},
         )  # fmt: skip
 

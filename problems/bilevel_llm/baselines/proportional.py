@@ -12,10 +12,14 @@ Unit = Literal["rows", "tokens", "targets"]
 
 
 def sizes(tables: Mapping[str, TokenTable], by: Unit) -> dict[str, int]:
-    """Source -> its size, which is at least 1, because every table has a target."""
-    if by == "rows":
-        return {name: len(table) for name, table in tables.items()}
-    return {name: len(table.ids) if by == "tokens" else int(table.labels.sum()) for name, table in tables.items()}
+    """Source -> its size, which is at least 1, because every table has a target. Of a source that was sampled, the whole."""
+
+    def size(table: TokenTable) -> int:
+        if by == "rows":
+            return len(table)
+        return len(table.ids) if by == "tokens" else int(table.labels.sum())
+
+    return {name: round(size(table) * table.stands_for) for name, table in tables.items()}
 
 
 @dataclass(frozen=True)

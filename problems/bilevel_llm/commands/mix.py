@@ -23,6 +23,10 @@ def mix(
         Literal["error", "report", "redistribute"],
         typer.Option(help="If a source has too few rows: refuse, make a smaller mix, or fill up from the others."),
     ] = "error",
+    all_rows: Annotated[
+        bool,
+        typer.Option("--all-rows", help="Draw from all rows of the sources, also where the run read a sample (max_rows)."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="The seed of the draw and of the order of rows.")] = 0,
     allow_changed_data: Annotated[
         bool, typer.Option("--allow-changed-data", help="Proceed even if the data changed after the weights were learned.")
@@ -40,7 +44,7 @@ def mix(
         if not allow_changed_data:
             weighted.check_data()
         drawn = make_mix(
-            weighted.problem,
+            weighted.with_all_rows().problem if all_rows else weighted.problem,
             weighted.weights,
             rows=rows,
             tokens=tokens,

@@ -18,11 +18,9 @@ from bilevel.errors import DamagedError
 from bilevel.files import write_atomic
 from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
-from bilevel_llm.data.files import find_files, pass_over
+from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_table
 from bilevel_llm.data.overlap import rows_in, without_rows
-from bilevel_llm.data.reading import each_row
-from bilevel_llm.data.settings import patterns_of
-from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
+from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, rows_of, tokenize
 from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
 from bilevel_llm.evaluation.scores import score
 from bilevel_llm.model.files import ModelFiles
@@ -109,13 +107,11 @@ def read_held_out(
     Raises `InputError` for what cannot be read, for rows that also appear elsewhere (if `on_overlap` is "error", or if
     all of them do), and for rows on which exact_match cannot be measured.
     """
-    paths = patterns_of(test.path)
     tokenizer = files.load_tokenizer(problem.trust_remote_code)
     template: Template = problem.template
     read = tokenize(
-        paths,
+        test,
         tokenizer,
-        format=test.format,
         template=template,
         max_length=max_length,
         cache=default_cache() / "tokens",
@@ -139,10 +135,12 @@ def read_held_out(
             raise InputError(f"{words}: nothing is left to test on; name a test file with other rows")
         log.warning("%s; they are left out of the test", words)
         table = without_rows(read, read.fingerprints[known].tolist())
+    sets = (*problem.sources, *problem.validation)
+    near = {name: rows_of_table(elsewhere[name], data) for name, data in zip(elsewhere, sets, strict=True)}
+    report_near_duplicates(f"test set {test.name!r}", near, {test.name: rows_of_table(table, test)})
     questions: list[Question] = []
     if "exact_match" in test.metrics:
-        rows = {row.where: row for path in find_files(paths) for row in each_row(path, test.format, on_bad=pass_over)}
-        questions = make_questions([rows[table.where(i)] for i in range(len(table))], tokenizer, template)
+        questions = make_questions(rows_of(table, test), tokenizer, template)
         check_room(questions, _config(files, problem.trust_remote_code), max_new_tokens)
     return HeldOut(test.name, test.metrics, table, int(known.sum()), questions)
 

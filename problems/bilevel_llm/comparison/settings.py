@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from bilevel.active import LISA
 from bilevel.plain import RECIPE_RULES
 from bilevel_llm.data.registered_formats import FormatName
+from bilevel_llm.data.settings import DataSet
+from bilevel_llm.data.short_forms import ShortForm
 from bilevel_llm.mixing.draw import MAX_REPEATS
 from bilevel_llm.mixing.mix import AS_THEY_ARE, MixFormat
 from bilevel_llm.model.lora import LoRA
@@ -21,8 +23,8 @@ LONGEST = 180  # bytes of a name that becomes part of a file's name: of 255 that
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """One set of held-out rows.
+class TestSet(DataSet):
+    """One set of held-out rows. See `DataSet` for its other fields.
 
     metrics: what is measured. "loss" (nats) and "perplexity" are means over answer tokens, "row_loss" the mean over rows of
         each row's mean, which is what the weights are learned for; "token_accuracy" is the share of answer tokens that are
@@ -36,8 +38,15 @@ class TestSet:
     name: str = "test"
     format: FormatName | None = None
     metrics: tuple[Metric, ...] = ("loss", "row_loss", "perplexity", "token_accuracy")
+    _: KW_ONLY
+    fields: dict[str, str] | None = None
+    max_rows: int | None = None
+    sample_seed: int | None = None
+    split: str | None = None
+    subset: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name or any(sign in self.name for sign in "/\\\0"):
             raise ValueError(f"name: {self.name!r} cannot be part of a file's name")
         if len(self.name.encode()) > LONGEST:
@@ -94,7 +103,7 @@ class CompareSettings:
         ({name: earlier, run: runs/a}). `label` is what an entry is called in the tables.
     seeds: everything is done anew for each seed: the weights (if they depend on it), the mix and the training.
     rows, tokens: size of every mix; give one of the two.
-    test: the held-out sets.
+    test: the held-out sets. A recipe may write a path, a list of paths, each of which is a set, or {NAME: PATH}.
     reference: the method that the others are compared with. None: "uniform" if it is among the methods, or else the first.
     model: the model that is tuned. None: that of the problem. Another one shows whether weights carry over to it.
     max_repeats: the largest number of copies of a row in a mix.
@@ -110,7 +119,7 @@ class CompareSettings:
 
     methods: list[str | dict[str, Any]]
     seeds: list[int]
-    test: list[TestSet]
+    test: Annotated[list[TestSet], ShortForm(TestSet)]
     rows: int | None = None
     tokens: int | None = None
     finetune: FineTune = field(default_factory=FineTune)

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bilevel.errors import InputError
-from bilevel_llm.data.files import pass_over
-from bilevel_llm.data.reading import each_row
 from bilevel_llm.data.rows import Row
-from bilevel_llm.data.tokens import TokenTable
+from bilevel_llm.data.settings import DataSet
+from bilevel_llm.data.tokens import TokenTable, rows_of
 
 WORD_COLUMNS = 64  # enough that the frequent words of a corpus seldom share one, few enough for some hundred steps
 _MOST_BYTES = 2 << 30  # the features of all rows are held in float64, and read by every forward
@@ -36,25 +35,17 @@ class SourceRows:
 
     name: the source's name.
     table: its rows as tokens, with labels, without what was cut at max_length.
-    format: the format of its rows; None if it is detected.
+    data: where its rows were read from; None: files whose rows' format is detected.
     """
 
     name: str
     table: TokenTable
-    format: str | None = None
+    data: DataSet | None = None
 
     @cached_property
     def rows(self) -> list[Row]:
         """The whole rows as text, in the order of the table. The files are read on first access."""
-        files: list[dict[int, Row]] = []
-        for index, path in enumerate(self.table.files):
-            needed = set(self.table.number[self.table.file == index].tolist())
-            numbered = ((int(row.where.rpartition(":")[2]), row) for row in each_row(path, self.format, on_bad=pass_over))
-            files.append({number: row for number, row in numbered if number in needed})
-        try:
-            return [files[file][number] for file, number in zip(self.table.file, self.table.number, strict=True)]
-        except KeyError as error:
-            raise InputError(f"the files of source {self.name!r} have changed while they were read; start again") from error
+        return rows_of(self.table, self.data)
 
 
 Features: TypeAlias = Callable[[SourceRows], Mapping[str, ArrayLike]]

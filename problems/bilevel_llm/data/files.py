@@ -1,8 +1,9 @@
 """Data files -> the objects that they hold, whatever the fields of these mean, one by one.
 
-Files are `.jsonl` or `.ndjson` (an object a line), `.json` (an array of objects, or an object a line) and `.csv` (whose
-first line names the fields), all of them also compressed (`.gz`, `.zst`); `.parquet`, `.arrow`, and directories written by
-`datasets.Dataset.save_to_disk`. At most a few hundred rows are held at once, and a row of text has at most `MAX_ROW` bytes.
+Files are `.jsonl` or `.ndjson` (an object a line), `.json` (an array of objects, or an object a line), `.csv` and `.tsv`
+(whose first line names the fields), all of them also compressed (`.gz`, `.zst`); `.parquet`, `.arrow`, and directories
+written by `datasets.Dataset.save_to_disk`. At most a few hundred rows are held at once, and a row of text has at most
+`MAX_ROW` bytes.
 """
 
 import csv
@@ -11,24 +12,36 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from bilevel.errors import InputError
-from bilevel.suggest import nearest
+from bilevel.suggest import did_you_mean, nearest
 from bilevel_llm.data.json_text import MAX_ROW, array_elements, not_utf8, parse, too_long
 
 OnBad = Callable[[InputError], None]
 """Called with what is wrong with a row; if it returns, the row is left out."""
 
+Watch = Callable[[int], None]
+"""Told how many more bytes of a file have been read, as the disk has them: of a table, about so many."""
+
 _ROWS = 256  # of a table, held at once
+
+_NAMES = {",": "commas", "\t": "tabs"}
+_DELIMITERS = (";", "\t", "|", ",")  # of which one in the name of an only column says how the cells are separated
+
+_Batches = Callable[[Path], Iterator[tuple[Any, float]]]  # rows of a table, and which part of it they are
 
 
 def raise_it(error: InputError) -> None:
     """The `OnBad` under which no row may be left out."""
     raise error
+
+
+def unwatched(read: int) -> None:
+    """The `Watch` for files that are read too quickly for anybody to wait for them."""
 
 
 def pass_over(error: InputError) -> None:
@@ -51,7 +64,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def read_objects(path: Path, on_bad: OnBad = raise_it) -> Iterator[tuple[int, Any]]:
+def read_objects(path: Path, on_bad: OnBad = raise_it, watch: Watch = unwatched) -> Iterator[tuple[int, Any]]:
     """The rows of one file or saved data set, unchanged, each with its number (see `Row.where`).
 
     on_bad: called with what is wrong with a line. What makes the rest of a file unreadable is raised in any case.
@@ -61,8 +74,14 @@ def read_objects(path: Path, on_bad: OnBad = raise_it) -> Iterator[tuple[int, An
     """
     type = file_type(path)
     if type in _TABLES:
-        return _rows_of_table(path, _TABLES[type])
-    return _READERS[type.removesuffix(".gz").removesuffix(".zst")](path, on_bad)
+        return _rows_of_table(path, _TABLES[type], watch)
+    return _READERS[type.removesuffix(".gz").removesuffix(".zst")](path, on_bad, watch)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a directory."""
+    members = path.rglob("*") if path.is_dir() else [path]
+    return sum(member.stat().st_size for member in members if member.is_file())
 
 
 def file_type(path: Path) -> str:
@@ -77,13 +96,28 @@ def file_type(path: Path) -> str:
             f"{path}: a directory, but not one written by datasets.save_to_disk; name its files, as in {path}/*.jsonl"
         )
     name = path.name.lower()
-    for ending in (*(text + compressed for text in _READERS for compressed in ("", ".gz", ".zst")), *_TABLES):
+    for ending in (*_ENDINGS, *_TABLES):
         if name.endswith(ending):
             return ending
     raise InputError(
         f"{path}: unknown type of file {path.suffix!r}; known: {', '.join(_READERS)}, all of them also with .gz or .zst, "
         ".parquet, .arrow, and directories written by datasets.save_to_disk"
     )
+
+
+def split_of(path: Path, split: str) -> Path:
+    """The directory of one split of a saved `DatasetDict`; anything else itself. Raises `InputError` if there is none."""
+    if not (path / "dataset_dict.json").is_file():
+        return path
+    if not (path / split).is_dir():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise InputError(f"{path}: there is no split {split!r}{did_you_mean(split, splits)}")
+    return path / split
+
+
+def unknown_ending(name: str) -> bool:
+    """Whether a name does not end as those of data files do."""
+    return not name.lower().endswith((*_ENDINGS, *_TABLES))
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -109,12 +143,26 @@ def _is_saved_dataset(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------- files of text
 
 
+class _Watched(io.FileIO):
+    """A file whose reading is watched."""
+
+    def __init__(self, path: Path, watch: Watch) -> None:
+        super().__init__(path)
+        self._watch = watch
+
+    def readinto(self, buffer: Any) -> int | None:
+        """See `io.RawIOBase.readinto`."""
+        read = super().readinto(buffer)
+        self._watch(read or 0)
+        return read
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path, watch: Watch = unwatched) -> Iterator[IO[bytes]]:
     """The bytes of a file, uncompressed as they are read. Raises `InputError` for one that cannot be read to its end."""
     compressed = path.suffix.lower().removeprefix(".")
     try:
-        with path.open("rb") as raw, _uncompressed(raw, compressed) as file:
+        with io.BufferedReader(_Watched(path, watch)) as raw, _uncompressed(raw, compressed) as file:
             if file.peek(3).startswith(b"\xef\xbb\xbf"):  # editors on Windows put a byte-order mark first
                 file.read(3)
             yield file
@@ -138,10 +186,10 @@ def _uncompressed(raw: IO[bytes], compressed: str) -> io.BufferedReader:
             return raw  # type: ignore[return-value]  # open() gives one
 
 
-def _lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, on_bad: OnBad, watch: Watch) -> Iterator[tuple[int, str]]:
     """All lines with their numbers. One that is no text, or too long, is empty if `on_bad` returns."""
     # not splitlines(): JSON strings may contain U+2028 and other characters which that takes for line ends
-    with _opened(path) as file:
+    with _opened(path, watch) as file:
         number, empty = 0, True
         while line := file.readline(MAX_ROW + 1):
             number += 1
@@ -162,8 +210,8 @@ def _lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, str]]:
             raise _empty(path)
 
 
-def _json_lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(path, on_bad):
+def _json_lines(path: Path, on_bad: OnBad, watch: Watch) -> Iterator[tuple[int, Any]]:
+    for number, line in _lines(path, on_bad, watch):
         if not line.strip():
             continue
         try:
@@ -174,7 +222,7 @@ def _json_lines(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
-def _json(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
+def _json(path: Path, on_bad: OnBad, watch: Watch) -> Iterator[tuple[int, Any]]:
     """An array; or an object a line, which some write into files of this name."""
     with _opened(path) as file:
         while (first := file.read(1)).isspace():
@@ -182,10 +230,10 @@ def _json(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
     if not first:
         raise _empty(path)
     if first == b"{":
-        yield from _json_lines(path, on_bad)
+        yield from _json_lines(path, on_bad, watch)
         return
     by_line = _have_lines_of_their_own(path)
-    with _opened(path) as file:
+    with _opened(path, watch) as file:
         for number, (line, value) in enumerate(array_elements(file, path), start=1):
             yield line if by_line else number, value
 
@@ -201,10 +249,14 @@ def _have_lines_of_their_own(path: Path) -> bool:
     return True
 
 
-def _csv(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
+def _tsv(path: Path, on_bad: OnBad, watch: Watch) -> Iterator[tuple[int, Any]]:
+    return _csv(path, on_bad, watch, "\t")
+
+
+def _csv(path: Path, on_bad: OnBad, watch: Watch, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
     """Rows of strings, each numbered by the line on which it starts."""
     csv.field_size_limit(MAX_ROW)  # of the whole process: the module knows no other way
-    reader = csv.reader((text or "\n" for _, text in _lines(path, on_bad)), strict=True)
+    reader = csv.reader((text or "\n" for _, text in _lines(path, on_bad, watch)), delimiter=delimiter, strict=True)
     names: list[str] = []
     while True:
         line = reader.line_num + 1
@@ -221,6 +273,13 @@ def _csv(path: Path, on_bad: OnBad) -> Iterator[tuple[int, Any]]:
             continue
         if not names:
             names = cells
+            if len(names) == 1 and (other := next((sign for sign in _DELIMITERS if sign in names[0]), None)):
+                sign = {"\t": "tabs"}.get(other, repr(other))
+                remedy = "name the file .tsv" if other == "\t" else f"write it again with {_NAMES[delimiter]}"
+                raise InputError(
+                    f"{where}: the first line names one column, {names[0]!r}: the cells seem to be separated by {sign}, and "
+                    f"not by {_NAMES[delimiter]}; {remedy}"
+                )
             if len(set(names)) < len(names) or not all(names):
                 raise InputError(
                     f"{where}: the first line must name every column, each differently: it has {', '.join(names)}"
@@ -238,60 +297,71 @@ def _empty(path: Path) -> InputError:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def _rows_of_table(path: Path, batches: Callable[[Path], Iterator[Any]]) -> Iterator[tuple[int, Any]]:
+def _rows_of_table(path: Path, batches: _Batches, watch: Watch) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowException
 
-    number = 0
+    number, size = 0, size_of(path)
     try:
-        for batch in batches(path):
+        for batch, share in batches(path):
             for start in range(0, batch.num_rows, _ROWS):
                 for row in batch.slice(start, _ROWS).to_pylist():
                     number += 1
                     yield number, row
+            watch(round(size * share))
     except (ArrowException, OSError, ValueError, KeyError) as error:
         after = f" after row {number}" if number else ""
         kind = "saved data set" if path.is_dir() else f"{path.suffix.lower().removeprefix('.')} file"
         raise InputError(f"{path}: not a readable {kind}{after}: {_first_line(error)}") from error
 
 
-def _parquet(path: Path) -> Iterator[Any]:
+def _parquet(path: Path) -> Iterator[tuple[Any, float]]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        yield from file.iter_batches(_ROWS)
+        for batch in file.iter_batches(_ROWS):
+            yield batch, batch.num_rows / file.metadata.num_rows
 
 
-def _arrow(path: Path) -> Iterator[Any]:
+def _arrow(path: Path) -> Iterator[tuple[Any, float]]:
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as file:
+        size = file.size()
         if file.read(6) == b"ARROW1":  # the file format; `datasets` writes the stream format under the same ending
             whole = pyarrow.ipc.open_file(file)
-            yield from map(whole.get_batch, range(whole.num_record_batches))
+            batches: Iterable[Any] = map(whole.get_batch, range(whole.num_record_batches))
         else:
             file.seek(0)
-            yield from pyarrow.ipc.open_stream(file)
+            batches = pyarrow.ipc.open_stream(file)
+        for batch in batches:
+            yield batch, batch.nbytes / size
 
 
-def _saved_dataset(path: Path) -> Iterator[Any]:
+def _saved_dataset(path: Path) -> Iterator[tuple[Any, float]]:
     from datasets import DatasetDict, load_from_disk
 
     dataset = load_from_disk(str(path))
     if isinstance(dataset, DatasetDict):
         if len(dataset) != 1:
             splits = list(dataset)
-            raise InputError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}/{splits[0]}")
+            example = splits[0]
+            raise InputError(
+                f"{path}: there are the splits {', '.join(splits)}; say which, as in split: {example} or {path}/{example}"
+            )
         (dataset,) = dataset.values()
-    yield from dataset.with_format("arrow").iter(_ROWS)
+    for batch in dataset.with_format("arrow").iter(_ROWS):
+        yield batch, batch.num_rows / len(dataset)
 
 
-_READERS: Mapping[str, Callable[[Path, OnBad], Iterator[tuple[int, Any]]]] = {
+_READERS: Mapping[str, Callable[[Path, OnBad, Watch], Iterator[tuple[int, Any]]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": _tsv,
 }
-_TABLES: Mapping[str, Callable[[Path], Iterator[Any]]] = {
+_ENDINGS = tuple(text + compressed for text in _READERS for compressed in ("", ".gz", ".zst"))
+_TABLES: Mapping[str, _Batches] = {
     ".parquet": _parquet,
     ".arrow": _arrow,
     "directory": _saved_dataset,

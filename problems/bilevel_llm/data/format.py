@@ -43,6 +43,8 @@ class Format(ABC):
 
     name: the name of the format in recipes, under which it is registered.
     required: the fields that a row must have, as alternatives, each a tuple of names. A row may have other fields as well.
+    roles: what the key `fields` of a recipe calls a field -> the field: the roles that formats share are prompt, response,
+        input, system, messages and text.
     evidence: how much it says about the format that a row has these fields.
     refused: fields that would change what a row means, and which the format does not read -> what they hold. A row in which
         one of them is filled is refused: to leave it out would teach something else than the row says.
@@ -51,6 +53,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     required: ClassVar[tuple[tuple[str, ...], ...]]
+    roles: ClassVar[Mapping[str, str]] = {}
     evidence: ClassVar[Evidence] = Evidence.SEVERAL_NAMES
     refused: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[int] = 1

@@ -5,8 +5,10 @@ Rows of one file have one layout. It says more than the format does: rows of `me
 written in none of them gives a `Layout` of its own, and trainers cannot be told how to read it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ROLES: Mapping[str, str] = {
     "system": "system",
@@ -37,6 +39,13 @@ class Layout:
         """The fields that are read; a row may lack some of them."""
         return ()
 
+    def renamed(self, columns: Mapping[str, str]) -> Layout:
+        """The layout of the same rows in a file whose columns have other names, if trainers can be told it.
+
+        columns: field -> column; no other column is read.
+        """
+        return Layout(self.format)
+
     def __str__(self) -> str:
         return self.format
 
@@ -60,6 +69,10 @@ class ChatLayout(Layout):
         """See `Layout.columns`."""
         return self.fields
 
+    def renamed(self, columns: Mapping[str, str]) -> Layout:
+        """See `Layout.renamed`."""
+        return replace(self, fields=tuple(columns[field] for field in self.fields))
+
     def __str__(self) -> str:
         return f"{self.format} ({' and '.join(self.fields)} of {self.role} and {self.text})"
 
@@ -82,6 +95,11 @@ class InstructionLayout(Layout):
         names = (self.instruction, self.input, self.output)
         return tuple(name for name in names if name is not None)
 
+    def renamed(self, columns: Mapping[str, str]) -> Layout:
+        """See `Layout.renamed`."""
+        extra = None if self.input is None else columns.get(self.input)
+        return replace(self, instruction=columns[self.instruction], output=columns[self.output], input=extra)
+
 
 @dataclass(frozen=True)
 class CompletionLayout(Layout):
@@ -98,6 +116,10 @@ class CompletionLayout(Layout):
         """See `Layout.columns`."""
         return (self.prompt, self.completion)
 
+    def renamed(self, columns: Mapping[str, str]) -> Layout:
+        """See `Layout.renamed`."""
+        return replace(self, prompt=columns[self.prompt], completion=columns[self.completion])
+
 
 @dataclass(frozen=True)
 class TextLayout(Layout):
@@ -112,3 +134,7 @@ class TextLayout(Layout):
     def columns(self) -> tuple[str, ...]:
         """See `Layout.columns`."""
         return (self.field,)
+
+    def renamed(self, columns: Mapping[str, str]) -> Layout:
+        """See `Layout.renamed`."""
+        return replace(self, field=columns[self.field])

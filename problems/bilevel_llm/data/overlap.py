@@ -42,8 +42,8 @@ def find_overlap(train: Mapping[str, TokenTable], validation: Mapping[str, Token
     """Compare the rows of all sources with those of all validation sets, both by name.
 
     Two rows are the same if all their texts are, but for case, white space and Unicode compatibility forms (see
-    `rows.fingerprint`). Rows that are merely alike, or contained in one another, are not found, nor are rows that the
-    tables have dropped.
+    `rows.fingerprint`). Rows that are merely alike are found by `near_duplicates`; rows that are contained in one
+    another are not found, nor are rows that the tables have dropped.
     """
     in_validation = {name: rows_in(table, validation) for name, table in train.items()}
     return Overlap(

@@ -1,5 +1,7 @@
-"""A progress bar while data files are read: tokenizing them can take many minutes."""
+"""Progress while data files are read: tokenizing them can take many minutes."""
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,39 +9,51 @@ from pathlib import Path
 from rich import progress
 from rich.console import Console
 
+from bilevel_llm.data.files import size_of
+
+log = logging.getLogger("bilevel.llm")
+
+_EVERY = 30.0  # seconds between lines where there is no terminal
+
 
 class Progress:
-    """Counts rows, and shows which part of the files is done."""
+    """Counts rows, and shows which part of the files has been read: as a bar on a terminal, elsewhere by a line at times."""
 
     def __init__(self, bar: progress.Progress, total: int) -> None:
         self._bar = bar
         self._task = bar.add_task("tokenizing", total=total, rows=0)
-        self._rows = 0
+        self._total, self._read, self._rows = total, 0, 0
+        self._next = time.monotonic() + _EVERY
+
+    def read(self, size: int) -> None:
+        """So many more bytes have been read."""
+        self._read = min(self._read + size, self._total)
+        self._show()
 
     def advance(self, rows: int) -> None:
-        """So many more rows are done."""
+        """So many more rows are tokenized."""
         self._rows += rows
-        self._bar.update(self._task, rows=self._rows)
+        self._show()
 
-    def finish(self, path: Path) -> None:
-        """A file is done."""
-        self._bar.advance(self._task, _size(path))
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self._read, rows=self._rows)
+        if self._bar.disable and time.monotonic() > self._next:
+            self._next = time.monotonic() + _EVERY
+            part = self._read / self._total if self._total else 1.0
+            log.info("tokenizing: %.0f%% of the files read, %s rows tokenized", 100 * part, f"{self._rows:,}")
 
 
 @contextmanager
 def reading(files: Sequence[Path]) -> Iterator[Progress]:
-    """Show progress through some files, on a terminal, until the block is left."""
+    """Show progress through some files until the block is left."""
     console = Console(stderr=True)
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
+        progress.TaskProgressColumn(),
         progress.TextColumn("{task.fields[rows]:,} rows"),
         progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Progress(bar, sum(map(_size, files)))
-
-
-def _size(path: Path) -> int:
-    members = path.rglob("*") if path.is_dir() else [path]
-    return sum(member.stat().st_size for member in members if member.is_file())
+        yield Progress(bar, sum(map(size_of, files)))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bilevel.errors import InputError
-from bilevel_llm.data.files import OnBad, find_files, pass_over, raise_it, read_objects
+from bilevel_llm.data.columns import columns_of
+from bilevel_llm.data.files import OnBad, Watch, find_files, pass_over, raise_it, read_objects, unwatched
 from bilevel_llm.data.format import Format
 from bilevel_llm.data.layout import Layout
 from bilevel_llm.data.meaning import refuse
 from bilevel_llm.data.registered_formats import Formats, registered_formats
 from bilevel_llm.data.rows import Row, Turn
+from bilevel_llm.data.settings import DataSet
 from bilevel_llm.data.wording import kind_of
 
 OnBadRow = Literal["error", "skip"]
@@ -25,7 +27,7 @@ OnBadRow = Literal["error", "skip"]
 class RawRow:
     """One row as its file has it.
 
-    fields: every field, those that are ignored included.
+    fields: every field, those that are ignored included; if the recipe names columns, those alone, by the format's names.
     format: how it is to be read.
     file, number: the file, and the row's number in it, which is that of `Row.where`.
     """
@@ -69,20 +71,32 @@ def read_rows(patterns: Sequence[str], *, format: str | None = None, formats: Fo
 
 
 def each_row(
-    path: Path, format: str | None = None, formats: Formats | None = None, on_bad: OnBad = raise_it
+    path: Path,
+    format: str | None = None,
+    formats: Formats | None = None,
+    on_bad: OnBad = raise_it,
+    fields: Mapping[str, str] | None = None,
+    watch: Watch = unwatched,
 ) -> Iterator[Row]:
     """The rows of one file or saved data set, one by one.
 
     format: name of a format; None detects it from each file's first row.
     formats: those that are known; None takes all that plugins have registered.
     on_bad: called with what is wrong with a row, or a line, that cannot be used; if it returns, the row is left out.
+    fields: role -> column, where the columns have other names than the format's (see `columns_of`).
+    watch: is told how far the file has been read.
 
     Raises `InputError` for whatever cannot be read, naming file, line and field: no such file, no match, an unknown
     type of file, an empty file, bytes that are not UTF-8, malformed JSON, a row that is not an object, lacks a field of
     its format, has one of the wrong type, or one that would change its meaning and is not read, an unknown role or format, a
     first row in no format or in several, a conversation without an assistant turn.
     """
-    for raw in read_raw_rows(path, format, formats, on_bad):
+    return turned(read_raw_rows(path, format, formats, on_bad, fields, watch), on_bad)
+
+
+def turned(rows: Iterable[RawRow], on_bad: OnBad = raise_it) -> Iterator[Row]:
+    """The turns of the rows, one by one. on_bad: called with what is wrong with one; if it returns, the row is left out."""
+    for raw in rows:
         try:
             row = raw.row()
         except InputError as error:
@@ -92,39 +106,55 @@ def each_row(
 
 
 def read_raw_rows(
-    path: Path, format: str | None = None, formats: Formats | None = None, on_bad: OnBad = raise_it
+    path: Path,
+    format: str | None = None,
+    formats: Formats | None = None,
+    on_bad: OnBad = raise_it,
+    fields: Mapping[str, str] | None = None,
+    watch: Watch = unwatched,
 ) -> Iterator[RawRow]:
-    """The rows of one file or saved data set, unchanged. Raises `InputError` as `each_row`, but for what turns hold."""
+    """The rows of one file or saved data set, unchanged; of those that `fields` describes, what it names.
+
+    Raises `InputError` as `each_row`, but for what turns hold.
+    """
     known = formats or registered_formats()
-    chosen = known.find(format) if format is not None else None
+    columns = columns_of(fields, format, known)
+    chosen = columns.format if columns is not None else known.find(format) if format is not None else None
     empty = True
+    seen: set[str] = set()
+    last: Mapping[str, Any] = {}
 
     def leave_out(error: InputError) -> None:
         nonlocal empty
         empty = False
         on_bad(error)
 
-    for number, fields in read_objects(path, leave_out):
+    for number, row in read_objects(path, leave_out, watch):
         empty = False
         where = f"{path}:{number}"
         try:
-            if not isinstance(fields, dict):
-                raise InputError(f"{where}: the row is {kind_of(fields)}; every row must be an object, {{...}}")
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: the row is {kind_of(row)}; every row must be an object, {{...}}")
+            if columns is not None:
+                last, row = row, columns.pick(row, where)
+                seen.update(row)
             if chosen is None:
-                chosen = known.detect(fields, where)
-            if not chosen.fits(fields):
-                raise known.misfit(chosen, fields, where)
+                chosen = known.detect(row, where)
+            if not chosen.fits(row):
+                raise known.misfit(chosen, row, where)
         except InputError as error:
             on_bad(error)
         else:
-            yield RawRow(fields, chosen, path, number)
+            yield RawRow(row, chosen, path, number)
+    if columns is not None and seen:
+        columns.check_seen(seen, path, last)
     if empty:
         raise InputError(f"{path}: the file holds no rows; remove it from the list of files or fill it")
 
 
-def first_rows(patterns: Sequence[str], format: str | None, on_bad: OnBad = raise_it) -> list[RawRow]:
+def first_rows(data: DataSet, on_bad: OnBad = raise_it) -> list[RawRow]:
     """The first row of each file of a source."""
-    return [row for path in find_files(patterns) for row in _first(read_raw_rows(path, format, None, on_bad))]
+    return [row for path in data.files() for row in _first(read_raw_rows(path, data.format, None, on_bad, data.fields))]
 
 
 def common_layout(rows: Iterable[RawRow]) -> Layout:

@@ -1,7 +1,7 @@
 """The formats that plugins have registered: found by name, or by the fields of a row."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any
 
@@ -23,6 +23,10 @@ class Formats:
 
     def __init__(self, formats: Iterable[Format]) -> None:
         self._by_name = {format.name: format for format in formats}
+
+    def __iter__(self) -> Iterator[Format]:
+        """They themselves, in the order of their registration."""
+        return iter(self._by_name.values())
 
     @property
     def names(self) -> list[str]:

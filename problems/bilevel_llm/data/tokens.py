@@ -6,10 +6,11 @@ import logging
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ from bilevel.files import remove_leftovers, unfinished, written_whole
 from bilevel.lock import owned
 from bilevel_llm.data.chat import PLAIN_TEMPLATE, Encoded, Encoder, Template
 from bilevel_llm.data.file_hash import file_hash
-from bilevel_llm.data.files import OnBad, file_type, find_files
+from bilevel_llm.data.files import OnBad, file_type, pass_over
 from bilevel_llm.data.progress import Progress, reading
-from bilevel_llm.data.reading import OnBadRow, each_row
+from bilevel_llm.data.reading import OnBadRow, each_row, read_raw_rows, turned
 from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.data.rows import Row, fingerprint
+from bilevel_llm.data.sample import sampled
+from bilevel_llm.data.settings import DataFiles, DataSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,13 +55,15 @@ class TokenTable:
     fingerprints: `rows.fingerprint` of each row. Shape: (rows,).
     files: the data files.
     file, number: where each row stands: its file's index in `files`, and line or number there. Shape: (rows,).
-    rows_read: rows in the files.
+    rows_read: rows in the files; of a sample, the rows in it.
     truncated: rows of this table that were cut at max_length.
     dropped: rows left out because they had no target within max_length tokens; rows_read = len(table) + dropped.
     bad: rows, and lines, left out because they could not be used (`on_bad_row: skip`); rows_read does not count them.
     reasons: what was wrong with the first thousand of these.
     notes: what `Encoded.notes` said -> of how many rows of this table.
     content_hash: `content_hash` of the files.
+    sampled_from: rows in the files, of which `max_rows` were sampled; None: all were read.
+    stands_for: how many rows of the files each row stands for: 1 where all were read, more in a sample.
     """
 
     ids: NDArray[np.int32]
@@ -75,6 +80,8 @@ class TokenTable:
     content_hash: str
     bad: int = 0
     reasons: Sequence[str] = field(default=(), repr=False)
+    sampled_from: int | None = None
+    stands_for: float = 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,18 +122,18 @@ class TokenTable:
 
 
 def tokenize(
-    patterns: Sequence[str],
+    data: DataSet,
     tokenizer: "PreTrainedTokenizerBase",
     *,
-    format: str | None = None,
     template: Template = "auto",
     max_length: int,
     cache: Path | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> TokenTable:
-    """Read, tokenize and label all rows of the files that `patterns` name. Memory holds the tokens, and a few hundred rows.
+    """Read, tokenize and label the rows of a data set: all of them, or a sample (see `DataSet.max_rows`).
 
-    format: name of the row format; None detects it from the first row of each file.
+    Memory holds the tokens and a few hundred rows; while a sample is drawn, the rows of the sample.
+
     template: chat template; "auto" is the model's own, where it has one (see `chat`).
     max_length: tokens of a row at most; the beginning is kept. Rows without a target among them are left out.
     cache: directory that keeps the result for the next time (see `default_cache`); None keeps nothing. What is found
@@ -139,20 +146,21 @@ def tokenize(
     """
     if max_length < 2:
         raise InputError(f"max_length is {max_length}; it must be at least 2: one token to see and one to predict")
-    files = find_files(patterns)
+    files = data.files()
     content = _content_hash(files)
     encoder = Encoder(tokenizer, template, max_length)
     if cache is None:
-        arrays, counts = _build(files, format, encoder, max_length, on_bad_row)
+        arrays, counts = _build(data, files, encoder, max_length, on_bad_row)
     else:
         made_from = {
             "version": _CACHE_VERSION,
             "content": content,
-            "format": registered_formats().identity(format),
+            "format": registered_formats().identity(data.format),
             "chat_template": encoder.chat_template or dict(PLAIN_TEMPLATE),
             "tokenizer": _identity(tokenizer),
             "max_length": max_length,
             "on_bad_row": on_bad_row,
+            **_selected(data),
         }
         path = cache / f"{_sha256(made_from)}.safetensors"
         cached = _load(path)
@@ -160,15 +168,44 @@ def tokenize(
             with _claimed(path):  # if that fails, it is before the long work
                 cached = _load(path)  # which another run may have made meanwhile
                 if cached is None:
-                    cached = _build(files, format, encoder, max_length, on_bad_row)
+                    cached = _build(data, files, encoder, max_length, on_bad_row)
                     _save(path, *cached)
         arrays, counts = cached
     return TokenTable(**arrays, **counts, files=tuple(files), content_hash=content)
 
 
-def content_hash(patterns: Sequence[str]) -> str:
-    """SHA-256 of the contents of the files that `patterns` name, in their order. Names do not matter, endings do."""
-    return _content_hash(find_files(patterns))
+def content_hash(data: DataSet) -> str:
+    """SHA-256 of the contents of all files of a data set, in their order. Names do not matter, endings do."""
+    return _content_hash(data.files())
+
+
+def rows_of(table: TokenTable, data: DataSet | None = None) -> list[Row]:
+    """The whole rows of a table as text, in its order. The files are read again.
+
+    data: what the table was made from; None: files whose rows' format is detected. Raises `InputError` if they have changed.
+    """
+    return list(read_again(table, data))
+
+
+def read_again(table: TokenTable, data: DataSet | None = None, numbers: NDArray[np.int64] | None = None) -> Iterator[Row]:
+    """The whole rows of a table as text, one by one and in its order. The files are read again.
+
+    numbers: of the rows that are needed, in order; None: all of them. See `rows_of`.
+    """
+    how = data or DataFiles([])
+    chosen = np.arange(len(table)) if numbers is None else numbers
+    for index, path in enumerate(table.files):
+        needed = set(table.number[chosen[table.file[chosen] == index]].tolist())
+        for raw in read_raw_rows(path, how.format, None, pass_over, how.fields) if needed else ():
+            if raw.number in needed:
+                needed.remove(raw.number)
+                yield raw.row()
+            if not needed:
+                break
+        if needed:
+            raise InputError(
+                f"{path}: row {min(needed)} is not there any more: the file changed while it was read; start again"
+            )
 
 
 def default_cache() -> Path:
@@ -178,8 +215,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilevel"
 
 
+def _selected(data: DataSet) -> dict[str, Any]:
+    """Which columns and rows are read, where that is not all: tokens that were cached without these keys stay valid."""
+    columns = {} if data.fields is None else {"fields": data.fields}
+    rows = {} if data.max_rows is None else {"max_rows": data.max_rows, "sample_seed": data.sample_seed or 0}
+    return {**columns, **rows}
+
+
 def _build(
-    files: Sequence[Path], format: str | None, encoder: Encoder, max_length: int, on_bad_row: OnBadRow
+    data: DataSet, files: Sequence[Path], encoder: Encoder, max_length: int, on_bad_row: OnBadRow
 ) -> tuple[_Arrays, _Counts]:
     """The fields of a `TokenTable` that depend on the files' contents alone, not on where the files are."""
     ids, labels = array("i"), bytearray()
@@ -198,19 +242,21 @@ def _build(
             reasons.append(str(error))
 
     with reading(files) as progress:
-        for file, row, encoded in _encoded_rows(files, format, encoder, leave_out_row, progress):
-            rows_read += 1
-            if not any(encoded.labels[:max_length]):
-                first_dropped = first_dropped or _why_dropped(row, encoded)
-                continue
-            truncated += encoded.cut or len(encoded.ids) > max_length
-            ids.extend(encoded.ids[:max_length])
-            labels.extend(encoded.labels[:max_length])
-            starts.append(len(ids))
-            file_of.append(file)
-            number.append(int(row.where.rpartition(":")[2]))
-            fingerprints.append(fingerprint(row))
-            notes.update(encoded.notes)
+        by_file, sampled_from, stands_for = _rows(data, files, leave_out_row, progress)
+        for file, rows in by_file:
+            for row, encoded in _encoded(rows, encoder, leave_out_row, progress):
+                rows_read += 1
+                if not any(encoded.labels[:max_length]):
+                    first_dropped = first_dropped or _why_dropped(row, encoded)
+                    continue
+                truncated += encoded.cut or len(encoded.ids) > max_length
+                ids.extend(encoded.ids[:max_length])
+                labels.extend(encoded.labels[:max_length])
+                starts.append(len(ids))
+                file_of.append(file)
+                number.append(int(row.where.rpartition(":")[2]))
+                fingerprints.append(fingerprint(row))
+                notes.update(encoded.notes)
     if not ids:
         if not rows_read:
             raise InputError(f"none of {bad} rows can be used; the first: {reasons[0]}")
@@ -233,20 +279,37 @@ def _build(
         "notes": dict(notes),
         "bad": bad,
         "reasons": reasons,
+        "sampled_from": sampled_from,
+        "stands_for": stands_for,
     }
     return arrays, counts
 
 
-def _encoded_rows(
-    files: Sequence[Path], format: str | None, encoder: Encoder, on_bad: OnBad, progress: Progress
-) -> Iterator[tuple[int, Row, Encoded]]:
-    for index, path in enumerate(files):
-        rows = each_row(path, format, on_bad=on_bad)
-        while batch := list(_batch(rows)):
-            for row, encoded in encoder.encode_usable(batch, on_bad):
-                yield index, row, encoded
-            progress.advance(len(batch))
-        progress.finish(path)
+def _rows(
+    data: DataSet, files: Sequence[Path], on_bad: OnBad, progress: Progress
+) -> tuple[Iterable[tuple[int, Iterator[Row]]], int | None, float]:
+    """The rows to be tokenized, file by file, each file by its index.
+
+    Also of how many rows they are a sample, None if they are all; and how many of these each stands for.
+    """
+    if data.max_rows is None:
+        each = (each_row(path, data.format, None, on_bad, data.fields, progress.read) for path in files)
+        return enumerate(each), None, 1.0
+    raw = (
+        (index, row)
+        for index, path in enumerate(files)
+        for row in read_raw_rows(path, data.format, None, on_bad, data.fields, progress.read)
+    )
+    sample, total = sampled(raw, data.max_rows, data.sample_seed or 0)
+    by_file = groupby((row for _, row in sample), key=itemgetter(0))
+    rows = ((index, turned((row for _, row in of_file), on_bad)) for index, of_file in by_file)
+    return (rows, total, total / len(sample)) if total > len(sample) else (rows, None, 1.0)
+
+
+def _encoded(rows: Iterator[Row], encoder: Encoder, on_bad: OnBad, progress: Progress) -> Iterator[tuple[Row, Encoded]]:
+    while batch := list(_batch(rows)):
+        yield from encoder.encode_usable(batch, on_bad)
+        progress.advance(len(batch))
 
 
 def _batch(rows: Iterator[Row]) -> Iterator[Row]:
@@ -352,7 +415,8 @@ def _unwritable(directory: Path, error: OSError) -> InputError:
 
 def report_table(what: str, table: TokenTable, max_length: int) -> None:
     """Log what was read, and what of it will not be seen."""
-    words = f"{what}: {len(table)} rows, {len(table.ids)} tokens, of which {int(table.labels.sum())} are learned"
+    count = f"{len(table)} rows" if table.sampled_from is None else f"{len(table):,} of {table.sampled_from:,} rows, sampled"
+    words = f"{what}: {count}, {len(table.ids)} tokens, of which {int(table.labels.sum())} are learned"
     if table.truncated:
         words += f"; {table.truncated} rows cut at {max_length} tokens"
     if table.dropped:

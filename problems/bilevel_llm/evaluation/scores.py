@@ -19,11 +19,10 @@ from torch import nn
 from bilevel import InputError, NonFiniteError
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
-from bilevel_llm.data.files import find_files
 from bilevel_llm.data.packing import Packing
 from bilevel_llm.data.padding import PaddedRows
 from bilevel_llm.data.reading import OnBadRow
-from bilevel_llm.data.settings import ValidationSet
+from bilevel_llm.data.settings import DataFiles, DataSet
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.language_model import LanguageModel
@@ -103,10 +102,11 @@ def score(model: nn.Module, table: TokenTable, *, packed: bool = False, tokens_p
 
 def evaluate(
     model: str,
-    data: Sequence[str | ValidationSet],
+    data: Sequence[str | DataSet],
     *,
     max_length: int = 1024,
     format: str | None = None,
+    fields: dict[str, str] | None = None,
     template: Template = "auto",
     on_bad_row: OnBadRow = "error",
     device: str = "auto",
@@ -116,8 +116,8 @@ def evaluate(
 
     model: as in a recipe: a directory, a GGUF file, a hub id in the local cache, or "smollm2-135m". It is run in the
         precision of its files, without dropout.
-    data: files, directories and globs, as for `tokenize`, or sets of them with formats of their own; also format (of the
-        former), template, max_length and on_bad_row.
+    data: files, directories and globs, as for `tokenize`, or sets of them with settings of their own; also format and
+        fields (of the former), template, max_length and on_bad_row. A set of which a sample is read is scored as one.
     device: "auto" takes CUDA where there is one.
 
     Raises `InputError` for a model or data that cannot be read, before the model is loaded.
@@ -125,19 +125,21 @@ def evaluate(
     where = _device(device)
     files = find_model(model)
     tokenizer = files.load_tokenizer(trust_remote_code)
-    sets = [ValidationSet(one, format=format) if isinstance(one, str) else one for one in data]
+    try:
+        sets = [DataFiles(one, format=format, fields=fields) if isinstance(one, str) else one for one in data]
+    except ValueError as error:
+        raise InputError(str(error)) from error
     tables = {
-        str(path): tokenize(
-            [str(path)],
+        name: tokenize(
+            files_of_one,
             tokenizer,
-            format=one.format,
             template=template,
             max_length=max_length,
             cache=default_cache() / "tokens",
             on_bad_row=on_bad_row,
         )
         for one in sets
-        for path in find_files(one.patterns)
+        for name, files_of_one in _parts(one).items()
     }
     for path, read in tables.items():
         report_table(path, read, max_length)
@@ -163,6 +165,13 @@ def table(scores: Mapping[str, Scores]) -> Table:
 def write(scores: Mapping[str, Scores], file: Path) -> None:
     """The summaries as JSON: file -> numbers."""
     write_atomic(file, json.dumps({path: one.summary() for path, one in scores.items()}, indent=1, ensure_ascii=False))
+
+
+def _parts(data: DataSet) -> dict[str, DataSet]:
+    """A set by its files; as a whole where a sample of it is read."""
+    if data.max_rows is not None:
+        return {", ".join(data.patterns): data}
+    return {str(path): DataFiles(str(path), format=data.format, fields=data.fields) for path in data.files()}
 
 
 def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from bilevel.errors import InputError
-from bilevel_llm.data.files import file_type, find_files
+from bilevel_llm.data.columns import columns_of
+from bilevel_llm.data.files import file_type
 from bilevel_llm.data.layout import ChatLayout, Layout
 from bilevel_llm.data.reading import RawRow, common_layout, read_raw_rows
+from bilevel_llm.data.settings import DataFiles, DataSet
 from bilevel_llm.mixing.draw import MAX_REPEATS
 from bilevel_llm.mixing.mix import card_file, read_card, sha256_of
 from bilevel_llm.reweighting.saved_run import WeightedRun
@@ -43,7 +45,9 @@ class WeightedSource:
     def kind(self) -> str:
         """How `datasets` calls the type of its files: "json", "parquet" or "saved". Raises `InputError` for several."""
         kinds = {file: file_type(file) for file in self.files}
-        names = {{"directory": "saved", ".parquet": "parquet"}.get(kind, "json") for kind in kinds.values()}
+        if csv := [file.name for file, kind in kinds.items() if kind.startswith(".csv")]:
+            raise InputError(f"source {self.name!r}: trainers would guess the types of the cells of {csv[0]}; {MAKE_A_MIX}")
+        names = {{"directory": "saved", ".parquet": "parquet", ".arrow": "arrow"}.get(k, "json") for k in kinds.values()}
         if len(names) > 1:
             raise InputError(f"source {self.name!r} has files of several types ({', '.join(sorted(names))}); {MAKE_A_MIX}")
         return names.pop()
@@ -89,7 +93,7 @@ class WeightedData:
         if self.mix is not None:
             return (_read_mix(self.mix, self.run),)
         return tuple(
-            _read(source.name, self.weights[source.name], find_files(source.patterns), source.format)
+            _read(source.name, self.weights[source.name], source)
             for source in self.run.problem.sources
             if self.weights[source.name]
         )
@@ -152,21 +156,21 @@ def _read_mix(file: Path, run: WeightedRun) -> WeightedSource:
         known = run.hashes.get(name)
         if known is not None and card.sources[name].hash != known:
             raise InputError(f"{file} was drawn from other data: the hash of {name!r} is not that in {run.directory}")
-    return _read(file.name.partition(".")[0], 1.0, [file], card.format)
+    return _read(file.name.partition(".")[0], 1.0, DataFiles(str(file), format=card.format))
 
 
 def _names(weights: Mapping[str, float]) -> str:
     return ", ".join(map(repr, weights))
 
 
-def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -> WeightedSource:
+def _read(name: str, weight: float, data: DataSet) -> WeightedSource:
     rows: Counter[Path] = Counter()
     roles: set[str] = set()
     columns: dict[str, None] = {}
     first: RawRow | None = None
-    for file in files:
+    for file in data.files():
         path = file.resolve()
-        for row in read_raw_rows(file, format):
+        for row in read_raw_rows(file, data.format, fields=data.fields):
             first = first or row
             layout = common_layout((first, row))
             _check_layout_says_all(row, layout)
@@ -175,7 +179,11 @@ def _read(name: str, weight: float, files: Sequence[Path], format: str | None) -
                 roles.update(_roles(row, layout))
             rows[path] += 1
     assert first is not None  # an empty file is an error
-    return WeightedSource(name, weight, rows, first.layout, frozenset(roles), tuple(columns))
+    names = columns_of(data.fields, data.format)
+    if names is None:
+        return WeightedSource(name, weight, rows, first.layout, frozenset(roles), tuple(columns))
+    layout = first.layout.renamed(names.names)
+    return WeightedSource(name, weight, rows, layout, frozenset(roles), tuple(names.names[column] for column in columns))
 
 
 def _check_layout_says_all(row: RawRow, layout: Layout) -> None:

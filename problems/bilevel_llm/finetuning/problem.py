@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
@@ -24,12 +24,13 @@ from bilevel import Finding, Forward, InputError, Labels, Loss, Shard, Stratifie
 from bilevel.data import Stream
 from bilevel.record import Record, total_size
 from bilevel_llm.data.batches import TokenBatch, per_token
-from bilevel_llm.data.files import find_files
+from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_files, rows_of_table
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.reading import each_row, reading_again
 from bilevel_llm.data.registered_formats import FormatName
 from bilevel_llm.data.rows import fingerprint
-from bilevel_llm.data.settings import patterns_of
+from bilevel_llm.data.settings import DataFiles
+from bilevel_llm.data.short_forms import PathOrPaths
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.files import ReadWeight
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
@@ -50,9 +51,10 @@ class FineTuning(LanguageModelProblem):
 
     Takes the settings of `LanguageModelProblem` too; `validation`, which may be empty, is evaluated on.
 
-    data: the training rows: a file, a directory, a glob, or a list of them. Rows may repeat, as in a mix.
+    data: the training rows: a file, a directory, a glob, or a list of them; or a mapping of the `path` and of how its rows
+        are read (`DataFiles`). Rows may repeat, as in a mix.
     format: how a row of `data` is written; None detects it from each file's first row.
-    held_out: files of test rows, which must not be trained on either.
+    held_out: files of test rows, which must not be trained on either: paths, or mappings as for `data`.
     on_overlap: what to do with training rows that also occur in `validation` or `held_out`: "drop" them, or make it an
         "error".
     lora: train adapters of this kind instead of the weights.
@@ -61,10 +63,10 @@ class FineTuning(LanguageModelProblem):
         "tokens": every answer token counts the same, as most trainers have it.
     """
 
-    data: str | list[str]
+    data: str | list[str] | DataFiles
     _: KW_ONLY
     format: FormatName | None = None
-    held_out: list[str] = field(default_factory=list)
+    held_out: Annotated[list[str | DataFiles], PathOrPaths()] = field(default_factory=list)
     on_overlap: Literal["drop", "error"] = "drop"
     lora: LoRA | None = None
     mean_over: Literal["rows", "tokens"] = "rows"
@@ -72,6 +74,12 @@ class FineTuning(LanguageModelProblem):
     labels: ClassVar[Labels] = Labels(
         unit="tokens", lower_loss="training loss", upper_loss="validation loss", upper_part="set"
     )
+
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        super().__post_init__()
+        if isinstance(self.data, DataFiles) and self.format is not None:
+            raise ValueError("format: the data are a mapping; give the format there, as in data: {path: FILE, format: NAME}")
 
     @property
     def source_tables(self) -> Mapping[str, TokenTable]:
@@ -94,6 +102,12 @@ class FineTuning(LanguageModelProblem):
         if self.lora is not None:
             require_peft()
         super().prepare()
+        on_bad = reading_again(self.on_bad_row)
+        report_near_duplicates(
+            "validation or held-out data",
+            {"the training data": rows_of_table(self._train, self._training_data)},
+            {f"{i}": rows_of_files(data, on_bad) for i, data in enumerate((*self.validation, *self._held_out))},
+        )
 
     def steps(self, *, epochs: float | None = None, tokens: int | None = None, seed: int = 0) -> int:
         """How many steps see every row `epochs` times, or at least so many tokens (prompts included)."""
@@ -176,21 +190,26 @@ class FineTuning(LanguageModelProblem):
         return "\n".join(f"- {line}" for line in lines)
 
     @property
+    def _training_data(self) -> DataFiles:
+        return self.data if isinstance(self.data, DataFiles) else DataFiles(self.data, format=self.format)
+
+    @property
+    def _held_out(self) -> list[DataFiles]:
+        return [DataFiles(one) if isinstance(one, str) else one for one in self.held_out]
+
+    @property
     def _train(self) -> TokenTable:
         return self._read_train[0]
 
     @cached_property
     def _read_train(self) -> tuple[TokenTable, int]:
         """The training rows that occur nowhere else, and how many others there were."""
-        table = self._tokenize(patterns_of(self.data), self.format)
-        elsewhere = {
+        table = self._tokenize(self._training_data)
+        elsewhere = {  # all rows of these files, whether or not a sample of them is validated on
             fingerprint(row): row.where
-            for patterns, format in (
-                *((v.patterns, v.format) for v in self.validation),
-                *(([path], None) for path in self.held_out),
-            )
-            for path in find_files(patterns)
-            for row in each_row(path, format, on_bad=reading_again(self.on_bad_row))
+            for data in (*self.validation, *self._held_out)
+            for path in data.files()
+            for row in each_row(path, data.format, on_bad=reading_again(self.on_bad_row), fields=data.fields)
         }
         kept = without_rows(table, elsewhere)
         dropped = len(table) - len(kept)

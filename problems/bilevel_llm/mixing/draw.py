@@ -57,7 +57,7 @@ def make_mix(
     _check_settings(rows, tokens, seed, max_repeats)
     written_as = writing_format(format)
     given = fit_weights(weights, [source.name for source in problem.sources], "weights")
-    first = [row for source in problem.sources if given[source.name] for row in first_rows(source.patterns, source.format)]
+    first = [row for source in problem.sources if given[source.name] for row in first_rows(source)]
     if written_as is None:
         layout = common_layout(first)
     else:
@@ -80,7 +80,7 @@ def make_mix(
         counts = np.minimum(quotas, capacity)
     return Mix(
         pools,
-        [source.format for source in problem.sources],
+        problem.sources,
         shares,
         quotas,
         counts,
@@ -153,6 +153,8 @@ def _check_capacity(pools: Sequence[Pool], weights: Weights, quotas: Counts, cap
     tokens = sum(pool.tokens(int(count)) for pool, count in zip(pools, fitting, strict=True))
     ways = [f"at most --rows {rows} (--tokens {tokens})"] if rows else []
     ways += [f"--max-repeats {-(-quotas[worst] // available)}"] if available else []
+    if pool.table.sampled_from is not None:
+        ways.append(f"--all-rows, or a larger max_rows (the run read a sample of {pool.table.sampled_from:,} rows)")
     ways += ["--on-shortfall report (a smaller mix)", "--on-shortfall redistribute (more of the other sources)"]
     withheld = f", {pool.withheld:,} that occur in the validation data left out" if pool.withheld else ""
     raise InputError(

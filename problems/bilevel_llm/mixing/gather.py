@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bilevel.errors import RunError
 from bilevel_llm.data.files import pass_over
 from bilevel_llm.data.reading import RawRow, read_raw_rows
+from bilevel_llm.data.settings import DataSet
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.mixing.spool import Spool
 
@@ -18,7 +19,7 @@ Written = Callable[[RawRow], Mapping[str, Any]]
 
 
 def gather(
-    tables: Sequence[TokenTable], formats: Sequence[str | None], needed: NDArray[np.int64], written: Written, spool: Spool
+    tables: Sequence[TokenTable], data: Sequence[DataSet], needed: NDArray[np.int64], written: Written, spool: Spool
 ) -> None:
     """Read each data file once, and put into slot i of the spool the row needed[i].
 
@@ -27,19 +28,19 @@ def gather(
     Raises `RunError` if a row is no longer there.
     """
     offset = 0
-    for table, format in zip(tables, formats, strict=True):
+    for table, read in zip(tables, data, strict=True):
         first, last = np.searchsorted(needed, (offset, offset + len(table)))
         rows = needed[first:last] - offset
         for index, file in enumerate(table.files):
             here = np.flatnonzero(table.file[rows] == index)
             slots = dict(zip(table.number[rows[here]].tolist(), (here + first).tolist(), strict=True))
             if slots:
-                _gather_from(file, format, slots, written, spool)
+                _gather_from(file, read, slots, written, spool)
         offset += len(table)
 
 
-def _gather_from(file: Path, format: str | None, slots: dict[int, int], written: Written, spool: Spool) -> None:
-    for row in read_raw_rows(file, format, on_bad=pass_over):  # those that are needed are not bad
+def _gather_from(file: Path, data: DataSet, slots: dict[int, int], written: Written, spool: Spool) -> None:
+    for row in read_raw_rows(file, data.format, None, pass_over, data.fields):  # those that are needed are not bad
         slot = slots.pop(row.number, None)
         if slot is not None:
             spool.put(slot, written(row))

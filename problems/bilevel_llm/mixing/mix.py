@@ -29,6 +29,7 @@ from bilevel_llm.data.layout import Layout
 from bilevel_llm.data.reading import RawRow
 from bilevel_llm.data.registered_formats import registered_formats
 from bilevel_llm.data.rows import PROVENANCE
+from bilevel_llm.data.settings import DataSet
 from bilevel_llm.mixing.gather import gather
 from bilevel_llm.mixing.pool import Pool
 from bilevel_llm.mixing.quotas import Counts, Weights
@@ -71,7 +72,7 @@ class Mix:
     """Which rows, how often, and in which order. Made by `make_mix`.
 
     pools: the sources, in the order of the recipe.
-    formats: the row format of each as the recipe says; None: detected.
+    data: how the rows of each are read.
     weights: their shares. Shape: (sources,).
     quotas: rows that the weights ask of each. Shape: (sources,).
     counts: rows that each gives; different from the quotas where one has too few. Shape: (sources,).
@@ -80,7 +81,7 @@ class Mix:
     """
 
     pools: Sequence[Pool]
-    formats: Sequence[str | None]
+    data: Sequence[DataSet]
     weights: Weights
     quotas: Counts
     counts: Counts
@@ -126,7 +127,7 @@ class Mix:
             starts = np.cumsum([0, *map(len, tables)])[:-1]
             needed, slots = np.unique(starts[sources] + rows, return_inverse=True)
             with named(path), Spool(path.parent, len(needed)) as spool:
-                gather(tables, self.formats, needed, self._written, spool)
+                gather(tables, self.data, needed, self._written, spool)
 
                 def walk() -> Iterator[dict[str, Any]]:
                     for slot, source, row, copy in zip(slots, sources, rows, copies, strict=True):
@@ -173,6 +174,11 @@ class Mix:
             f"rows of {pool.name!r} that also occur in the validation data, and are left out: {pool.withheld:,}"
             for pool in self.pools
             if pool.withheld
+        ]
+        notes += [
+            f"{pool.name!r} is a sample of {pool.table.sampled_from:,} rows (max_rows)"
+            for pool in self.pools
+            if pool.table.sampled_from is not None
         ]
         for pool, quota, count in zip(self.pools, self.quotas, self.counts, strict=True):
             if count < quota:

@@ -16,6 +16,7 @@ from bilevel.checkpoint import SavedVariable, damage, saved_variables
 from bilevel.errors import DamagedError, RunError
 from bilevel.files import remove_leftovers, written_whole
 from bilevel.lock import owned
+from bilevel.precision import spelled_out
 from bilevel.run_directory import RunDirectory
 from bilevel.run_reader import resolved_recipe
 from bilevel.trust import remote_code_is_trusted
@@ -51,6 +52,7 @@ def export_model(
 
     Raises `InputError` for what is not there, or is there already.
     """
+    dtype = spelled_out(dtype)
     if dtype is not None and dtype not in PRECISIONS:
         raise InputError(f"--dtype {dtype}: a model is written in {', '.join(PRECISIONS)}")
     check_new(directory)

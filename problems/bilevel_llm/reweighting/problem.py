@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from rich.console import Group
@@ -31,8 +31,10 @@ from bilevel.record import Record, average, moving, thinned
 from bilevel_llm.data.batches import TokenBatch
 from bilevel_llm.data.constant import Constant
 from bilevel_llm.data.features import Features, SourceRows, feature_matrix, load_features
+from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_table
 from bilevel_llm.data.overlap import find_overlap
 from bilevel_llm.data.settings import Source, ValidationSet, check_sources
+from bilevel_llm.data.short_forms import ShortForm
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.language_model import batch_losses
 from bilevel_llm.problem import LanguageModelProblem
@@ -61,7 +63,8 @@ class LLMReweighting(LanguageModelProblem):
 
     Takes the settings of `LanguageModelProblem` too, where `validation` needs at least one set: what the weights serve.
 
-    sources: the sources of training data, at least two. One is enough if its rows may differ in weight.
+    sources: the sources of training data, at least two. One is enough if its rows may differ in weight. A recipe may write
+        {NAME: PATH}.
     granularity: what has a weight of its own: `{per: source}`, `{per: sample}`, or `{per: scorer, features: NAME}`, where
         the weight of a row is a function of its features.
     validation_batch_size: the number of rows in one validation batch; None takes `batch_size`.
@@ -76,9 +79,9 @@ class LLMReweighting(LanguageModelProblem):
         `run.steps: auto` the run ends when that is reached.
     """
 
-    sources: list[Source]
+    sources: Annotated[list[Source], ShortForm(Source, "{NAME: PATH}")]
     _: KW_ONLY
-    validation: list[ValidationSet]
+    validation: Annotated[list[ValidationSet], ShortForm(ValidationSet)]
     granularity: Granularity = field(default_factory=PerSource)
     validation_batch_size: int | None = None
     initial: Start = "uniform"
@@ -139,6 +142,11 @@ class LLMReweighting(LanguageModelProblem):
                 "%s; memorizing them lowers the validation loss (problem.on_overlap=error refuses them)",
                 overlap,
             )
+        report_near_duplicates(
+            "validation data",
+            {f"source {source.name!r}": rows_of_table(self._train[source.name], source) for source in self.sources},
+            {name: rows_of_table(self._targets[name], v) for name, v in zip(self._targets, self.validation, strict=True)},
+        )
         self._is_prepared = True
 
     def upper(self) -> nn.Module:
@@ -285,7 +293,7 @@ class LLMReweighting(LanguageModelProblem):
 
     @cached_property
     def _train(self) -> dict[str, TokenTable]:
-        return {source.name: self._tokenize(source.patterns, source.format) for source in self.sources}
+        return {source.name: self._tokenize(source) for source in self.sources}
 
     @cached_property
     def _prior(self) -> Constant:
@@ -318,7 +326,7 @@ class LLMReweighting(LanguageModelProblem):
     @cached_property
     def _features(self) -> tuple[list[str], Standardized]:
         """The names and the values of the features of all rows."""
-        rows = [SourceRows(source.name, self._train[source.name], source.format) for source in self.sources]
+        rows = [SourceRows(source.name, self._train[source.name], source) for source in self.sources]
         names, values = feature_matrix(self._feature_functions, rows)
         return names, Standardized.of(values)
 
@@ -327,4 +335,5 @@ class LLMReweighting(LanguageModelProblem):
         return load_features(self.granularity.names) if isinstance(self.granularity, PerScorer) else {}
 
     def _distribution(self, rule: Start, key: str) -> Tensor:
-        return named_distribution(rule, list(self._train), self._sizes, key)
+        rows = [round(len(table) * table.stands_for) for table in self._train.values()]
+        return named_distribution(rule, list(self._train), rows, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,11 @@ class WeightedRun:
         """The resolved recipe."""
         return RunDirectory(self.directory).recipe_file
 
+    def with_all_rows(self) -> WeightedRun:
+        """The same run, with all rows of the sources of which it read a sample (`max_rows`)."""
+        sources = [replace(source, max_rows=None) for source in self.problem.sources]
+        return replace(self, problem=replace(self.problem, sources=sources))
+
     def check_data(self) -> None:
         """Raise `InputError` if the files of a source are no longer those that the weights were learned on."""
         from bilevel_llm.data.tokens import content_hash
@@ -55,7 +60,7 @@ class WeightedRun:
         changed = [
             source.name
             for source in self.problem.sources
-            if source.name in self.hashes and content_hash(source.patterns) != self.hashes[source.name]
+            if source.name in self.hashes and content_hash(source) != self.hashes[source.name]
         ]
         if changed:
             raise InputError(

@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bilevel_llm.data.overlap import find_overlap
+from bilevel_llm.data.settings import DataFiles
 from bilevel_llm.data.tokens import TokenTable, tokenize
 
 
@@ -18,7 +19,7 @@ def table(tmp_path):
     def make(name: str, *records: dict[str, object]) -> TokenTable:
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        return tokenize([str(path)], tokenizer, max_length=99, cache=tmp_path / "cache")
+        return tokenize(DataFiles(str(path)), tokenizer, max_length=99, cache=tmp_path / "cache")
 
     return make
 

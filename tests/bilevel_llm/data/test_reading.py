@@ -144,7 +144,9 @@ def test_saved_data_sets_are_read(tmp_path):
     rows = read_rows([str(tmp_path / "plain"), str(tmp_path / "one"), str(tmp_path / "two" / "test")])
     assert [row.turns for row in rows] == [(Turn("user", "Add.\n\n1 2"), Turn("assistant", "3"))] * 3
     assert rows[0].where == f"{tmp_path / 'plain'}:1"
-    with pytest.raises(InputError, match=r"two: holds the splits train, test; name one, as in .*two/train"):
+    with pytest.raises(
+        InputError, match=r"two: there are the splits train, test; say which, as in split: train or .*two/train"
+    ):
         read_rows([str(tmp_path / "two")])
 
 
@@ -186,7 +188,7 @@ def test_a_directory_of_files_is_not_a_saved_data_set(tmp_path):
 
 
 FILE_ERRORS = [
-    ("a.tsv", "x", ["a.tsv: unknown type of file '.tsv'", ".jsonl"]),
+    ("a.xls", "x", ["a.xls: unknown type of file '.xls'", ".jsonl"]),
     ("a.jsonl", " \n", ["a.jsonl: the file is empty"]),
     ("a.json", "[ ]", ["a.json: the file holds no rows"]),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', ["a.jsonl:2: byte 0xff is not UTF-8"]),
@@ -429,3 +431,17 @@ def test_bad_rows_are_passed_over_if_the_caller_says_so(tmp_path):
     rows = list(each_row(tmp_path / "a.jsonl", on_bad=left.append))
     assert [row.where.rpartition(":")[2] for row in rows] == ["1", "6"]
     assert [str(error).partition(": ")[0].rpartition(":")[2] for error in left] == ["2", "3", "4", "5", "7"]
+
+
+def test_tab_separated_files_are_read_and_other_separators_are_named(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tid\n"a, b"\t1\n')
+    assert [row.turns[0].text for row in read_rows([str(tmp_path / "a.tsv")])] == ["a, b"]
+    for name, head, message in (
+        ("semicolons.csv", "text;id", "seem to be separated by ';', and not by commas; write it again with commas"),
+        ("tabs.csv", "text\tid", r"separated by tabs, and not by commas; name the file \.tsv"),
+        ("pipes.csv", "text|id", r"separated by '\|', and not by commas"),
+        ("commas.tsv", "text,id", "separated by ',', and not by tabs; write it again with tabs"),
+    ):
+        (tmp_path / name).write_text(f'{head}\n"a";1\n')
+        with pytest.raises(InputError, match=rf"{name}:1: the first line names one column, .*{message}"):
+            read_rows([str(tmp_path / name)])

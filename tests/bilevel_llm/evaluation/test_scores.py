@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from bilevel import InputError
-from bilevel_llm.data.settings import ValidationSet
+from bilevel_llm.data.settings import DataFiles, ValidationSet
 from bilevel_llm.data.tokens import tokenize
 from bilevel_llm.evaluation.scores import evaluate, score
 from bilevel_llm.finetuning.problem import FineTuning
@@ -25,7 +25,7 @@ def test_scores_are_what_a_row_by_row_reference_computes(
     """The whole model, one row at a time without padding; 1e-5 in float32."""
     directory = str(model_directory(family))
     (scores,) = evaluate(directory, [data["target"]], max_length=60).values()
-    table = tokenize([data["target"]], find_model(directory).load_tokenizer(), max_length=60)
+    table = tokenize(DataFiles([data["target"]]), find_model(directory).load_tokenizer(), max_length=60)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     losses, correct, targets = [], [], []
     for i in range(len(table)):
@@ -104,3 +104,22 @@ def test_every_set_is_read_in_its_own_format(model_directory: Callable[[str], Pa
     assert named.targets.tolist() == [2, 2, 2]
     (detected,) = evaluate(model, [file], max_length=64).values()
     assert detected.targets.tolist() != [2, 2, 2]
+
+
+def test_columns_are_named_for_files_and_a_sample_is_scored_as_one_set(
+    model_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = str(model_directory("llama"))
+    rows = sentences(4, 12)
+    write_rows(tmp_path / "known.jsonl", rows)
+    asked = write_rows(tmp_path / "asked.jsonl", [{"q": row["instruction"], "a": row["output"]} for row in rows])
+    fields = {"prompt": "q", "response": "a"}
+    (known,) = evaluate(model, [str(tmp_path / "known.jsonl")], max_length=64).values()
+    (named,) = evaluate(model, [asked], fields=fields, max_length=64).values()
+    assert named.losses.tolist() == known.losses.tolist()
+    files = [asked, str(tmp_path / "asked2.jsonl")]
+    write_rows(tmp_path / "asked2.jsonl", [{"q": f"{i}", "a": "b"} for i in range(5)])
+    (sample,) = evaluate(model, [DataFiles(files, fields=fields, max_rows=6)], max_length=64).values()
+    assert len(sample.targets) == 6
+    with pytest.raises(InputError, match="fields: 'promt' is no role"):
+        evaluate(model, [asked], fields={"promt": "q"})

@@ -14,6 +14,7 @@ import yaml
 
 from bilevel.errors import InputError
 from bilevel.plugins import Plugins
+from bilevel_llm.data.settings import Source
 from bilevel_llm.exporters.run import export, write
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.reweighting.saved_run import read_run
@@ -351,3 +352,42 @@ def test_a_row_that_a_trainer_would_learn_otherwise_is_not_exported(
     rows = {"web": [row], "books": [alpaca("b", 1)[0] if "output" in row else talks("books", 1)[0]]}
     with pytest.raises(InputError, match=says):
         export(make_run(rows, {"web": 0.5, "books": 0.5}, {"web": 0.5, "books": 0.5}, max_length=99), trainer, plugins)
+
+
+# ----------------------------------------------------------------------------------------- columns of other names, and CSV
+
+
+def asked(path: Path, rows: int) -> Source:
+    content = [{"question": f"q {i}", "answer": str(i), "input": "not read", "id": i} for i in range(rows)]
+    return Source("web", str(write_jsonl(path, content)), fields={"prompt": "question", "response": "answer"})
+
+
+HALVES: dict[str, Any] = {"average": {"web": 0.5, "books": 0.5}, "final": {"web": 0.5, "books": 0.5}}
+
+
+def test_llamafactory_is_told_the_columns_of_the_file(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    run = make_run({"web": asked(tmp_path / "asked.jsonl", 30), "books": alpaca("books", 20)}, **HALVES)
+    entries = json.loads(export(run, "llamafactory", plugins)["dataset_info.json"])
+    assert entries["web"]["columns"] == {"prompt": "question", "response": "answer"}
+    assert entries["books"]["columns"] == {"prompt": "instruction", "query": "input", "response": "output"}
+
+
+@pytest.mark.parametrize(("to", "message"), [("interleave", "but 'books' of alpaca"), ("trl", "but 'books' of alpaca")])
+def test_who_cannot_be_told_the_columns_is_given_a_mix(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path, to: str, message: str
+) -> None:
+    run = make_run({"web": asked(tmp_path / "asked.jsonl", 30), "books": alpaca("books", 20)}, **HALVES)
+    with pytest.raises(InputError, match=f"{message}.*`bilevel mix RUN --format messages"):
+        export(run, to, plugins)
+    mix = mixed(run, plugins, tmp_path / "mix.jsonl", format="messages")
+    if to == "trl":
+        assert "question" not in export(run, to, plugins, mix=mix)["datasets.yaml"]
+
+
+def test_the_cells_of_csv_files_are_not_left_to_a_guess(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    for name in ("web", "books"):
+        (tmp_path / f"{name}.csv").write_text("text\n" + "".join(f"{i}\n" for i in range(20)))
+    run = make_run({name: str(tmp_path / f"{name}.csv") for name in ("web", "books")}, **HALVES)
+    for to in ("interleave", "trl"):
+        with pytest.raises(InputError, match=r"trainers would guess the types of the cells of web\.csv; `bilevel mix"):
+            export(run, to, plugins)

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 
 from bilevel.errors import InputError
+from bilevel.plugins import load_plugins
+from bilevel_llm.baselines.proportional import sizes
 from bilevel_llm.data.chat import encode
 from bilevel_llm.data.reading import read_rows
+from bilevel_llm.data.settings import Source
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.mixing.mix import Mix, card_file
 from bilevel_llm.reweighting.problem import LLMReweighting
+from bilevel_llm.reweighting.saved_run import read_run
 from tests.bilevel_llm.tiny import AVERAGE, alpaca, make_tokenizer, write_jsonl
 
 Make = Callable[..., LLMReweighting]
@@ -393,3 +397,49 @@ def test_a_mix_is_read_in_the_format_that_its_source_was_read_in(make_problem: M
         "user",
         "assistant",
     }
+
+
+# -------------------------------------------------------------------------------------- columns of other names, and samples
+
+
+def asked(rows: int) -> list[Row]:
+    return [{"question": f"q {i}", "answer": str(i), "rejected": "worse", "id": i} for i in range(rows)]
+
+
+def test_rows_whose_columns_were_named_are_written_as_the_format_has_them(make_problem: Make, tmp_path: Path) -> None:
+    file = str(write_jsonl(tmp_path / "asked.jsonl", asked(20)))
+    web = Source("web", file, fields={"prompt": "question", "response": "answer"})
+    problem = make_problem({"web": web, "books": [{"instruction": "b", "output": str(i)} for i in range(20)]})
+    rows = written(make_mix(problem, {"web": 1, "books": 1}, rows=20), tmp_path / "mix.jsonl")
+    web_rows = [row for row in rows if row["_bilevel"]["source"] == "web"]
+    assert len(web_rows) == 10
+    for row in web_rows:
+        number = row["_bilevel"]["row"] - 1
+        assert {key: row[key] for key in row if key != "_bilevel"} == {"instruction": f"q {number}", "output": str(number)}
+    assert len(read_rows([str(tmp_path / "mix.jsonl")])) == 20  # needs no columns to be named
+
+
+def test_a_mix_draws_from_the_sample_and_says_how_to_draw_from_all(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    file = str(write_jsonl(tmp_path / "many.jsonl", alpaca("many", 50)))
+    run = read_run(
+        make_run({"many": Source("many", file, max_rows=10), "few": alpaca("few", 20)}, {"many": 0.5, "few": 0.5},
+                 {"many": 0.5, "few": 0.5}),
+        load_plugins(),
+    )  # fmt: skip
+    run.check_data()
+    mix = make_mix(run.problem, run.weights, rows=20)
+    assert mix.pools[0].rows.tolist() == list(range(10))
+    assert mix.notes() == ["'many' is a sample of 50 rows (max_rows)"]
+    with pytest.raises(InputError, match=r"--all-rows, or a larger max_rows \(the run read a sample of 50 rows\)"):
+        make_mix(run.problem, run.weights, rows=40, max_repeats=1)
+    whole = run.with_all_rows()
+    whole.check_data()
+    assert make_mix(whole.problem, run.weights, rows=40, max_repeats=1).counts.tolist() == [20, 20]
+
+
+def test_sizes_of_sampled_sources_are_those_of_the_whole(make_problem: Make, tmp_path: Path) -> None:
+    """The proportional baseline, and weights that start in proportion to size, are about the data and not about the sample."""
+    file = str(write_jsonl(tmp_path / "many.jsonl", alpaca("many", 60)))
+    problem = make_problem({"many": Source("many", file, max_rows=15), "few": alpaca("few", 20)}, initial="size")
+    assert sizes(problem.source_tables, "rows") == {"many": 60, "few": 20}
+    assert problem._start.tolist() == [0.75, 0.25]

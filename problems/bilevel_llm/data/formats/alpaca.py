@@ -5,7 +5,7 @@ are learned too, as LLaMA-Factory has it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from bilevel.errors import InputError
 from bilevel_llm.data.fields import optional_string, string, with_system
@@ -21,6 +21,12 @@ class Alpaca(Format):
 
     name = "alpaca"
     required = (("instruction", "output"),)
+    roles: ClassVar[Mapping[str, str]] = {
+        "prompt": "instruction",
+        "response": "output",
+        "input": "input",
+        "system": "system",
+    }
     refused = IN_QUESTIONS
     version = 2
 

@@ -1,7 +1,7 @@
 """`messages`: a list of {role, content}, as OpenAI and Hugging Face write conversations."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from bilevel_llm.data.fields import chat_layout, conversation, with_system, written_turns
 from bilevel_llm.data.format import Evidence, Format
@@ -15,6 +15,7 @@ class Messages(Format):
 
     name = "messages"
     required = (("messages",),)
+    roles: ClassVar[Mapping[str, str]] = {"messages": "messages", "system": "system"}
     evidence = Evidence.TURNS
     refused = IN_CHATS
     version = 2

@@ -1,7 +1,7 @@
 """`prompt_completion`: `prompt` and `completion`, two strings used as they are, or two lists of messages."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from bilevel_llm.data.fields import chat_layout, conversation, string, with_system
 from bilevel_llm.data.format import Format
@@ -15,6 +15,7 @@ class PromptCompletion(Format):
 
     name = "prompt_completion"
     required = (("prompt", "completion"),)
+    roles: ClassVar[Mapping[str, str]] = {"prompt": "prompt", "response": "completion"}
     refused = IN_CHATS
     version = 2
 

@@ -1,7 +1,7 @@
 """`sharegpt`: `conversations` or `items`, a list of {from, value}, and optionally `system`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from bilevel_llm.data.fields import chat_layout, conversation, with_system, written_turns
 from bilevel_llm.data.format import Evidence, Format
@@ -15,6 +15,7 @@ class ShareGPT(Format):
 
     name = "sharegpt"
     required = (("conversations",), ("items",))
+    roles: ClassVar[Mapping[str, str]] = {"messages": "conversations", "system": "system"}
     evidence = Evidence.TURNS
     refused = IN_CHATS
     version = 2

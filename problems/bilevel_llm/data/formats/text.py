@@ -1,7 +1,7 @@
 """`text`: a string to learn as it is."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from bilevel_llm.data.fields import string
 from bilevel_llm.data.format import Evidence, Format
@@ -15,6 +15,7 @@ class Text(Format):
 
     name = "text"
     required = (("text",),)
+    roles: ClassVar[Mapping[str, str]] = {"text": "text"}
     evidence = Evidence.ONE_NAME
     refused = IN_TEXTS
     version = 2
