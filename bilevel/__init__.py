@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bilevel.active import LISA, Active, All
     from bilevel.backend import Backend, Evaluation, Variable, Vector
     from bilevel.blocks import Blocks, find_blocks
+    from bilevel.constraint import Box, Constraint, NonNegative, Simplex
     from bilevel.data import Stratified
     from bilevel.distribution import Distribution
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from bilevel.optimizer import SGD, AdamW
     from bilevel.problem import Forward, Loss, Problem, Shard
     from bilevel.record import Record
+    from bilevel.regularizer import Proximity, WeightDecay
     from bilevel.run import Run
     from bilevel.schedule import Cosine, Linear, Power
     from bilevel.solver import Metrics, Solver, State, Workload
@@ -43,6 +45,7 @@ _HOMES = {
     "active": ("LISA", "Active", "All"),
     "backend": ("Backend", "Evaluation", "Variable", "Vector"),
     "blocks": ("Blocks", "find_blocks"),
+    "constraint": ("Box", "Constraint", "NonNegative", "Simplex"),
     "data": ("Stratified",),
     "distribution": ("Distribution",),
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
@@ -52,6 +55,7 @@ _HOMES = {
     "optimizer": ("SGD", "AdamW"),
     "problem": ("Forward", "Loss", "Problem", "Shard"),
     "record": ("Record",),
+    "regularizer": ("Proximity", "WeightDecay"),
     "run": ("Run",),
     "schedule": ("Cosine", "Linear", "Power"),
     "solver": ("Metrics", "Solver", "State", "Workload"),
@@ -72,10 +76,11 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "SOBA", "Active", "AdamW", "All", "Backend",
-    "BilevelError", "Blocks", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding", "Forward", "InputError",
-    "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "Power", "Problem", "Record", "Result",
-    "Rounds", "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Solver", "State", "Stratified", "Table", "Variable", "Vector",
-    "Workload", "find_blocks", "fit", "fit_many", "hookimpl",
+    "BilevelError", "Blocks", "Box", "Constraint", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding",
+    "Forward", "InputError", "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "NonNegative", "Power",
+    "Problem", "Proximity", "Record", "Result", "Rounds", "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Simplex",
+    "Solver", "State", "Stratified", "Table", "Variable", "Vector", "WeightDecay", "Workload", "find_blocks", "fit",
+    "fit_many", "hookimpl",
 ]  # fmt: skip
 
 

@@ -12,18 +12,21 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
+from bilevel.boundary import Evaluated
 from bilevel.checked import Checked
+from bilevel.constraint import Constraint
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Loss, Shard
+from bilevel.regularizer import Regularizer
 from bilevel.sealed import Seal
 
 B = TypeVar("B")
 T = TypeVar("T")
 
 
-class Variable(ABC):
+class Variable(Evaluated, ABC):
     """A module placed on a backend, with its optimizer. Losses call it; solvers pass it to the backend."""
 
     name: str
@@ -241,6 +244,28 @@ class Backend(Checked, ABC):
     def replicate(self, source: Variable, name: str, optimizer: SGD | AdamW | None = None) -> Variable:
         """A second variable with the module, the weights and, if none is given, the optimizer settings of `source`."""
 
+    def constrain(self, variable: Variable, constraint: Constraint | Mapping[str, Constraint]) -> None:
+        """From now on, `step` projects the variable, which is whole in every process, onto the constraint.
+
+        Called once, before the first step, and for x itself, never for its replicas: what they hold may be gradients.
+
+        Raises `InputError` if the variable is outside of the constraint, or if the backend cannot.
+        """
+        raise InputError(
+            f"the backend {type(self).__name__} does not project x onto a constraint; leave upper_constraint out"
+        )
+
+    def regularize(self, variables: Sequence[Variable], regularizer: Regularizer) -> None:
+        """From now on, add the term of the regularizer to the lower loss of these variables, which are replicas.
+
+        It belongs to the passes of `backward`, `evaluate` and the second derivatives in which the problem's `lower_loss` is
+        computed (see `Variable.last_loss`), once for each pass. What the first variable holds now is what the term is
+        anchored at, if it is. Called once, before the first step.
+
+        Raises `InputError` if the backend cannot.
+        """
+        raise InputError(f"the backend {type(self).__name__} adds no lower_regularizer; write the term into lower_loss")
+
     @abstractmethod
     def assign(self, target: Variable, source: Variable) -> None:
         """Give `target` the weights and the optimizer state of `source`, a replica with the same active blocks."""
@@ -289,6 +314,9 @@ class Backend(Checked, ABC):
     def step(self, variable: Variable, *, lr: float) -> float:
         """Clip, update the active parameters, clear the gradient. Returns the gradient's norm before clipping.
 
+        Under a constraint, the gradient mapping takes the place of the gradient, and the updated parameters are projected;
+        see `bilevel.constraint`.
+
         Raises `NonFiniteError`, naming variable and parameter, and leaves the variable as it was, if a gradient is not
         finite.
         """
@@ -308,6 +336,10 @@ class Backend(Checked, ABC):
     @abstractmethod
     def read(self, variable: Variable) -> Vector:
         """A copy of the values of the active parameters (of their masters, where there are any)."""
+
+    def numel(self, variable: Variable) -> int:
+        """How many numbers `read` would copy. By default they are copied and counted."""
+        return sum(part.numel() for part in self.read(variable).parts.values())
 
     @abstractmethod
     def write(self, variable: Variable, vector: Vector) -> None:

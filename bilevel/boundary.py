@@ -10,7 +10,19 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from bilevel.errors import ProblemError
+from bilevel.named_modules import NamedModules
 from bilevel.tensor_module import TensorModule
+
+
+class Evaluated:
+    """A variable that knows at which of the problem's losses it was last the lower variable.
+
+    A solver hands a backend closures, from which it could not tell. It needs to: a regularizer is a part of the lower loss
+    alone, and whoever reads that a loss is infinite wants to know which.
+    """
+
+    last_loss: str = ""
+    """"upper_loss", "lower_loss", or "" since a backend has cleared it."""
 
 
 class CallOnly:
@@ -86,7 +98,8 @@ def guard(cls: type) -> None:
 
     Losses and the summary see variables that can only be called. What losses, modules and batches are is checked as soon as
     they are returned, so that a mistake is named where it was made. A tensor that `upper` or `lower` returns becomes a
-    module that holds it, so that nobody else has to know of tensors. Raises `ProblemError`, when the methods are called.
+    module that holds it, and named modules and tensors become one module, so that nobody else has to know of them. Raises
+    `ProblemError`, when the methods are called.
     """
     for name, (sees, check) in _METHODS.items():
         method = cls.__dict__.get(name)
@@ -100,14 +113,26 @@ def _guarded(
     @functools.wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if sees:
+            lower = args[1] if len(args) > 1 else kwargs.get("y")
+            if isinstance(lower, Evaluated):
+                lower.last_loss = name
             args = (*map(_seen, args, sees), *args[len(sees) :])
             kwargs = {key: _seen(value, key) if key in sees else value for key, value in kwargs.items()} if kwargs else {}
         returned = method(self, *args, **kwargs)
         if (wrong := check(returned)) is not None:
             raise ProblemError(f"{type(self).__name__}.{name} returned {wrong}")
-        return TensorModule(returned) if check is _module and isinstance(returned, Tensor) else returned
+        return _as_module(returned) if check is _module else returned
 
     return guarded
+
+
+def _as_module(returned: Any) -> nn.Module:
+    if isinstance(returned, Tensor):
+        return TensorModule(returned)
+    if isinstance(returned, Mapping) or type(returned) is nn.ModuleDict:
+        return NamedModules(dict(returned.items()))
+    module: nn.Module = returned
+    return module
 
 
 def _seen(variable: Any, name: str) -> Any:
@@ -128,12 +153,19 @@ def _parts(parts: Any) -> str | None:
 
 
 def _module(returned: Any) -> str | None:
-    if isinstance(returned, nn.Module) or (isinstance(returned, Tensor) and returned.is_floating_point()):
+    parts = returned.items() if isinstance(returned, Mapping) else [("", returned)]
+    odd = [(name, part) for name, part in parts if not _is_variable(part)]
+    if parts and not odd:
         return None
+    what = f"{_described(odd[0][1])} as its part {odd[0][0]!r}" if odd and odd[0][0] else _described(returned)
     return (
-        f"{_described(returned)}; return a torch.nn.Module, whose forward gives a loss what it needs, or a tensor of "
-        "floating-point numbers"
+        f"{what}; return a torch.nn.Module, whose forward gives a loss what it needs, or a tensor of floating-point "
+        "numbers, or a mapping from names to these"
     )
+
+
+def _is_variable(part: Any) -> bool:
+    return isinstance(part, nn.Module) or (isinstance(part, Tensor) and part.is_floating_point())
 
 
 def _batch(returned: Any) -> str | None:

@@ -22,4 +22,13 @@ class RunError(BilevelError):
 
 
 class NonFiniteError(RunError):
-    """A loss, gradient or variable became NaN or infinite. The message names it."""
+    """A loss, gradient or variable became NaN or infinite. The message names it.
+
+    variable: the name of the variable whose steps have most likely led there; None if that cannot be told.
+    moved: whether any variable had taken a step before; if not, it is the data or the start.
+    """
+
+    def __init__(self, message: str, *, variable: str | None = None, moved: bool = True) -> None:
+        super().__init__(message)
+        self.variable = variable
+        self.moved = moved

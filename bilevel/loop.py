@@ -21,6 +21,7 @@ from bilevel.active import Active, All
 from bilevel.agreement import check_batches, on_first, require_same, together_at_length
 from bilevel.backend import Backend
 from bilevel.checkpoint_writer import CheckpointWriter
+from bilevel.divergence import Sizes
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.lock import Lock
@@ -31,7 +32,8 @@ from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
 from bilevel.signals import stop_signals
-from bilevel.solver import Solver, State
+from bilevel.solver import Solver, State, begin
+from bilevel.standstill import Standstill
 
 log = logging.getLogger("bilevel")
 _ENVIRONMENT = {"python": sys.version_info[:2], **{name: version(name) for name in ("bilevel", "torch")}}
@@ -138,7 +140,7 @@ def fit(
             copies = checkpoint_in_background and checkpoint_every is not None
             writer = CheckpointWriter(backend, directory, keep_checkpoints, copies, lock)
             keeper = Keeper(directory, run, checkpoint_every, writer, lock)
-        state = solver.init(problem, backend)
+        state = begin(solver, problem, backend)
         problem.examine(partial(_measure, backend, state))
         if keeper is not None:
             keeper.open(state)
@@ -183,18 +185,21 @@ def _take(
 
 def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | None, until_usable: bool) -> None:
     error: BaseException | None = None
-    alone = run.backend.shard.world_size == 1
+    alone, first = run.backend.shard.world_size == 1, run.backend.shard.rank == 0
     with stop_signals(impatient=alone) as stop:
         try:
             if observer is not None:
                 observer.bilevel_run_start(run=run)
             moves = sum(record.moved for record in run.history)
+            state.activate(run.active, run.start, run.seed, run.backend)
+            sizes, standstill = Sizes(run.solver, run.backend, state), Standstill(run, state)
             for t in range(run.start, run.steps):
                 if until_usable and _asks(run, moves) and on_first(run.backend, lambda: _usable(run)):
                     break
-                record = _step(t, run, state)
+                record = _step(t, run, state, sizes)
                 run.history.append(record)
                 moves += record.moved
+                standstill.after(t + 1)
                 if keeper is not None:
                     keeper.after_step(state, record)
                 if observer is not None:
@@ -208,6 +213,8 @@ def _loop(run: Run, state: State, keeper: Keeper | None, observer: Observer | No
                     raise Interrupted(_how_to_go_on(t + 1, run))
             if keeper is not None:
                 keeper.checkpoint(state, last=True)
+            if first and (sentence := standstill.sentence()) is not None:
+                log.warning(sentence)
         except BaseException as caught:
             error = caught
             if keeper is not None:
@@ -235,7 +242,7 @@ def _write_last(keeper: Keeper, error: BaseException | None) -> None:
         log.warning("the files of the run are not up to date: %s", failed)
 
 
-def _step(t: int, run: Run, state: State) -> Record:
+def _step(t: int, run: Run, state: State, sizes: Sizes) -> Record:
     """Do one step: activate the blocks, let the solver move, and record what happened."""
     started, processed = time.perf_counter(), run.backend.processed
     blocks = state.activate(run.active, t, run.seed, run.backend)
@@ -245,9 +252,10 @@ def _step(t: int, run: Run, state: State) -> Record:
             upper = {key: float(value) for key, value in run.problem.summary(state.x).items()}
         for key, value in upper.items():
             if not math.isfinite(value):
-                raise NonFiniteError(f"{key} of the upper variable is {value}")
+                raise NonFiniteError(f"{key} of the upper variable is {value}", variable="x")
     except NonFiniteError as error:
-        raise NonFiniteError(f"step {t}: {error}; lower the step sizes, or clip the gradient") from error
+        said = sizes.explain(error, t, state)
+        raise NonFiniteError(said, variable=error.variable, moved=error.moved) from error
     return Record.of_step(
         t,
         metrics,

@@ -21,7 +21,7 @@ from bilevel.errors import InputError
 from bilevel.per_run import PerRun
 from bilevel.problem import Forward, Loss, Measure, Problem, Shard
 from bilevel.schedule import EachRun
-from bilevel.solver import Metrics, Solver
+from bilevel.solver import Metrics, Solver, begin
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def fit_many(
     runs.start(seeds[0])
     try:
         check_batches(problem, runs)
-        state = solver.init(problem, runs)
+        state = begin(solver, problem, runs)
         for replica in state.replicas.values():
             runs.activate(replica, replica.blocks.names)
         problem.examine(_refuse_to_measure)
@@ -170,6 +170,7 @@ class ForSeeds(Problem[Any]):
         self._shared: dict[str, Together] = {}
         # solvers ask for these; so does whoever looks at a run
         self.smooth, self.strongly_convex = problem.smooth, problem.strongly_convex  # type: ignore[misc]
+        self.upper_constraint, self.lower_regularizer = problem.upper_constraint, problem.lower_regularizer
         self.upper_loss, self.lower_loss = problem.upper_loss, problem.lower_loss  # type: ignore[method-assign]
 
     def prepare(self) -> None:

@@ -13,10 +13,12 @@ from bilevel.account import Finding, Labels, Table, Verdict
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.boundary import guard
 from bilevel.checked import Checked
+from bilevel.constraint import Constraint
 from bilevel.cost import Cost
 from bilevel.errors import InputError, ProblemError
 from bilevel.plain import RECIPE_RULES
 from bilevel.record import Record
+from bilevel.regularizer import Regularizer
 from bilevel.traced_cost import Level, traced_cost
 
 if TYPE_CHECKING:
@@ -118,6 +120,12 @@ class Problem(Checked, ABC, Generic[B]):
     lower_data: B
     """The same for the lower loss."""
 
+    upper_constraint: Constraint | Mapping[str, Constraint] | None = None
+    """Where x may be: `Box`, `NonNegative`, `Simplex`, or a set of yours. After each step of x, whatever its optimizer, x is
+    projected onto it, in the Euclidean norm. It is for every parameter of x, or for those of its names. x starts inside."""
+    lower_regularizer: Regularizer | None = None
+    """A term that is added to g, once for each batch: `WeightDecay` or `Proximity`. `lower_loss` leaves it out."""
+
     labels: ClassVar[Labels] = Labels()
     """What the numbers of its runs are called, on the terminal and in reports."""
 
@@ -144,13 +152,14 @@ class Problem(Checked, ABC, Generic[B]):
         """A module that holds x. It is small, is kept in full precision, and every process has all of it.
 
         If x is a single tensor, return that: its value at the start, in floating-point numbers. It becomes a module whose
-        call, x(), returns the tensor, and which every caller of this method gets.
+        call, x(), returns the tensor, and which every caller of this method gets. If x has several parts, return a mapping
+        from their names to modules or tensors (or an `nn.ModuleDict`): a call then begins with a name, x("scale").
         """
 
     @abstractmethod
     def lower(self) -> Any:
-        """A module that holds y at its initial value, or a tensor, as for `upper`. Random initialization is seeded by the
-        backend.
+        """A module that holds y at its initial value, a tensor, or several of them by name, as for `upper`. Random
+        initialization is seeded by the backend.
 
         Where `initialization_may_be_deferred()` is true, a large module may leave its parameters on the meta device, if it
         has a method `stored_weight(name) -> Tensor`: the backend then materializes them on their devices, one after the

@@ -12,6 +12,7 @@ from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
+from bilevel.schedule import at
 
 Metrics = Mapping[str, float | Mapping[str, float]]
 """The numbers that a solver reports for one step, by themselves or by name. Those that others understand:
@@ -96,6 +97,17 @@ class Solver(Checked, ABC, Generic[S]):
     def step(self, t: int, state: S, problem: Problem[Any], backend: Backend) -> Metrics:
         """Do step t (from 0) in place, using nothing but the arguments: a resumed run must equal an uninterrupted one."""
 
+    def step_size(self, variable: str, t: int) -> tuple[str, float] | None:
+        """The setting that decides how far a variable moves in step t, and its value: what to name if it goes too far.
+
+        By default the first of the fields `lr_<variable>`, `lr_z` and `lr` that is there and is not None. None: there is no
+        such field.
+        """
+        for name in (f"lr_{variable}", "lr_z", "lr"):
+            if (value := getattr(self, name, None)) is not None:
+                return name, at(value, t)
+        return None
+
     def workload(self) -> Workload:
         """What one step asks of a backend; `bilevel.testing.workload.check_workload` compares it with what a step does.
 
@@ -105,3 +117,16 @@ class Solver(Checked, ABC, Generic[S]):
             f"the solver {type(self).__name__} does not say what a step takes, so it cannot be planned; "
             "give it a method `workload`"
         )
+
+
+def begin(solver: Solver[S], problem: Problem[Any], backend: Backend) -> S:
+    """Place the variables, and tell the backend of what the problem says beside its losses: its constraint and regularizer.
+
+    Whatever runs a solver begins with this, so that no solver has to know of either.
+    """
+    state = solver.init(problem, backend)
+    if problem.upper_constraint is not None:
+        backend.constrain(state.x, problem.upper_constraint)
+    if problem.lower_regularizer is not None:
+        backend.regularize(list(state.replicas.values()), problem.lower_regularizer)
+    return state

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,19 @@ from torch.utils.checkpoint import checkpoint
 from bilevel.backend import Backend, Evaluation, Variable, Vector
 from bilevel.batch import map_tensors
 from bilevel.blocks import REST, Blocks
+from bilevel.constraint import Constraint
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.precision import Precision, trainable
 from bilevel.problem import Loss, Shard, deferred_initialization
+from bilevel.regularizer import Regularizer
 from bilevel.sealed import Seal
 from bilevel_backends import checkpoint as checkpoints
 from bilevel_backends.backward import run_backward
 from bilevel_backends.deferred_init import meta_copy
 from bilevel_backends.processes import Grid
+from bilevel_backends.regularization import Regularization
 from bilevel_backends.rounding import round_stochastically
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy
@@ -71,6 +74,7 @@ class ModuleBackend(Backend):
         at_a_time = None if self.micro_batch_size == "auto" else self.micro_batch_size
         self._shard = Shard(seed, processes.rank, processes.world_size, at_a_time)
         self._variables: list[ModuleVariable] = []
+        self._regularizations: dict[ModuleVariable, Regularization] = {}
         self.processed = 0
         self._before: tuple[int, bool, bool] | None = None
         self._there: tuple[Any, Any] = (None, None)
@@ -173,6 +177,15 @@ class ModuleBackend(Backend):
         self._variables.append(variable)
         return variable
 
+    def constrain(self, variable: Variable, constraint: Constraint | Mapping[str, Constraint]) -> None:
+        """Project the masters, which every process has whole and alike."""
+        own(variable).constrain(constraint)
+
+    def regularize(self, variables: Sequence[Variable], regularizer: Regularizer) -> None:
+        """Keep the anchor, if there is one, in the shards of the first variable; all are sharded alike."""
+        term = Regularization.at(own(variables[0]), regularizer)
+        self._regularizations = {own(variable): term for variable in variables}
+
     def assign(self, target: Variable, source: Variable) -> None:
         """Copy weights, masters, moments and the rounding counter."""
         target, source = own(target), own(source)
@@ -214,7 +227,11 @@ class ModuleBackend(Backend):
         v.reduce_gradients()
         if not v.gradients:
             raise RuntimeError(f"variable {v.name!r} has no gradient to step with; name it in the wrt of a backward")
-        norm = v.step(lr, v.settings.clip)
+        try:
+            norm = v.step(lr, v.settings.clip)
+        except NonFiniteError as error:
+            error.moved = any(variable.steps for variable in self._variables)
+            raise
         self._write_back(v)
         v.steps += 1
         return norm
@@ -237,6 +254,10 @@ class ModuleBackend(Backend):
         """Copies of the masters."""
         v = own(variable)
         return Vector({name: master.detach().clone() for name, master in v.masters.items()}, v.sharding.whole)
+
+    def numel(self, variable: Variable) -> int:
+        """The size of the masters."""
+        return sum(master.numel() for master in own(variable).masters.values())
 
     def write(self, variable: Variable, vector: Vector) -> None:
         """Write into the masters, and from there into the parameters."""
@@ -312,7 +333,7 @@ class ModuleBackend(Backend):
             _set_determinism(mode, compiled)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
-        self._variables, self._there = [], (None, None)
+        self._variables, self._regularizations, self._there = [], {}, (None, None)
         self._staging.free()
 
     def _place_sharded(
@@ -332,7 +353,8 @@ class ModuleBackend(Backend):
 
     def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:
         """The sum over micro-batches and processes. Gradients flow to `receivers`, if there are any."""
-        precise = torch.float32 if self._device.type == "mps" else torch.float64
+        precise = self._precise
+        self._clear_losses()
         total: Tensor | None = None
         parts: dict[str, Tensor] = {}
         size, alone = 0, len(batch) == 1 and self._processes.world_size == 1
@@ -357,14 +379,40 @@ class ModuleBackend(Backend):
             variable.sharding.reshard()
         if alone and total is None:
             self.processed += size
-            return self._checked(value.item(), {})
+            term = self._regularize([*self._regularized()], receivers) if self._regularizations else 0.0
+            return self._checked(value.item() + term, {})
         if total is None:  # this process has no part of the batch
             total = torch.zeros((), dtype=precise, device=self._device)
         counted = torch.full_like(total, size)
-        values = torch.stack([total, counted, *(part.to(total.device) for part in parts.values())])
-        summed, processed, *summed_parts = self._processes.all_reduce(values).tolist()
+        seen = {*self._regularized()}  # not by a process without a part of the batch
+        flags = [torch.full_like(total, v in seen) for v in self._regularizations]
+        values = torch.stack([total, counted, *flags, *(part.to(total.device) for part in parts.values())])
+        summed, processed, *rest = self._processes.all_reduce(values).tolist()
         self.processed += int(processed)
-        return self._checked(summed, dict(zip(parts, summed_parts, strict=True)))
+        concerned = [v for v, count in zip(self._regularizations, rest, strict=False) if count]
+        summed += self._regularize(concerned, receivers)
+        return self._checked(summed, dict(zip(parts, rest[len(flags) :], strict=True)))
+
+    @property
+    def _precise(self) -> torch.dtype:
+        """The precision in which losses are summed: the highest that the device has."""
+        return torch.float32 if self._device.type == "mps" else torch.float64
+
+    def _clear_losses(self) -> None:
+        """Forget which losses were computed, before a pass."""
+        for variable in self._variables:
+            variable.last_loss = ""
+
+    def _regularized(self) -> Iterator[ModuleVariable]:
+        """The variables whose lower loss the pass has computed, if a regularizer is a part of it."""
+        return (variable for variable in self._regularizations if variable.last_loss == "lower_loss")
+
+    def _regularize(self, variables: Sequence[ModuleVariable], receivers: Sequence[ModuleVariable]) -> float:
+        """Add the regularizer's gradient, once for the whole batch, to those that receive any. Returns what it adds to g."""
+        for variable in variables:
+            if variable in receivers:
+                self._regularizations[variable].add_gradient(variable, variable.weight)
+        return sum(self._regularizations[variable].value(variable, self._precise) for variable in variables)
 
     def on_device(self, batch: Any) -> Any:
         """The same batch with every tensor on the device."""
@@ -387,7 +435,13 @@ class ModuleBackend(Backend):
         for variable in self._variables:
             variable.drop_gradients()
         odd = [f"{key} ({part})" for key, part in parts.items() if not math.isfinite(part)]
-        raise NonFiniteError(f"the loss is {value}" + (f", in {', '.join(odd)}" if odd else ""))
+        at = next((variable for variable in self._variables if variable.last_loss), None)
+        loss = "the loss" if at is None else f"{'g' if at.last_loss == 'lower_loss' else 'f'}({at.name})"
+        raise NonFiniteError(
+            f"{loss} is {value}" + (f", in {', '.join(odd)}" if odd else ""),
+            variable=None if at is None else at.name,
+            moved=any(variable.steps for variable in self._variables),
+        )
 
     def _write_back(self, v: ModuleVariable) -> None:
         """Copy masters into parameters. In low precision all replicas round with the same noise at the same step.

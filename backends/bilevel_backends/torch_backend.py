@@ -24,6 +24,7 @@ from bilevel_backends.deferred_init import materialize, move_buffers, stored_wei
 from bilevel_backends.host_memory import keep_freed_memory
 from bilevel_backends.module_backend import ModuleBackend, own, size_of
 from bilevel_backends.processes import Grid
+from bilevel_backends.regularization import Regularization
 from bilevel_backends.sharding.strategy import ShardingStrategy
 from bilevel_backends.sharding.unsharded import Unsharded
 from bilevel_backends.variable import ModuleVariable
@@ -142,12 +143,16 @@ class TorchBackend(ModuleBackend):
         """Differentiate twice, micro-batch by micro-batch."""
         along, variables = own(variable), [own(v) for v in wrt]
         total = 0.0
+        self._clear_losses()
         with _receiving({along, *variables}):
             for micro_batch in batch:
                 _, slopes = self._differentiated(loss, micro_batch, along)
                 total += float(torch.stack([(s.detach() * d).sum() for s, d in _pairs(slopes, along, vector)]).sum())
                 _add_products(slopes, along, vector, wrt)
                 self.processed += size_of(micro_batch)
+        if (term := self._term(along)) is not None:
+            total += term.along(along, vector)
+            self._add_curvature(along, vector, wrt)
         return total
 
     @contextmanager
@@ -160,18 +165,36 @@ class TorchBackend(ModuleBackend):
                 yield derivatives
             return
         of = own(variable)
+        self._clear_losses()
         with _receiving({of, *(own(v) for v in wrt)}):
             value, slopes = self._differentiated(loss, batch[0], of)
+            term = self._term(of)
 
             def product(vector: Vector, weights: Mapping[Variable, float]) -> None:
                 _add_products(slopes, of, vector, weights, keep_graph=True)
+                if term is not None:
+                    self._add_curvature(of, vector, weights)
                 self.processed += size_of(batch[0])
 
             def gradient() -> tuple[Evaluation, Vector]:
                 parts = {name: slope.detach().to(of.masters[name]) for slope, name in zip(slopes, of.masters, strict=True)}
-                return self._evaluation(value), Vector(parts, of.sharding.whole)
+                found, slope = self._evaluation(value), Vector(parts, of.sharding.whole)
+                if term is None:
+                    return found, slope
+                self.add_gradient(of, slope)
+                term.add_gradient(of, 1.0)
+                return Evaluation(found.value + term.value(of, self._precise), found.parts), self.take_gradient(of)
 
             yield SecondDerivatives(product, gradient)
+
+    def _term(self, variable: ModuleVariable) -> Regularization | None:
+        """The regularizer's term, if the loss that was just computed at the variable has one."""
+        return self._regularizations.get(variable) if variable.last_loss == "lower_loss" else None
+
+    def _add_curvature(self, of: ModuleVariable, vector: Vector, wrt: Mapping[Variable, float]) -> None:
+        """Add the product of the regularizer's second derivative, λ times the identity, with the vector."""
+        if of in wrt:
+            self.add_gradient(of, vector, wrt[of] * self._regularizations[of].regularizer.strength)
 
     def _differentiated(
         self, loss: Callable[[B], Loss], micro_batch: B, variable: ModuleVariable

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bilevel.backend import Variable
 from bilevel.blocks import Blocks
+from bilevel.constraint import Constraint, by_parameter, mapping
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
 from bilevel_backends.processes import Processes
@@ -39,6 +40,7 @@ class ModuleVariable(Variable):
         order in which a backward pass reaches their blocks.
     buckets: the gradients of groups that are not summed over processes yet, whole and in the masters' precision.
     plain: whether a step is gradient descent and nothing else, which needs no optimizer of torch's.
+    constraints: by parameter, what the masters are projected onto after each step. Only of x, which is whole.
     marked: the shards, as they were when the variable was marked, of the parameters that have been active since; None if
         it was not marked. On the device of the masters, in the precision of the parameters.
     """
@@ -67,6 +69,7 @@ class ModuleVariable(Variable):
         self.gradients: dict[str, Tensor] = {}
         self.groups: list[tuple[str, ...]] = []
         self.buckets: dict[tuple[str, ...], Bucket] = {}
+        self.constraints: dict[str, Constraint] = {}
         self.marked: dict[str, Tensor] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.separate: list[str] = []
@@ -129,6 +132,10 @@ class ModuleVariable(Variable):
         small = sum(master.numel() for master in self.masters.values()) <= SMALL
         hooked = self.sharding.hooked and not (small and self.sharding.whole)
         self._hooks = [self._accumulate_on(name) for name in names] if hooked else []
+
+    def constrain(self, constraint: Constraint | Mapping[str, Constraint]) -> None:
+        """See `Backend.constrain`."""
+        self.constraints = by_parameter(constraint, {name: self.parameter(name).detach() for name in self.masters})
 
     def mark(self) -> None:
         """See `Backend.mark`."""
@@ -226,12 +233,20 @@ class ModuleVariable(Variable):
         odd = [name for name, gradient in self.gradients.items() if not bool(torch.isfinite(gradient).all())]
         first = next((names[0] for names in self.processes.all_gather_object(odd) if names), None)
         if first is None:
-            raise NonFiniteError(f"the norm of the gradient of variable {self.name!r} overflows")
-        raise NonFiniteError(f"the gradient of variable {self.name!r} is not finite, first in {first!r}")
+            raise NonFiniteError(f"the norm of the gradient of variable {self.name!r} overflows", variable=self.name)
+        raise NonFiniteError(f"the gradient of variable {self.name!r} is not finite, first in {first!r}", variable=self.name)
 
     def step(self, lr: float, clip: float | None) -> float:
-        """Update the masters with the gradients, and clear the gradients. Returns the gradient's norm before clipping."""
+        """Update the masters with the gradients, and clear the gradients. Returns the gradient's norm before clipping.
+
+        Under constraints the gradient mapping takes the place of the gradient, and the masters are projected.
+        """
         norm = self.checked_norm()
+        if self.constraints:
+            for name in self.gradients.keys() & self.constraints.keys():
+                project = self.constraints[name].project
+                self.gradients[name] = mapping(project, self.masters[name], self.gradients[name], lr)
+            norm = self.checked_norm()
         if clip is not None and norm > clip:
             torch._foreach_mul_(list(self.gradients.values()), clip / norm)
         if self.plain:
@@ -242,6 +257,8 @@ class ModuleVariable(Variable):
             self.optimizer.param_groups[0]["lr"] = lr
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        for name, constraint in self.constraints.items():
+            self.masters[name].copy_(constraint.project(self.masters[name]))
         self.gradients = {}
         return norm
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from bilevel.backend import Evaluation, SideBySide, Variable, Vector
 from bilevel.blocks import Blocks
+from bilevel.constraint import Constraint, by_parameter, mapping
 from bilevel.data import Stream, generator
 from bilevel.errors import InputError
 from bilevel.many import Together
 from bilevel.optimizer import SGD, AdamW
 from bilevel.per_run import PerRun
 from bilevel.problem import Loss, Shard
+from bilevel.regularizer import Regularizer
 from bilevel.sealed import Seal
 from bilevel_backends.module_backend import one_block, require_function
 from bilevel_backends.vectorized_pass import Pass, key_of
@@ -35,6 +37,9 @@ class VectorizedVariable(Variable):
     gradients: the sum so far of weight * gradient, with the shapes of the values.
     moments: what the optimizer remembers of each parameter, by its name for it.
     trained: the names of the active parameters.
+    constraints: by parameter, what the values are projected onto after each step.
+    regularizer: what is added to the lower loss.
+    anchors: the values from which the regularizer measures the distance, by parameter; empty if that is 0.
     marked: the values when the variable was marked; None if it was not.
     """
 
@@ -49,6 +54,9 @@ class VectorizedVariable(Variable):
         self.gradients: dict[str, Tensor] = {}
         self.moments: dict[str, dict[str, Any]] = {}
         self.trained: set[str] = set()
+        self.constraints: dict[str, Constraint] = {}
+        self.regularizer: Regularizer | None = None
+        self.anchors: dict[str, Tensor] = {}
         self.marked: dict[str, Tensor] | None = None
         self._bound: dict[str, Tensor] | None = None
 
@@ -66,6 +74,19 @@ class VectorizedVariable(Variable):
         """Use these, in the order of `tensors`, as the values of the run for which a loss is computed."""
         names = [*self.values, *self.buffers]
         self._bound = None if tensors is None else dict(zip(names, tensors, strict=True))
+
+    def differences(self) -> dict[str, Tensor]:
+        """The values less the anchors of the regularizer."""
+        return {name: value - self.anchors[name] if self.anchors else value for name, value in self.values.items()}
+
+    def mappings(self, lr: float) -> dict[str, Tensor]:
+        """The gradient mapping of each parameter with a gradient; the gradient itself where there is no constraint."""
+        return {
+            name: mapping(torch.vmap(self.constraints[name].project), self.values[name], gradient, lr)
+            if name in self.constraints
+            else gradient
+            for name, gradient in self.gradients.items()
+        }
 
     def add(self, name: str, gradient: Tensor, weight: float) -> None:
         """Add weight * gradient, if the parameter trains."""
@@ -92,6 +113,7 @@ class VectorizedBackend(SideBySide):
         """Start with no variables."""
         self._variables: list[VectorizedVariable] = []
         self._passes: dict[tuple[Any, ...], Pass] = {}
+        self._lower: Sequence[VectorizedVariable] = ()  # those whose lower loss the last pass has computed
         self._shard = Shard(self.seeds[0])
         self.diverged = torch.zeros(len(self.seeds), dtype=torch.bool, device=self.device)
 
@@ -137,9 +159,21 @@ class VectorizedBackend(SideBySide):
         replica.name, replica.settings = name, optimizer or source.settings
         replica.active, replica.trained, replica.marked = frozenset(), set(), None
         replica.values = dict(source.values)  # a step makes new tensors, so that the two never share one that changes
-        replica.gradients, replica.moments = {}, {}
+        replica.gradients, replica.moments, replica.constraints = {}, {}, {}
         self._variables.append(replica)
         return replica
+
+    def constrain(self, variable: Variable, constraint: Constraint | Mapping[str, Constraint]) -> None:
+        """Project the values of every run after each step."""
+        v = _own(variable)
+        for run in range(len(self.seeds)):
+            v.constraints = by_parameter(constraint, {name: value[run] for name, value in v.values.items()})
+
+    def regularize(self, variables: Sequence[Variable], regularizer: Regularizer) -> None:
+        """Keep the values of the first variable, from which the others start too, if the term is anchored there."""
+        anchors = dict(_own(variables[0]).values) if regularizer.anchored else {}
+        for variable in map(_own, variables):
+            variable.regularizer, variable.anchors = regularizer, anchors
 
     def assign(self, target: Variable, source: Variable) -> None:
         """Copy values and moments."""
@@ -177,7 +211,7 @@ class VectorizedBackend(SideBySide):
             evaluation, gradients = self._run(loss, micro_batch, variables)
             evaluations.append(evaluation)
             _add(gradients, wrt)
-        return _total(evaluations)
+        return self._regularized(_total(evaluations), wrt)
 
     @property
     def second_order(self) -> bool:
@@ -201,17 +235,25 @@ class VectorizedBackend(SideBySide):
             evaluation, gradients = self._run(loss, micro_batch, variables, of, parts)
             products.append(evaluation)
             _add(gradients, wrt)
-        return _total(products).value
+        total = _total(products).value
+        if of in self._lower and of.regularizer is not None:
+            strength = of.regularizer.strength
+            total += strength * self.dot(Vector(of.differences(), True), vector)
+            if of in wrt:
+                self.add_gradient(of, vector, wrt[of] * strength)
+        return total
 
     def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
         """Run the forward passes."""
-        return _total([self._run(loss, micro_batch, [])[0] for micro_batch in batch])
+        return self._regularized(_total([self._run(loss, micro_batch, [])[0] for micro_batch in batch]), {})
 
     def step(self, variable: Variable, *, lr: float) -> float:
         """Clip each run's gradient by its own norm, and update."""
         v = _own(variable)
         if not v.gradients:
             raise RuntimeError(f"variable {v.name!r} has no gradient to step with; name it in the wrt of a backward")
+        if v.constraints:
+            v.gradients = v.mappings(lr)
         squares = [gradient.double().flatten(1).square().sum(1) for gradient in v.gradients.values()]
         norm = sum(squares[1:], squares[0]).sqrt()
         self.diverged |= ~norm.isfinite()
@@ -221,7 +263,8 @@ class VectorizedBackend(SideBySide):
             v.gradients = {name: factor * gradient for name, gradient in v.gradients.items()}
         update = _adamw if isinstance(v.settings, AdamW) else _sgd
         for name, gradient in v.gradients.items():
-            v.values[name] = update(v, name, gradient, lr)
+            value = update(v, name, gradient, lr)
+            v.values[name] = torch.vmap(v.constraints[name].project)(value) if name in v.constraints else value
         v.gradients = {}
         return _number(norm)
 
@@ -300,7 +343,20 @@ class VectorizedBackend(SideBySide):
                 self._passes[key] = found
         value, parts, gradients = found(batch, vector)
         self.diverged |= ~value.isfinite()
+        self._lower = found.lower
         return Evaluation(_number(value), {key: _number(part) for key, part in parts.items()}), gradients
+
+    def _regularized(self, evaluation: Evaluation, wrt: Mapping[Variable, float]) -> Evaluation:
+        """Add the regularizer, once for each batch, where the pass has computed the lower loss."""
+        value = evaluation.value
+        for v in self._lower:
+            if v.regularizer is None:
+                continue
+            difference = Vector(v.differences(), True)
+            value = value + v.regularizer.strength / 2 * self.dot(difference, difference)
+            if v in wrt:
+                self.add_gradient(v, difference, wrt[v] * v.regularizer.strength)
+        return Evaluation(value, evaluation.parts)
 
 
 def _add(gradients: Sequence[Tensor], wrt: Mapping[Variable, float]) -> None:

@@ -41,6 +41,7 @@ class Pass:
         self.wrt = wrt
         self.of = of
         self.parts: list[str] = []
+        self.lower: list[Any] = []  # the variables at which the loss is the lower loss
         self.calls = 0
         self.recordable = True
         self.recorded: Callable[..., Tensors] | None = None
@@ -96,12 +97,14 @@ class Pass:
         """Compute the loss of the first run, so that what a problem computes once and keeps is not recorded."""
         for variable in self.variables:
             variable.bind([tensor[0] for tensor in variable.tensors()])
+            variable.last_loss = ""
         try:
             with torch.no_grad():
                 self.loss(batch.with_tensors(batch.tensors if batch.shared else [tensor[0] for tensor in batch.tensors]))
         finally:
             for variable in self.variables:
                 variable.bind(None)
+        self.lower = [variable for variable in self.variables if variable.last_loss == "lower_loss"]
 
     def _mapped(self, batch: Together) -> Callable[..., Tensors]:
         """The pass as a function of the tensors of all variables and of the batch."""

@@ -122,7 +122,7 @@ def conjugate_gradients(
     v, r, p = 0.0 * b, b, b
     bb = rr = backend.dot(b, b)
     if not bb < math.inf:
-        raise NonFiniteError("the gradient of the upper loss in the lower variable is not finite")
+        raise NonFiniteError("the gradient of f in z is not finite", variable="z")
     if bb == 0:
         return v, 0.0
     # half of the tolerance: r drifts away from b - H v by rounding. Without one, what rounding leaves in any precision

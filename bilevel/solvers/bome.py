@@ -78,6 +78,10 @@ class BOME(Solver[State]):
         norm = backend.step(x, lr=lr_x)
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
 
+    def step_size(self, variable: str, t: int) -> tuple[str, float] | None:
+        """y moves with lr_x unless it has a step size of its own."""
+        return super().step_size("x" if variable == "y" and self.lr_y is None else variable, t)
+
     def workload(self) -> Workload:
         """T passes for z, two for y, one for x; the gradients of f and of q in y are held beside their combination."""
         replicas = {name: self.optimizer_z for name in ("y", "z")}

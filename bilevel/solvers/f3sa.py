@@ -124,6 +124,10 @@ class F3SA(Solver[Remembered]):
         norm = backend.step(x, lr=lr_x)
         return report(upper=f_y, lower=g_z, gap=g_y - g_z, penalty=λ, grad_norm_x=norm)
 
+    def step_size(self, variable: str, t: int) -> tuple[str, float] | None:
+        """Estimates and earlier points have none: they are written."""
+        return super().step_size(variable, t) if variable in ("x", "y", "z") else None
+
     def workload(self) -> Workload:
         """Three gradients at the new point and three at the old one, which are held together with the renewed estimates."""
         replicas = {name: self.optimizer_z for name in ("y", "z", "y_before", "z_before")}

@@ -76,7 +76,15 @@ class Rounds(Solver[State]):
             raise ValueError(f"pull must be at least 0, not {self.pull}")
 
     def init(self, problem: Problem[Any], backend: Backend) -> State:
-        """Place x, z, and y as a replica of z. What z is now is where every round starts."""
+        """Place x, z, and y as a replica of z. What z is now is where every round starts.
+
+        Raises `InputError` for an upper variable that is no `Distribution`, or has a constraint beside being one.
+        """
+        if problem.upper_constraint is not None:
+            raise InputError(
+                "rounds moves the weights of a `bilevel.Distribution` without gradient steps, and knows no "
+                "upper_constraint; leave it out (a Distribution is on the simplex as it is), or use scalebio or f2sa"
+            )
         x = backend.place("x", problem.upper, SGD(), sharded=False)
         self._distribution(x, backend)
         z = backend.place("z", problem.lower, self.optimizer_z, sharded=True, blocks=problem.blocks)

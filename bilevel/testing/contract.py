@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bilevel.backend import Backend, Variable
 from bilevel.blocks import find_blocks
+from bilevel.constraint import ROUNDING, Constraint, by_parameter
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.loop import fit
 from bilevel.optimizer import SGD, AdamW
@@ -42,7 +43,7 @@ def check_problem(problem: Problem[Any], *, index: int = 3, tolerance: float = 1
 
     Batches are pure functions of index and seed; values and gradients depend neither on the micro-batch size nor on the
     number of processes; the lower loss depends on both variables and the upper loss on y; forward passes return new tensors;
-    blocks cover every parameter once; the summary consists of finite numbers.
+    blocks cover every parameter once; the summary consists of finite numbers; x starts inside its constraint.
 
     tolerance: the relative tolerance of values and gradients. The default suits float32.
     """
@@ -50,6 +51,8 @@ def check_problem(problem: Problem[Any], *, index: int = 3, tolerance: float = 1
     with torch.random.fork_rng(devices=[]):
         x, y = _Watched(_seeded(problem.upper), "x"), _Watched(_seeded(problem.lower), "y")
         _same_parameters(y.module, _seeded(problem.lower))
+    if problem.upper_constraint is not None:
+        _check_constraints(problem.upper_constraint, x.module)
     _check_blocks(problem, y.module)
     for level, loss, batch in (
         ("upper", problem.upper_loss, problem.upper_batch),
@@ -167,6 +170,21 @@ def _check_blocks(problem: Problem[Any], module: nn.Module) -> None:
     _require(
         not odd, f"blocks(): {odd[:1]} is {'in no block' if odd[:1] and odd[0] in trainable else 'no trainable parameter'}"
     )
+
+
+def _check_constraints(given: Constraint | Mapping[str, Constraint], module: nn.Module) -> None:
+    """The start is inside; a projection keeps shape and type, and what it gives stays where it is."""
+    start = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    for name, constraint in by_parameter(given, start).items():
+        outside = start[name] + torch.randn(start[name].shape, generator=torch.Generator().manual_seed(0)).to(start[name])
+        once = constraint.project(outside)
+        same = once.shape == outside.shape and once.dtype == outside.dtype
+        _require(same, f"upper_constraint of {name}: the projection is of shape {tuple(once.shape)} and type {once.dtype}")
+        away = float((constraint.project(once) - once).norm())
+        _require(
+            away <= ROUNDING * max(1.0, float(once.norm())),
+            f"upper_constraint of {name}: a projected point is moved by {away:.1e} when it is projected again",
+        )
 
 
 def _same_parameters(module: nn.Module, other: nn.Module) -> None:

@@ -30,7 +30,7 @@ class NotSolvedError(BilevelError):
 
 @dataclass(frozen=True)
 class Losses:
-    """Both losses of a problem as functions of flat vectors, on fixed batches."""
+    """Both losses of a problem as functions of flat vectors, on fixed batches; g with its regularizer."""
 
     f: Callable[[Tensor, Tensor], Tensor]
     g: Callable[[Tensor, Tensor], Tensor]
@@ -52,7 +52,15 @@ class Losses:
 
             return value
 
-        return Losses(loss(problem.upper_loss, upper), loss(problem.lower_loss, lower), x, y)
+        g, regularizer = loss(problem.lower_loss, lower), problem.lower_regularizer
+        if regularizer is None:
+            return Losses(loss(problem.upper_loss, upper), g, x, y)
+        center = y.start if regularizer.anchored else torch.zeros_like(y.start)
+
+        def regularized(x_: Tensor, y_: Tensor) -> Tensor:
+            return g(x_, y_) + regularizer.strength / 2 * (y_ - center).square().sum()
+
+        return Losses(loss(problem.upper_loss, upper), regularized, x, y)
 
 
 class _Flat:

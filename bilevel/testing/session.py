@@ -20,7 +20,7 @@ from bilevel.optimizer import SGD
 from bilevel.per_run import PerRun
 from bilevel.plugins import Plugins, load_plugins
 from bilevel.problem import Problem
-from bilevel.solver import Metrics, Solver
+from bilevel.solver import Metrics, Solver, begin
 
 
 class NotApplicable(Exception):
@@ -111,7 +111,7 @@ class Session:
         self.problem.prepare()
         self.backend.start(self.seed)
         try:
-            self.state = self.solver.init(self.problem, self.backend)
+            self.state = begin(self.solver, self.problem, self.backend)
             self.state.activate(self.active, self.t, self.seed, self.backend)
         except BaseException:
             self.backend.close()

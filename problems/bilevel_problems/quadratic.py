@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bilevel.constraint import Constraint, mapping
 from bilevel.data import Stream, generator
 from bilevel.problem import Forward, Problem, Shard
 from bilevel_problems.quadratic_forms import QuadraticForms
@@ -124,8 +125,10 @@ class Quadratic(Problem[Noise]):
         return self._batch(index, shard, self.lower_noise, Stream.LOWER)
 
     def summary(self, x: Forward) -> Mapping[str, float]:
-        """Φ(x) and ‖∇Φ(x)‖, as means over the copies."""
+        """Φ(x) and ‖∇Φ(x)‖, or the norm of the gradient mapping under a constraint, as means over the copies."""
         phi, grad_phi = self.forms.expansion(x())
+        if isinstance(self.upper_constraint, Constraint):
+            grad_phi = mapping(self.upper_constraint.project, x(), grad_phi, 1.0)
         return {"phi": float(phi.mean()), "gradient": float(torch.linalg.vector_norm(grad_phi, dim=-1).mean())}
 
     def _shape(self, size: int) -> tuple[int, ...]:

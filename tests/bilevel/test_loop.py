@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
 
 def test_numbers_that_blow_up_stop_the_run_with_step_and_variable_and_keep_the_checkpoint(tmp_path: Path) -> None:
     wild = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=1e60, optimizer_x=SGD(), optimizer_z=SGD(), warmup=0)
-    with pytest.raises(NonFiniteError, match=r"step \d+: .*(loss|gradient of variable)"):
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*(g\(y\)|gradient of variable).*lr_z = 1e\+60"):
         fit(Distance(), wild, TorchBackend(), steps=50, output=tmp_path / "run", checkpoint_every=1)
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 

@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_step(tmp_pa
     write(tmp_path, "poison=5", "deepspeed")
     ended = launch("-m", "bilevel", "run", "recipe.py", cwd=tmp_path)
     assert ended.returncode != 0
-    assert "step 5: the loss is nan" in ended.stderr
+    assert "step 5: g(z) is nan" in ended.stderr
     assert codes(ended) == {1}
 
 
