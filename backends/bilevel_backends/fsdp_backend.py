@@ -126,10 +126,13 @@ class FSDPBackend(ModuleBackend):
         whole: Any = module
         if hasattr(whole, "set_reduce_scatter_unused_params"):  # processes may have gradients of different parameters
             whole.set_reduce_scatter_unused_params(True)
+        shared = like.fixed.names if like is not None else frozenset()
+        if like is not None:  # FSDP looks which parameters there are before its first pass
+            materialize(module, shared, lambda name, _: like.parameter(name))
         sharding = FullySharded(module, self._grid, sync_each_micro_batch=self.sync_each_micro_batch)
         sharding.meta_module = on_meta
         if like is not None:
-            copy_shards(sharding, like.sharding)
+            copy_shards(sharding, like.sharding, shared)
         return sharding
 
 

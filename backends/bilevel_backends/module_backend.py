@@ -113,7 +113,8 @@ class ModuleBackend(Backend):
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Shard the parameters of a lower module and put the shards on their devices.
 
-        like: take the weights of this variable, which has a module of the same shape; None: keep the module's own.
+        like: take the weights of this variable, which has a module of the same shape, and share with it what never trains
+            (`like.fixed`); None: keep the module's own.
         """
 
     def replicate_module(self, module: nn.Module) -> ShardingStrategy:
@@ -325,7 +326,13 @@ class ModuleBackend(Backend):
             block = module.get_submodule(path)
             block.forward = partial(_recompute, type(block).forward, block)
         return ModuleVariable(
-            name, self.shard_module(module, blocks, like), optimizer, blocks, self._processes, self.offload
+            name,
+            self.shard_module(module, blocks, like),
+            optimizer,
+            blocks,
+            self._processes,
+            self.offload,
+            like.fixed if like is not None else None,
         )
 
     def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:

@@ -121,8 +121,9 @@ class TorchBackend(ModuleBackend):
         return Unsharded(module.to(self._device))
 
     def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """A copy of the module with its weights."""
-        return copy.deepcopy(source.module)
+        """A copy of the module with its weights, but for what never trains, which both have."""
+        shared = [source.parameter(name) for name in source.fixed.names]
+        return copy.deepcopy(source.module, {id(parameter): parameter for parameter in shared})
 
     @property
     def second_order(self) -> bool:

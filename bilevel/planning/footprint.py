@@ -53,6 +53,12 @@ class Footprint:
         return sum(map(_bytes, self.module.parameters())) + sum(map(_bytes, self.module.buffers()))
 
     @cached_property
+    def fixed_bytes(self) -> int:
+        """The bytes of the parameters that are in no block: they never train, and replicas share them."""
+        trained = set(self.blocks.parameters(self.blocks.names))
+        return sum(_bytes(p) for name, p in self._named.items() if name not in trained)
+
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The precision of the parameters; the widest one if they differ."""
         return max((p.dtype for p in self.module.parameters()), key=lambda dtype: dtype.itemsize)
