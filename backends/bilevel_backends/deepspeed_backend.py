@@ -16,7 +16,7 @@ from bilevel.backend import Placement
 from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel_backends.deepspeed_config import read_config
-from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
+from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, require_numbers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Grid, join_processes, own_device, require_groups
 from bilevel_backends.sharding.partitioned import Partitioned
@@ -139,6 +139,8 @@ class DeepSpeedBackend(ModuleBackend):
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Shard what the ZeRO stage shards."""
+        if self.zero_stage == 3:
+            require_numbers(module, "deepspeed with zero_stage 3")
         on_meta = meta_copy(module)  # while it is a plain module: DeepSpeed's hooks cannot be copied
         shared = like.fixed.names if like is not None else frozenset()
         split = self.zero_stage == 3

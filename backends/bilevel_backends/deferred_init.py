@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 from torch import Tensor, nn
 
+from bilevel.errors import InputError
 from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
@@ -59,7 +60,32 @@ def weight_source(
     kind = getattr(torch, dtype) if dtype is not None else None
     if read is not None:
         return lambda name, parameter: read(name).to(device, kind).contiguous()
-    return lambda name, parameter: parameter.detach().to(device, kind).contiguous()
+    return lambda name, parameter: (
+        parameter.detach().to(device, kind).contiguous() if parameter.is_floating_point() else there(name, parameter, device)
+    )
+
+
+def there(name: str, parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """A parameter that holds packed bits, which only its module can move or cast.
+
+    Raises `InputError` if it is not on that device.
+    """
+    if torch.empty(0, device=device).device != parameter.device:  # "cuda" is the present one
+        raise InputError(
+            f"{name} is quantized on {parameter.device}, and the backend's device is {device}; set backend.device to "
+            f"{parameter.device.type!r}, or do not quantize"
+        )
+    return parameter
+
+
+def require_numbers(module: nn.Module, backend: str) -> None:
+    """Raise `InputError` if a parameter holds packed bits, which cannot be split."""
+    packed = next((name for name, parameter in module.named_parameters() if not parameter.is_floating_point()), None)
+    if packed is not None:
+        raise InputError(
+            f"{packed} is quantized, and {backend} splits parameters, which works with numbers only; do not quantize, or "
+            "use a backend that holds parameters whole (torch, or deepspeed with zero_stage 0 to 2)"
+        )
 
 
 def materialize(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Parameter], Tensor]) -> None:

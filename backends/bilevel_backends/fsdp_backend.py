@@ -18,7 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from bilevel.backend import Placement
 from bilevel.blocks import Blocks, named_embeddings
 from bilevel.errors import InputError
-from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
+from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, require_numbers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Grid, join_processes, own_device, require_groups
 from bilevel_backends.sharding.fully_sharded import FullySharded
@@ -95,6 +95,7 @@ class FSDPBackend(ModuleBackend):
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Materialize and shard every repeated block, then the rest."""
+        require_numbers(module, "fsdp")
         scalar = next((name for name, parameter in module.named_parameters() if not parameter.dim()), None)
         if scalar is not None:
             raise InputError(f"the parameter {scalar!r} is a scalar, which FSDP cannot shard; give it the shape (1,)")

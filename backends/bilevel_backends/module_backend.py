@@ -478,7 +478,8 @@ def one_block(module: nn.Module) -> Blocks:
 def _aliases(module: nn.Module) -> dict[str, str]:
     """Name in the state dict -> the name under which the parameter or buffer is listed; they differ for tied weights."""
     listed = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-    return {alias: listed[id(tensor)] for alias, tensor in module.state_dict(keep_vars=True).items()}
+    state = module.state_dict(keep_vars=True)  # which has more, where parameters are quantized
+    return {alias: listed[id(tensor)] for alias, tensor in state.items() if id(tensor) in listed}
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -47,7 +47,11 @@ def _worst_moment(model: Footprint, placement: Placement, passes: list[Load], dr
     written_back = written * model.largest(draw) * _share(placement.split_optimizer, placement.shards)
     moments = [
         (at_loss.kept, at_loss.loss_peak - at_loss.kept, staying),
-        (in_block.kept, in_block.block_peak - in_block.kept, gathered + _reduced(model, placement, draw)),
+        (
+            in_block.kept,
+            in_block.block_peak - in_block.kept + model.unpacked_bytes,
+            gathered + _reduced(model, placement, draw),
+        ),
         (0, written_back, 0),
     ]
     kept, working, communicated = max(moments, key=sum)

@@ -29,6 +29,7 @@ from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
 from bilevel_llm.model.limits import check_limits
 from bilevel_llm.model.lora import LoRA, read_with_adapters, require_peft
+from bilevel_llm.model.quantization import bytes_in_4_bits, how_to_load, keep_weights_as_they_are, require_bitsandbytes
 from bilevel_llm.model.suitability import LENGTH, Probe, can_be_packed, probe, probe_packed, require_independent
 
 
@@ -103,6 +104,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """Find the model, read and tokenize all data, log what was read, and check that model and batches can take it."""
         if self.lora is not None:
             require_peft()
+            if self.lora.quantize is not None:
+                require_bitsandbytes()
         read = {
             f"{kind} {name!r}": table
             for kind, tables in (("source", self.source_tables), ("validation set", self._targets))
@@ -133,7 +136,10 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """The language model; its weights are left in their files where the backend will read them one by one."""
         settings = (self.attention, self.trust_remote_code)
         read: ReadWeight | None = None
-        if initialization_may_be_deferred():
+        if self.lora is not None and self.lora.quantize is not None:
+            model = self._files.load_model(*settings, how_to_load())
+            keep_weights_as_they_are(model)
+        elif initialization_may_be_deferred():
             model, read = self._files.load_skeleton(*settings)
         else:
             model = self._files.load_model(*settings)
@@ -179,6 +185,10 @@ class LanguageModelProblem(Problem[TokenBatch]):
             with torch.device("meta"):
                 return self._as_trained(files.build_empty(planned_attention(self.attention), self.trust_remote_code), None)
 
+        def packed(module: nn.Module) -> Mapping[str, float]:
+            quantized = self.lora is not None and self.lora.quantize is not None
+            return bytes_in_4_bits(module) if quantized else {}
+
         return Cost(
             build=build,
             blocks=self.blocks,
@@ -188,6 +198,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
             row_size=self.max_length,
             unit="tokens",
             savings=("a smaller model (problem.model)", "shorter rows (problem.max_length)"),
+            packed=packed,
         )
 
     def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:

@@ -74,6 +74,10 @@ def export_model(
     exact = torch.promote_types(stored, torch.float32) if lora is not None else stored  # merging adds, so let it be precise
     model.to(exact)
     if lora is not None:
+        if lora.quantize is not None:
+            log.warning(
+                "the base was quantized in training, and is written in full precision here, as the model's files have it"
+            )
         model = lora.wrap(model)
         name = settings["model"]
         on_hub = name not in BUNDLED and not Path(name).expanduser().exists()
@@ -142,7 +146,8 @@ def _stored_precision(checkpoint: Path, variable: str) -> torch.dtype:
         if tensor.is_floating_point():
             sizes[tensor.dtype] += tensor.numel()
     for facts in saved.facts.fixed.values():
-        sizes[getattr(torch, facts.dtype)] += math.prod(facts.shape)
+        if (dtype := getattr(torch, facts.dtype)).is_floating_point:  # quantized ones say nothing of the precision
+            sizes[dtype] += math.prod(facts.shape)
     return sizes.most_common(1)[0][0]
 
 
@@ -173,7 +178,10 @@ def _fill(module: nn.Module, checkpoint: Path, variable: str) -> None:
         for name, tensor in saved.weights():
             fill(name, tensor.shape, lambda _, tensor=tensor: tensor)  # type: ignore[misc]
         for name, facts in saved.facts.fixed.items():
-            fill(name, facts.shape, partial(as_in_run, name, facts))
+            if getattr(torch, facts.dtype).is_floating_point:
+                fill(name, facts.shape, partial(as_in_run, name, facts))
+            elif name in places:  # it was quantized
+                filled.add(places[name].data_ptr())
     missing = [name for name, place in places.items() if place.data_ptr() not in filled]
     if missing:
         raise InputError(f"{checkpoint} is of a different model from the recipe's: it lacks {missing[0]}")
