@@ -32,7 +32,8 @@ ROWS = 4
 class Case:
     """One setting.
 
-    blocks: of LISA; None trains everything. micro: rows of a forward; None takes the whole batch.
+    blocks: of LISA; None trains everything. micro: rows of a forward; None takes the whole batch. rank: of adapters, which
+    then train instead of the weights; 0: there are none.
     """
 
     blocks: int | None = 2
@@ -41,6 +42,7 @@ class Case:
     micro: int | None = None
     length: int = 128
     tied: bool = False
+    rank: int = 0
     hidden: int = 512
     layers: int = 8
     vocabulary: int = 8192
@@ -51,6 +53,7 @@ class Case:
             [trained, self.dtype, f"micro {self.micro or ROWS}", f"length {self.length}"]
             + ["checkpointing"] * self.checkpointing
             + ["tied"] * self.tied
+            + [f"adapters of rank {self.rank}"] * bool(self.rank)
         )
 
 
@@ -68,6 +71,8 @@ CASES = [
     Case(length=512, checkpointing=True),
     Case(length=512, dtype="float32", micro=2),
     Case(blocks=4, tied=True),
+    Case(blocks=None, rank=16, dtype="float32"),
+    Case(blocks=None, rank=16, dtype="float32", checkpointing=True),
 ]
 
 
@@ -101,6 +106,7 @@ def problem(case: Case, directory: Path) -> Any:
 def reweighting(case: Case, directory: Path) -> Any:
     """The problem of model and data that `problem` has made."""
     from bilevel_llm.data.settings import Source, ValidationSet
+    from bilevel_llm.model.lora import LoRA
     from bilevel_llm.reweighting.problem import LLMReweighting
 
     return LLMReweighting(
@@ -109,6 +115,7 @@ def reweighting(case: Case, directory: Path) -> Any:
         validation=[ValidationSet(str(directory / "target.jsonl"))],
         max_length=case.length,
         batch_size=ROWS,
+        lora=LoRA(case.rank) if case.rank else None,
     )
 
 

@@ -6,7 +6,8 @@
     manifest.json      {"format": n, "files": {file: {"bytes": n, "sha256": ...}}} of all the others; it is written last
 
 A tensor is named "weights/<parameter or buffer>", "marked/<parameter>" (what a rewind brings back), "master/<parameter>" or
-"optimizer/<parameter>/<key>". A parameter that a module uses in two places is saved once, under the first of its names.
+"optimizer/<parameter>/<key>". A parameter that a module uses in two places is saved once, under the first of its names. A
+parameter that never trains is not saved: variables.json has its checksum instead, under "fixed".
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,8 +28,10 @@ from bilevel.files import write_atomic
 from bilevel.pieces import PieceFile
 from bilevel.sealed import Seal, broken
 
-FORMAT = 2
-"""Counted up when the format changes. That of 1, which had no number, was of whole tensors."""
+FORMAT = 3
+"""Counted up when the format changes. That of 1, which had no number, was of whole tensors; 2 also held the parameters that
+never train, and can still be read."""
+READABLE = (2, FORMAT)
 
 INDEX = "variables.json"
 MANIFEST = "manifest.json"
@@ -59,7 +62,7 @@ def damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     """
     try:
         manifest = read_json(directory / MANIFEST, Manifest)
-        if manifest.format != FORMAT:
+        if manifest.format not in READABLE:
             return (
                 f"{directory} was written by another version of bilevel (its format of checkpoints is {manifest.format}, "
                 f"and this version reads {FORMAT})"
@@ -75,13 +78,26 @@ def damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 @dataclass(frozen=True)
+class FixedFacts:
+    """What is known of a parameter that never trains: its precision as torch calls it, its shape, and a checksum."""
+
+    dtype: str
+    shape: list[int]
+    checksum: str
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
 class VariableFacts:
-    """What is known of a variable beside its tensors: active blocks, counters, and the files that hold its tensors."""
+    """What is known of a variable beside its tensors: active blocks, counters, the files that hold its tensors, and the
+    parameters that no file holds, as they never train."""
 
     active: list[str]
     steps: int
     marked: bool
     files: list[str]
+    fixed: dict[str, FixedFacts] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 
@@ -134,7 +150,7 @@ class SavedVariable:
         return values.view(self.shapes[name]) if places is None else values
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and persistent buffer by its name in the module, one after the other."""
+        """Every parameter that is saved, and persistent buffer, by its name in the module, one after the other."""
         return ((name.removeprefix(WEIGHTS), self.read(name)) for name in self.shapes if name.startswith(WEIGHTS))
 
     def _require_whole(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """What a problem tells a planner: its lower module on the meta device, and a pass of each of its losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class Cost:
     row_size: the largest number of units that a row has.
     unit: the unit in which throughput is counted, in the plural.
     upper_loss: the same as `loss` for the upper level; None where both levels take the same.
+    packed: module -> {name: bytes} of those of its parameters that never train and are held in another form than the module
+        says. Each is taken to be unpacked when it is used. None: there are none.
     savings: what would reduce the memory of a pass at the expense of the results, as phrases that name the recipe's key:
         "shorter rows (problem.max_length)".
     """
@@ -31,4 +33,5 @@ class Cost:
     row_size: int = 1
     unit: str = "rows"
     upper_loss: Callable[[nn.Module, int], Tensor] | None = None
+    packed: Callable[[nn.Module], Mapping[str, float]] | None = None
     savings: tuple[str, ...] = ()

@@ -30,7 +30,9 @@ MARKED = "marked/"
 def save(
     directory: Path, variables: Sequence[ModuleVariable], processes: Processes, staging: Staging | None
 ) -> Callable[[], Mapping[str, Seal]]:
-    """Prepare to write the variables into a directory that every process reaches. Does not communicate.
+    """Prepare to write the variables into a directory that every process reaches.
+
+    Communicates only the first time, about checksums of what never trains.
 
     staging: copy what is to be written, so that the variables may change before it is written; None: they stay as they are.
 
@@ -42,7 +44,11 @@ def save(
         copies = iter(staging.copy([piece.values for all_of_it in pieces.values() for piece in all_of_it]))
         pieces = {name: [replace(piece, values=next(copies)) for piece in all_of_it] for name, all_of_it in pieces.items()}
     facts = {
-        v.name: asdict(VariableFacts(sorted(v.active), v.steps, v.marked is not None, _files(v.name, processes)))
+        v.name: asdict(
+            VariableFacts(
+                sorted(v.active), v.steps, v.marked is not None, _files(v.name, processes), v.fixed.facts(v.sharding)
+            )
+        )
         for v in variables
     }
 
@@ -82,8 +88,9 @@ def _restore(saved: SavedVariable, v: ModuleVariable) -> None:
         return pad_to(saved.read(key, v.sharding.stretch(name)), local.numel()).view(local.shape)
 
     for name in v.sharding.parameters:
-        v.sharding.local(name).copy_(shard(WEIGHTS + name, name))
-        v.sharding.all_gather([name])
+        if name not in saved.facts.fixed:
+            v.sharding.local(name).copy_(shard(WEIGHTS + name, name))
+            v.sharding.all_gather([name])
     for name, buffer in _buffers(v):
         buffer.copy_(saved.read(WEIGHTS + name))
     for name, master in v.masters.items():
@@ -104,7 +111,8 @@ def estimate(variables: Sequence[ModuleVariable]) -> int:
     """Bytes of the weights, and of the masters and two moments of what is active now, of all processes together."""
     total = 0
     for v in variables:
-        total += sum(p.element_size() * _numel(v, name) for name, p in v.sharding.parameters.items())
+        saved = v.sharding.parameters.keys() - v.fixed.names
+        total += sum(v.parameter(name).element_size() * _numel(v, name) for name in saved)
         total += sum(3 * 4 * _numel(v, name) for name in v.masters)
         total += sum(start.element_size() * _numel(v, name) for name, start in (v.marked or {}).items())
     return total
@@ -132,7 +140,8 @@ def _pieces(v: ModuleVariable, processes: Processes) -> Iterator[Piece]:
 def _tensors(v: ModuleVariable) -> Iterator[tuple[str, Tensor, str | None]]:
     """All tensors that must be saved: (name, shard, parameter that it is sharded like; None where every process has it)."""
     for name, shard, parameter in state_of(v):
-        yield WEIGHTS + name, shard, parameter
+        if name not in v.fixed.names:
+            yield WEIGHTS + name, shard, parameter
     for name, start in (v.marked or {}).items():
         yield MARKED + name, start, name
     for name, master in v.masters.items():
@@ -159,8 +168,11 @@ def _numel(v: ModuleVariable, name: str) -> int:
 
 
 def _check(saved: SavedVariable, v: ModuleVariable) -> None:
-    """Raise `InputError` unless these are the tensors of that variable."""
-    expected = {WEIGHTS + name: tuple(v.sharding.shape(name)) for name in v.sharding.parameters}
+    """Raise `InputError` unless these are the tensors of that variable, above the same ones that never train."""
+    if saved.facts.fixed:  # older checkpoints hold these as well
+        _check_fixed(saved, v)
+    names = [name for name in v.sharding.parameters if name not in saved.facts.fixed]
+    expected = {WEIGHTS + name: tuple(v.sharding.shape(name)) for name in names}
     expected |= {WEIGHTS + name: tuple(buffer.shape) for name, buffer in _buffers(v)}
     found = {key: shape for key, shape in saved.shapes.items() if key.startswith(WEIGHTS)}
     odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -169,11 +181,26 @@ def _check(saved: SavedVariable, v: ModuleVariable) -> None:
             f"the checkpoint {saved.directory} belongs to a different model: {saved.variable}/{odd[0]} is "
             f"{found.get(odd[0], 'missing')} there and {expected.get(odd[0], 'missing')} here"
         )
-    name, parameter = next(iter(v.sharding.parameters.items()), (None, None))  # all parameters were cast alike
-    if name is not None and parameter is not None:
-        dtype = saved.read(WEIGHTS + name, range(0)).dtype
-        if dtype != parameter.dtype:
+    for name in names[:1]:  # all parameters were cast alike
+        dtype, here = saved.read(WEIGHTS + name, range(0)).dtype, v.parameter(name).dtype
+        if dtype != here:
             raise InputError(
                 f"the checkpoint {saved.directory} has another precision: {saved.variable}/{name} is {dtype} there and "
-                f"{parameter.dtype} here; set backend.dtype to that of the run"
+                f"{here} here; set backend.dtype to that of the run"
             )
+
+
+def _check_fixed(saved: SavedVariable, v: ModuleVariable) -> None:
+    """Raise `InputError` unless what never trains is what the run was made with, bit for bit."""
+    there, here = saved.facts.fixed, v.fixed.facts(v.sharding)
+    name = next((name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)), None)
+    if name is None:
+        return
+    one, other = (
+        f"{f.dtype} {f.shape} {f.checksum}" if f is not None else "absent" for f in (there.get(name), here.get(name))
+    )
+    raise InputError(
+        f"the checkpoint {saved.directory} was made above other weights: {saved.variable}/{name}, which does not train, is "
+        f"{one} there and {other} here (precision, shape, checksum); give the model that the run began with, in the "
+        "precision that it had (backend.dtype)"
+    )

@@ -17,13 +17,13 @@ from bilevel.blocks import Blocks
 from bilevel.errors import InputError
 from bilevel.precision import Precision
 from bilevel_backends.deepspeed_config import read_config
-from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
+from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, require_numbers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Grid, join_processes, own_device, require_groups
 from bilevel_backends.sharding.partitioned import Partitioned
 from bilevel_backends.sharding.replicated import Replicated
 from bilevel_backends.sharding.strategy import ShardingStrategy, copy_shards
-from bilevel_backends.sharding.zero3 import partition
+from bilevel_backends.sharding.zero3 import Zero3, partition
 from bilevel_backends.variable import MESSAGE, ModuleVariable
 
 LIVE = 1_000_000_000
@@ -140,10 +140,15 @@ class DeepSpeedBackend(ModuleBackend):
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Shard what the ZeRO stage shards."""
-        on_meta = meta_copy(module)  # while it is a plain module: DeepSpeed's hooks cannot be copied
-        value = weight_source(module, self._device, self.dtype, like.sharding if like is not None else None)
-        move_buffers(module, self._device)
         if self.zero_stage == 3:
+            require_numbers(module, "deepspeed with zero_stage 3")
+        on_meta = meta_copy(module)  # while it is a plain module: DeepSpeed's hooks cannot be copied
+        shared = like.fixed.names if like is not None else frozenset()
+        split = self.zero_stage == 3
+        of_replica = like.sharding if like is not None else None
+        value = weight_source(module, self._device, self.dtype, of_replica, () if split else shared)
+        move_buffers(module, self._device)
+        if split:
             sharding: ShardingStrategy = partition(
                 module,
                 blocks,
@@ -166,7 +171,9 @@ class DeepSpeedBackend(ModuleBackend):
                 )
         sharding.meta_module = on_meta
         if like is not None:
-            copy_shards(sharding, like.sharding)
+            copy_shards(sharding, like.sharding, shared)
+            if isinstance(sharding, Zero3):
+                sharding.share(shared, like.sharding)
         return sharding
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from bilevel.errors import InputError
 from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
@@ -34,27 +35,63 @@ def stored_weights(module: nn.Module) -> Callable[[str], Tensor] | None:
 
 
 def weight_source(
-    module: nn.Module, device: torch.device, dtype: str | None, like: ShardingStrategy | None
+    module: nn.Module,
+    device: torch.device,
+    dtype: str | None,
+    like: ShardingStrategy | None,
+    shared: Collection[str] = (),
 ) -> Callable[[str, nn.Parameter], Tensor]:
     """A function that gives a module's weights, on a device and in a precision, whether the module has them or reads them.
 
     dtype: None keeps that of the weights.
     like: allocate zeros in the precision of these parameters; the caller copies their values afterwards.
+    shared: of these parameters, give those of `like` themselves.
     """
     if like is not None:
         kinds = {name: parameter.dtype for name, parameter in like.parameters.items()}
-        return lambda name, parameter: torch.zeros(parameter.shape, dtype=kinds[name], device=device)
+
+        def of_replica(name: str, parameter: nn.Parameter) -> Tensor:
+            if name in shared:
+                return like.parameters[name]
+            return torch.zeros(parameter.shape, dtype=kinds[name], device=device)
+
+        return of_replica
     read = stored_weights(module)
     kind = getattr(torch, dtype) if dtype is not None else None
     if read is not None:
         return lambda name, parameter: read(name).to(device, kind).contiguous()
-    return lambda name, parameter: parameter.detach().to(device, kind).contiguous()
+    return lambda name, parameter: (
+        parameter.detach().to(device, kind).contiguous() if parameter.is_floating_point() else there(name, parameter, device)
+    )
+
+
+def there(name: str, parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """A parameter that holds packed bits, which only its module can move or cast.
+
+    Raises `InputError` if it is not on that device.
+    """
+    if torch.empty(0, device=device).device != parameter.device:  # "cuda" is the present one
+        raise InputError(
+            f"{name} is quantized on {parameter.device}, and the backend's device is {device}; set backend.device to "
+            f"{parameter.device.type!r}, or do not quantize"
+        )
+    return parameter
+
+
+def require_numbers(module: nn.Module, backend: str) -> None:
+    """Raise `InputError` if a parameter holds packed bits, which cannot be split."""
+    packed = next((name for name, parameter in module.named_parameters() if not parameter.is_floating_point()), None)
+    if packed is not None:
+        raise InputError(
+            f"{packed} is quantized, and {backend} splits parameters, which works with numbers only; do not quantize, or "
+            "use a backend that holds parameters whole (torch, or deepspeed with zero_stage 0 to 2)"
+        )
 
 
 def materialize(module: nn.Module, names: Iterable[str], value: Callable[[str, nn.Parameter], Tensor]) -> None:
     """Replace the named parameters by real ones, wherever the module uses them.
 
-    value: (name, the module's parameter of that name so far) -> the values of the new one.
+    value: (name, the module's parameter of that name so far) -> the values of the new one, or the new one itself.
     """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
@@ -63,7 +100,8 @@ def materialize(module: nn.Module, names: Iterable[str], value: Callable[[str, n
     current = dict(module.named_parameters())
     for name in names:
         old = current[name]
-        new = nn.Parameter(value(name, old), requires_grad=old.requires_grad)
+        found = value(name, old)
+        new = found if isinstance(found, nn.Parameter) else nn.Parameter(found, requires_grad=old.requires_grad)
         for owner, attribute in places[id(old)]:
             setattr(owner, attribute, new)
 

@@ -19,7 +19,7 @@ from bilevel.backend import Placement
 from bilevel.blocks import Blocks, named_embeddings
 from bilevel.errors import InputError
 from bilevel.precision import Precision
-from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, weight_source
+from bilevel_backends.deferred_init import materialize, meta_copy, move_buffers, require_numbers, weight_source
 from bilevel_backends.module_backend import ModuleBackend
 from bilevel_backends.processes import Grid, join_processes, own_device, require_groups
 from bilevel_backends.sharding.fully_sharded import FullySharded
@@ -96,6 +96,7 @@ class FSDPBackend(ModuleBackend):
 
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Materialize and shard every repeated block, then the rest."""
+        require_numbers(module, "fsdp")
         scalar = next((name for name, parameter in module.named_parameters() if not parameter.dim()), None)
         if scalar is not None:
             raise InputError(f"the parameter {scalar!r} is a scalar, which FSDP cannot shard; give it the shape (1,)")
@@ -127,10 +128,13 @@ class FSDPBackend(ModuleBackend):
         whole: Any = module
         if hasattr(whole, "set_reduce_scatter_unused_params"):  # processes may have gradients of different parameters
             whole.set_reduce_scatter_unused_params(True)
+        shared = like.fixed.names if like is not None else frozenset()
+        if like is not None:  # FSDP looks which parameters there are before its first pass
+            materialize(module, shared, lambda name, _: like.parameter(name))
         sharding = FullySharded(module, self._grid, sync_each_micro_batch=self.sync_each_micro_batch)
         sharding.meta_module = on_meta
         if like is not None:
-            copy_shards(sharding, like.sharding)
+            copy_shards(sharding, like.sharding, shared)
         return sharding
 
 

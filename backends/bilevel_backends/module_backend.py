@@ -119,7 +119,8 @@ class ModuleBackend(Backend):
     def shard_module(self, module: nn.Module, blocks: Blocks, like: ModuleVariable | None) -> ShardingStrategy:
         """Shard the parameters of a lower module and put the shards on their devices.
 
-        like: take the weights of this variable, which has a module of the same shape; None: keep the module's own.
+        like: take the weights of this variable, which has a module of the same shape, and share with it what never trains
+            (`like.fixed`); None: keep the module's own.
         """
 
     def replicate_module(self, module: nn.Module) -> ShardingStrategy:
@@ -348,7 +349,13 @@ class ModuleBackend(Backend):
             block = module.get_submodule(path)
             block.forward = partial(_recompute, type(block).forward, block)
         return ModuleVariable(
-            name, self.shard_module(module, blocks, like), optimizer, blocks, self._processes, self.offload
+            name,
+            self.shard_module(module, blocks, like),
+            optimizer,
+            blocks,
+            self._processes,
+            self.offload,
+            like.fixed if like is not None else None,
         )
 
     def _run(self, loss: Callable[[B], Loss], batch: Sequence[B], receivers: Sequence[ModuleVariable]) -> Evaluation:
@@ -527,7 +534,8 @@ def one_block(module: nn.Module) -> Blocks:
 def _aliases(module: nn.Module) -> dict[str, str]:
     """Name in the state dict -> the name under which the parameter or buffer is listed; they differ for tied weights."""
     listed = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-    return {alias: listed[id(tensor)] for alias, tensor in module.state_dict(keep_vars=True).items()}
+    state = module.state_dict(keep_vars=True)  # which has more, where parameters are quantized
+    return {alias: listed[id(tensor)] for alias, tensor in state.items() if id(tensor) in listed}
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

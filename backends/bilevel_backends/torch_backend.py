@@ -20,7 +20,7 @@ from bilevel.errors import InputError
 from bilevel.launch import world_size
 from bilevel.precision import Precision
 from bilevel.problem import Loss
-from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, weight_source
+from bilevel_backends.deferred_init import materialize, move_buffers, stored_weights, there, weight_source
 from bilevel_backends.host_memory import keep_freed_memory
 from bilevel_backends.module_backend import ModuleBackend, own, size_of
 from bilevel_backends.processes import Grid
@@ -107,9 +107,12 @@ class TorchBackend(ModuleBackend):
             materialize(module, dict(module.named_parameters()), weight_source(module, self._device, self.dtype, None))
         if self._device.type == "mps":
             module.float()  # MPS has no float64
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             kind = getattr(torch, self.dtype) if self.dtype is not None else parameter.dtype
-            parameter.data = parameter.data.to(self._device, kind)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(self._device, kind)
+            else:
+                there(name, parameter, self._device)
         move_buffers(module, self._device)
         if self.compile:
             for part in [module.get_submodule(path) for path in blocks.repeated] or [module]:
@@ -123,8 +126,10 @@ class TorchBackend(ModuleBackend):
         return Unsharded(module.to(self._device))
 
     def copy_module(self, source: ModuleVariable) -> nn.Module:
-        """A copy of the module with its weights."""
-        return copy.deepcopy(source.module)
+        """A copy of the module with its weights, but for what never trains, which both have."""
+        shared = [source.parameter(name) for name in source.fixed.names]
+        scales = [value for parameter in shared for value in vars(parameter).values() if not isinstance(value, nn.Module)]
+        return copy.deepcopy(source.module, {id(thing): thing for thing in [*shared, *scales]})
 
     @property
     def second_order(self) -> bool:

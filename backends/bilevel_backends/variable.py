@@ -14,6 +14,7 @@ from bilevel.blocks import Blocks
 from bilevel.constraint import Constraint, by_parameter, mapping
 from bilevel.errors import NonFiniteError
 from bilevel.optimizer import SGD, AdamW
+from bilevel_backends.fixed import Fixed, fixed_names
 from bilevel_backends.processes import Processes
 from bilevel_backends.sharding.bucket import Bucket
 from bilevel_backends.sharding.strategy import ShardingStrategy, SummingStrategy, copy_shards
@@ -41,6 +42,7 @@ class ModuleVariable(Variable):
     buckets: the gradients of groups that are not summed over processes yet, whole and in the masters' precision.
     plain: whether a step is gradient descent and nothing else, which needs no optimizer of torch's.
     constraints: by parameter, what the masters are projected onto after each step. Only of x, which is whole.
+    fixed: the parameters that never train, which a replica shares with its source.
     marked: the shards, as they were when the variable was marked, of the parameters that have been active since; None if
         it was not marked. On the device of the masters, in the precision of the parameters.
     """
@@ -53,6 +55,7 @@ class ModuleVariable(Variable):
         blocks: Blocks,
         processes: Processes,
         offload: torch.device | None = None,
+        fixed: Fixed | None = None,
     ) -> None:
         self.name = name
         self.sharding = sharding
@@ -62,6 +65,7 @@ class ModuleVariable(Variable):
         self.blocks = blocks
         self.processes = processes
         self.offload = offload  # where the masters and moments are kept, if not with the parameters
+        self.fixed = fixed or Fixed(fixed_names(sharding.module, blocks))
         self.active: frozenset[str] = frozenset()
         self.weight = 0.0  # of the running backward: gradient = sum of weight * gradient of the loss
         self.steps = 0  # counter of the rounding noise
@@ -283,7 +287,7 @@ class ModuleVariable(Variable):
 
     def copy_from(self, source: ModuleVariable) -> None:
         """Copy weights, masters, moments and counter of a replica that is sharded alike and has the same active blocks."""
-        copy_shards(self.sharding, source.sharding)
+        copy_shards(self.sharding, source.sharding, self.fixed.names)
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(source.module.get_buffer(name))

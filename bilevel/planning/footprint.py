@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -50,7 +51,18 @@ class Footprint:
     @cached_property
     def bytes(self) -> int:
         """The bytes of parameters and buffers."""
-        return sum(map(_bytes, self.module.parameters())) + sum(map(_bytes, self.module.buffers()))
+        return sum(map(self._held, self._named)) + sum(map(_bytes, self.module.buffers()))
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """The bytes of the parameters that are in no block: they never train, and replicas share them."""
+        trained = set(self.blocks.parameters(self.blocks.names))
+        return sum(self._held(name) for name in self._named if name not in trained)
+
+    @cached_property
+    def unpacked_bytes(self) -> int:
+        """The bytes of the largest parameter that is unpacked when it is used; 0 if none is packed."""
+        return max((_bytes(self._named[name]) for name in self._packed), default=0)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -112,6 +124,14 @@ class Footprint:
         except (RuntimeError, NotImplementedError) as error:
             level = "upper" if upper else "lower"
             raise InputError(f"a pass of the {level} loss cannot be traced without values: {error}") from error
+
+    def _held(self, name: str) -> int:
+        """The bytes in which a parameter is held."""
+        return round(self._packed[name]) if name in self._packed else _bytes(self._named[name])
+
+    @cached_property
+    def _packed(self) -> Mapping[str, float]:
+        return self.cost.packed(self.module) if self.cost.packed is not None else {}
 
     def _of(self, block: str) -> list[Tensor]:
         return [self._named[name] for name in self.blocks.members[block]]

@@ -19,13 +19,13 @@ def on_gpu(
     model: Footprint, setup: Setup, placement: Placement, hardware: Hardware, passes: list[Load], draw: frozenset[str]
 ) -> dict[str, int]:
     """Bytes on one GPU while these blocks train, at the worst moment of a step."""
-    n, replicas, active = placement.shards, setup.workload.replicas, model.count(draw)
+    n, active = placement.shards, model.count(draw)
     masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     optimizer_share = 0 if placement.offload_optimizer else _share(placement.split_optimizer, n)
     parameter_share = 0 if placement.offload_parameters else _share(placement.split_parameters, n)
     gradient_share = 0 if _gradients_offloaded(placement) else _share(placement.split_gradients, n)
     parts = {
-        "parameters": len(replicas) * model.bytes * parameter_share,
+        "parameters": _held(model, setup.workload) * parameter_share,
         "masters": masters * optimizer_share,
         "moments": moments * optimizer_share,
         "gradients": gradients * gradient_share,
@@ -47,7 +47,11 @@ def _worst_moment(model: Footprint, placement: Placement, passes: list[Load], dr
     written_back = written * model.largest(draw) * _share(placement.split_optimizer, placement.shards)
     moments = [
         (at_loss.kept, at_loss.loss_peak - at_loss.kept, staying),
-        (in_block.kept, in_block.block_peak - in_block.kept, gathered + _reduced(model, placement, draw)),
+        (
+            in_block.kept,
+            in_block.block_peak - in_block.kept + model.unpacked_bytes,
+            gathered + _reduced(model, placement, draw),
+        ),
         (0, written_back, 0),
     ]
     kept, working, communicated = max(moments, key=sum)
@@ -60,16 +64,16 @@ def on_machine(model: Footprint, setup: Setup, placement: Placement, hardware: H
     A checkpoint is copied as a whole, each process's part by itself, or else goes through the memory tensor by tensor, as it
     does when it is loaded.
     """
-    here, replicas = min(hardware.gpus, hardware.gpus_per_node), len(setup.workload.replicas)
+    here, held = min(hardware.gpus, hardware.gpus_per_node), _held(model, setup.workload)
     masters, moments, gradients = _state_bytes(model, setup.workload, placement, active)
     states = masters + moments + (gradients if _gradients_offloaded(placement) else 0)
     marked = _marked(model, setup)
     of_parameters = here * _share(placement.split_parameters, placement.shards)
     of_states = here * _share(placement.split_optimizer, placement.shards)
-    copied = (replicas * model.bytes + masters + moments + marked) * here / hardware.gpus
+    copied = (held - model.fixed_bytes + masters + moments + marked) * here / hardware.gpus  # what never trains is not saved
     largest = FLOAT32 * model.largest(frozenset(model.blocks.members))
     parts = {
-        "parameters": replicas * model.bytes * of_parameters if placement.offload_parameters else 0,
+        "parameters": held * of_parameters if placement.offload_parameters else 0,
         "masters, moments, gradients": (states + marked) * of_states if placement.offload_optimizer else 0,
         "writing a checkpoint": copied if setup.copied else largest,
         "processes": here * hardware.process * GB,
@@ -90,6 +94,11 @@ def _state_bytes(model: Footprint, workload: Workload, placement: Placement, act
     moments = sum(_moments(optimizer) for optimizer in workload.replicas.values())
     beside = model.dtype == torch.bfloat16 or placement.offload_optimizer  # else a parameter is its own master
     return (count * active * width if beside else 0, moments * active * width, vectors * active * width)
+
+
+def _held(model: Footprint, workload: Workload) -> int:
+    """Bytes of the parameters of all replicas, which share those that never train, before they are split."""
+    return model.fixed_bytes + len(workload.replicas) * (model.bytes - model.fixed_bytes)
 
 
 def _marked(model: Footprint, setup: Setup) -> int:

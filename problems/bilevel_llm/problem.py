@@ -28,6 +28,8 @@ from bilevel_llm.model.cost import full_loss, planned_attention
 from bilevel_llm.model.files import ModelFiles, ReadWeight, find_model
 from bilevel_llm.model.language_model import LanguageModel, batch_losses
 from bilevel_llm.model.limits import check_limits
+from bilevel_llm.model.lora import LoRA, read_with_adapters, require_peft
+from bilevel_llm.model.quantization import bytes_in_4_bits, how_to_load, keep_weights_as_they_are, require_bitsandbytes
 from bilevel_llm.model.suitability import LENGTH, Probe, can_be_packed, probe, probe_packed, require_independent
 
 
@@ -41,6 +43,8 @@ class LanguageModelProblem(Problem[TokenBatch]):
     max_length: the largest number of tokens in a row; longer rows are cut at the end.
     batch_size: the number of rows in one training batch; every source gets an equal part of it.
     template: how turns become text: "auto" takes the model's own chat template where it has one, else "plain".
+    lora: train adapters of this kind instead of the model's weights. All replicas of the lower variable then share the
+        weights, which never change, so that each further replica takes the memory of its adapters alone.
     on_bad_row: what to do with a row of data that cannot be used: "error" stops; "skip" leaves it out, and says how many
         there were, and which.
     attention: attention implementation of transformers ("eager", "sdpa", "flash_attention_2"); None lets it choose.
@@ -56,6 +60,7 @@ class LanguageModelProblem(Problem[TokenBatch]):
     max_length: int = 1024
     batch_size: int = 16
     template: Template = "auto"
+    lora: LoRA | None = None
     on_bad_row: OnBadRow = "error"
     attention: str | None = None
     trust_remote_code: bool = False
@@ -98,6 +103,10 @@ class LanguageModelProblem(Problem[TokenBatch]):
 
     def prepare(self) -> None:
         """Find the model, read and tokenize all data, log what was read, and check that model and batches can take it."""
+        if self.lora is not None:
+            require_peft()
+            if self.lora.quantize is not None:
+                require_bitsandbytes()
         read = {
             f"{kind} {name!r}": table
             for kind, tables in (("source", self.source_tables), ("validation set", self._targets))
@@ -128,7 +137,10 @@ class LanguageModelProblem(Problem[TokenBatch]):
         """The language model; its weights are left in their files where the backend will read them one by one."""
         settings = (self.attention, self.trust_remote_code)
         read: ReadWeight | None = None
-        if initialization_may_be_deferred():
+        if self.lora is not None and self.lora.quantize is not None:
+            model = self._files.load_model(*settings, how_to_load())
+            keep_weights_as_they_are(model)
+        elif initialization_may_be_deferred():
             model, read = self._files.load_skeleton(*settings)
         else:
             model = self._files.load_model(*settings)
@@ -174,6 +186,10 @@ class LanguageModelProblem(Problem[TokenBatch]):
             with torch.device("meta"):
                 return self._as_trained(files.build_empty(planned_attention(self.attention), self.trust_remote_code), None)
 
+        def packed(module: nn.Module) -> Mapping[str, float]:
+            quantized = self.lora is not None and self.lora.quantize is not None
+            return bytes_in_4_bits(module) if quantized else {}
+
         return Cost(
             build=build,
             blocks=self.blocks,
@@ -183,10 +199,17 @@ class LanguageModelProblem(Problem[TokenBatch]):
             row_size=self.max_length,
             unit="tokens",
             savings=("a smaller model (problem.model)", "shorter rows (problem.max_length)"),
+            packed=packed,
         )
 
     def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
-        """The lower module, made of a causal LM. read: how to read its weights, if it was built without them."""
+        """The lower module, made of a causal LM: with adapters, if they are asked for.
+
+        read: how to read its weights, if it was built without them.
+        """
+        if self.lora is not None:
+            model = self.lora.wrap(model)
+            read = None if read is None else read_with_adapters(model, read)
         return LanguageModel(model, read)
 
     def _micro_batches(

@@ -1,5 +1,6 @@
 """Tiny models, data and runs for every test of the language-model package."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[family]
 
     return directory
+
+
+@pytest.fixture
+def copied_model(model_directory: Callable[[str], Path], tmp_path: Path) -> Callable[[], Path]:
+    """A model directory that a test may change."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(model_directory("llama"), tmp_path / "base"))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

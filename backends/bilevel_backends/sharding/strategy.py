@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,13 @@ class SummingStrategy(ShardingStrategy):
         """Begin to sum a message over processes; returns what waits for this process's row of the sum."""
 
 
-def copy_shards(target: ShardingStrategy, source: ShardingStrategy) -> None:
-    """Give `target` the weights of `source`, which is sharded in the same way, shard by shard."""
+def copy_shards(target: ShardingStrategy, source: ShardingStrategy, shared: Collection[str] = ()) -> None:
+    """Give `target` the weights of `source`, which is sharded in the same way, shard by shard.
+
+    shared: parameters of which both have the same shards.
+    """
     with torch.no_grad():
         for name in target.parameters:
-            target.local(name).copy_(source.local(name))
-            target.all_gather([name])
+            if name not in shared:
+                target.local(name).copy_(source.local(name))
+                target.all_gather([name])

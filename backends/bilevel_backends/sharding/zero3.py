@@ -8,7 +8,7 @@ cache of the order in which blocks are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from bilevel.blocks import Blocks
 from bilevel_backends.deferred_init import materialize
 from bilevel_backends.processes import Grid
 from bilevel_backends.sharding.flat_sharding import FlatSharding
+from bilevel_backends.sharding.strategy import ShardingStrategy
 
 
 class Zero3(FlatSharding):
@@ -44,6 +45,16 @@ class Zero3(FlatSharding):
         """The flat shard that this process keeps."""
         shard: Tensor = self.parameters[name].ds_tensor  # type: ignore[attr-defined]
         return shard
+
+    def share(self, names: Collection[str], source: ShardingStrategy) -> None:
+        """Keep the shards that `source` keeps of these parameters, and no others.
+
+        Each module still gathers a parameter by itself: whether it is gathered is known to the parameter, which is not
+        shared.
+        """
+        for name in self.parameters:
+            if name in names:
+                self.local(name).data = source.local(name).data
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that the parameter had before it was partitioned."""

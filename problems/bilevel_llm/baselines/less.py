@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -195,7 +195,7 @@ class LESS(Baseline):
 
         Raises `InputError` if there is no such block, or if there is nothing to put adapters on.
         """
-        model = problem.lower()
+        model = replace(problem, lora=None).lower()  # the adapters are the method's own
         assert isinstance(model, LanguageModel)
         if self.blocks:
             try:

@@ -32,9 +32,7 @@ from bilevel_llm.data.rows import fingerprint
 from bilevel_llm.data.settings import DataFiles
 from bilevel_llm.data.short_forms import PathOrPaths
 from bilevel_llm.data.tokens import TokenTable
-from bilevel_llm.model.files import ReadWeight
-from bilevel_llm.model.language_model import LanguageModel, batch_losses
-from bilevel_llm.model.lora import LoRA, read_with_adapters, require_peft
+from bilevel_llm.model.language_model import batch_losses
 from bilevel_llm.problem import LanguageModelProblem
 
 if TYPE_CHECKING:
@@ -57,7 +55,6 @@ class FineTuning(LanguageModelProblem):
     held_out: files of test rows, which must not be trained on either: paths, or mappings as for `data`.
     on_overlap: what to do with training rows that also occur in `validation` or `held_out`: "drop" them, or make it an
         "error".
-    lora: train adapters of this kind instead of the weights.
     mean_over: what the loss of a batch is the mean of. "rows": every row counts the same, however long its answer; source
         weights are learned for this loss, and a mix drawn by them holds a source's weight as its part of the rows.
         "tokens": every answer token counts the same, as most trainers have it.
@@ -68,7 +65,6 @@ class FineTuning(LanguageModelProblem):
     format: FormatName | None = None
     held_out: Annotated[list[str | DataFiles], PathOrPaths()] = field(default_factory=list)
     on_overlap: Literal["drop", "error"] = "drop"
-    lora: LoRA | None = None
     mean_over: Literal["rows", "tokens"] = "rows"
 
     labels: ClassVar[Labels] = Labels(
@@ -99,8 +95,6 @@ class FineTuning(LanguageModelProblem):
 
     def prepare(self) -> None:
         """Find the model, read and tokenize all data, and take held-out rows out of the training data."""
-        if self.lora is not None:
-            require_peft()
         super().prepare()
         on_bad = reading_again(self.on_bad_row)
         report_near_duplicates(
@@ -231,13 +225,6 @@ class FineTuning(LanguageModelProblem):
         """With fewer rows of every set than `validation_rows` says, where one has fewer: a small set is seen whole."""
         sizes = tuple(map(len, self._targets.values()))
         return Stratified(sizes, min(self.validation_rows, len(sizes) * min(sizes)), Stream.UPPER)
-
-    def _as_trained(self, model: Any, read: ReadWeight | None) -> LanguageModel:
-        """Like the base class, with adapters if they are asked for."""
-        if self.lora is not None:
-            model = self.lora.wrap(model)
-            read = None if read is None else read_with_adapters(model, read)
-        return super()._as_trained(model, read)
 
     def _micro_batches(
         self, tables: Mapping[str, TokenTable], sampler: Stratified, index: int, shard: Shard

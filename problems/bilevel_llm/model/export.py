@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bilevel import InputError
-from bilevel.checkpoint import SavedVariable, damage, saved_variables
+from bilevel.checkpoint import FixedFacts, SavedVariable, damage, saved_variables
+from bilevel.checksum import checksum, written
 from bilevel.errors import DamagedError, RunError
 from bilevel.files import remove_leftovers, written_whole
 from bilevel.lock import owned
@@ -73,6 +76,10 @@ def export_model(
     exact = torch.promote_types(stored, torch.float32) if lora is not None else stored  # merging adds, so let it be precise
     model.to(exact)
     if lora is not None:
+        if lora.quantize is not None:
+            log.warning(
+                "the base was quantized in training, and is written in full precision here, as the model's files have it"
+            )
         model = lora.wrap(model)
         name = settings["model"]
         on_hub = name not in BUNDLED and not Path(name).expanduser().exists()
@@ -136,23 +143,47 @@ def _variable(checkpoint: Path, wanted: str | None) -> str:
 def _stored_precision(checkpoint: Path, variable: str) -> torch.dtype:
     """The precision of most weights: adapters may be more precise than what they adapt."""
     sizes: Counter[torch.dtype] = Counter()
-    for _, tensor in SavedVariable(checkpoint, variable).weights():
+    saved = SavedVariable(checkpoint, variable)
+    for _, tensor in saved.weights():
         if tensor.is_floating_point():
             sizes[tensor.dtype] += tensor.numel()
+    for facts in saved.facts.fixed.values():
+        if (dtype := getattr(torch, facts.dtype)).is_floating_point:  # quantized ones say nothing of the precision
+            sizes[dtype] += math.prod(facts.shape)
     return sizes.most_common(1)[0][0]
 
 
 def _fill(module: nn.Module, checkpoint: Path, variable: str) -> None:
-    """Copy the weights into the module. Tied weights are in the checkpoint once, and in the module under several names."""
-    places = module.state_dict()
+    """Copy the weights into the module. Tied weights are in the checkpoint once, and in the module under several names.
+
+    Those that never train are in the module already, and must be what the run had, in the precision that it had them in.
+    """
+    places, saved = module.state_dict(), SavedVariable(checkpoint, variable)
     filled: set[int] = set()
+
+    def fill(name: str, shape: Sequence[int], value: Callable[[Tensor], Tensor]) -> None:
+        place = places.get(name)
+        if place is None or list(place.shape) != list(shape):
+            raise InputError(f"{checkpoint} is of a different model from the recipe's: {name} does not fit")
+        place.copy_(value(place))
+        filled.add(place.data_ptr())
+
+    def as_in_run(name: str, facts: FixedFacts, place: Tensor) -> Tensor:
+        rounded = place.to(getattr(torch, facts.dtype))
+        if written(int(checksum(rounded.flatten()))) != facts.checksum:
+            raise InputError(
+                f"the model has changed since {checkpoint} was made: {name} is another; give the one of the run"
+            )
+        return rounded
+
     with torch.no_grad():
-        for name, tensor in SavedVariable(checkpoint, variable).weights():
-            place = places.get(name)
-            if place is None or place.shape != tensor.shape:
-                raise InputError(f"{checkpoint} is of a different model from the recipe's: {name} does not fit")
-            place.copy_(tensor)
-            filled.add(place.data_ptr())
+        for name, tensor in saved.weights():
+            fill(name, tensor.shape, lambda _, tensor=tensor: tensor)  # type: ignore[misc]
+        for name, facts in saved.facts.fixed.items():
+            if getattr(torch, facts.dtype).is_floating_point:
+                fill(name, facts.shape, partial(as_in_run, name, facts))
+            elif name in places:  # it was quantized
+                filled.add(places[name].data_ptr())
     missing = [name for name, place in places.items() if place.data_ptr() not in filled]
     if missing:
         raise InputError(f"{checkpoint} is of a different model from the recipe's: it lacks {missing[0]}")

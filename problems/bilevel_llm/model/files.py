@@ -65,8 +65,12 @@ class ModelFiles:
             tokenizer("a")  # some settings are only looked at here
             return tokenizer
 
-    def load_model(self, attention: str | None = None, trust_remote_code: bool = False) -> Any:
+    def load_model(
+        self, attention: str | None = None, trust_remote_code: bool = False, how: Mapping[str, Any] | None = None
+    ) -> Any:
         """The causal LM, in the precision of its config.json or else of its files.
+
+        how: further settings of `from_pretrained`; see `quantization.how_to_load`.
 
         Raises `InputError` if it cannot be loaded, and if files and config.json disagree about the tensors, their shapes, or
         which of them are tied.
@@ -84,6 +88,7 @@ class ModelFiles:
                 use_safetensors=True,  # a pickle can run code
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
+                **(how or {}),
             )
         require_fit(found, self.path)
         if _is_tied(model) != _is_tied(skeleton):

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,17 @@ class LoRA:
     targets: names of the linear layers to adapt. "all-linear", every one but the output layer, is what it takes to come
         close to full fine-tuning (Dettmers et al., "QLoRA", NeurIPS 2023, arXiv 2305.14314, figure 2).
 
+    quantize: hold the base in 4 bits, by bitsandbytes: "nf4" is NormalFloat with quantized scales, about 0.52 bytes for each
+        weight of the linear layers but the head. Every pass takes longer, and the model is a slightly different one. Not
+        for backends that split parameters. None: in the precision of the backend.
+
     There is no dropout: a loss must be a function of weights and batch alone.
     """
 
     rank: int = 16
     alpha: float = 32.0
     targets: str | list[str] = "all-linear"
+    quantize: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:

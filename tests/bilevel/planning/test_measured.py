@@ -34,6 +34,7 @@ def memory() -> ModuleType:
         {"blocks": None, "dtype": "float32"},
         {"blocks": None, "micro": 1, "tied": True},
         {"blocks": 1, "dtype": "float32", "checkpointing": True},
+        {"blocks": None, "rank": 4, "dtype": "float32", "checkpointing": True},
     ],
 )
 def test_plan_is_within_tolerance_of_the_measured_peak(memory: ModuleType, settings: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]

@@ -10,16 +10,19 @@ from bilevel_llm.model.lora import LoRA
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 
-def reweight(backend: Backend, settings: dict[str, Any], output: Path) -> None:
+def reweight(backend: Backend, settings: dict[str, Any], output: Path, lora: LoRA | None = None) -> None:
     problem = LLMReweighting(
         model=settings["model"],
         sources=[Source(name, settings["data"][name]) for name in ("clean", "noise")],
         validation=[ValidationSet(settings["data"]["target"])],
         max_length=48,
         batch_size=8,
+        lora=lora,
     )
     solver = ScaleBiO(penalty=5.0, lr_x=0.05, lr_z=1e-3, optimizer_z=AdamW(eps=1e-5), warmup=1)
-    fit(problem, solver, backend, steps=4, active=LISA(blocks=1, period=2), output=output, checkpoint_every=4)
+    # of adapters, one block stays when the draw changes: a gradient left from an earlier step would be seen
+    active = LISA(blocks=1, period=2) if lora is None else LISA(blocks=2, period=2)
+    fit(problem, solver, backend, steps=4, active=active, output=output, checkpoint_every=4)
 
 
 WHOLE = ("qwen2",)  # families that are also reweighted where every process has all parameters

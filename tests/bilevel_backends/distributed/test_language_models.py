@@ -11,6 +11,7 @@ import torch
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel_backends.distributed.cases import tensors
 from tests.bilevel_backends.distributed.language import TUNINGS, WHOLE, reweight, tune
+from tests.bilevel_backends.distributed.worker import KINDS
 from tests.bilevel_llm.conftest import data, model_directory  # noqa: F401 (fixtures)
 
 Work = Callable[..., Path]
@@ -65,6 +66,18 @@ def test_two_processes_tune_as_one_does_without_loading_the_model_whole(
     found = work("fine_tuning", lambda where: write(where, settings["llama-tied"])) / f"{tuning}-{kind}"
     tune(TorchBackend(dtype="float32", device="cpu"), settings["llama-tied"], TUNINGS[tuning], tmp_path / "run")
     agree(found, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_reweight_adapters_on_one_base_as_one_process_does(
+    kind: str, settings: dict[str, dict[str, object]], work: Work, tmp_path: Path
+) -> None:
+    where = work("fine_tuning", lambda where: write(where, settings["llama-tied"]))
+    reweight(TorchBackend(dtype="float32", device="cpu"), settings["llama-tied"], tmp_path / "run", TUNINGS["lora"])
+    agree(where / f"reweighting-{kind}", tmp_path / "run")
+    for rank in (0, 1):
+        held = json.loads((where / f"sharing-{kind}-{rank}.json").read_text())
+        assert {name for name, once in held.items() if once} == {name for name in held if "lora_" not in name}
 
 
 def write(where: Path, settings: object) -> None:

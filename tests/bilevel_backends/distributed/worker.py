@@ -224,7 +224,7 @@ def language_models(where: Path) -> None:
 def fine_tuning(where: Path) -> None:
     """Models whose weights no process reads whole, with and without adapters."""
     from bilevel_llm.model.files import ModelFiles
-    from tests.bilevel_backends.distributed.language import TUNINGS, tune
+    from tests.bilevel_backends.distributed.language import TUNINGS, reweight, tune
 
     def refuse(*args: Any) -> None:
         raise AssertionError("the model was loaded whole")
@@ -235,6 +235,27 @@ def fine_tuning(where: Path) -> None:
         for kind in ("zero2", "zero3", "fsdp"):
             backend = backend_of(kind, micro_batch_size=2, activation_checkpointing=kind != "zero2")
             tune(backend, settings, lora, where / f"{name}-{kind}")
+    for kind in KINDS:
+        nothing_persistent = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+        of_kind = {"config": nothing_persistent} if kind == "zero3" else {}
+        backend = backend_of(kind, micro_batch_size=2, activation_checkpointing=kind != "zero2", **of_kind)
+        note_sharing(backend, where / f"sharing-{kind}-{os.environ['RANK']}.json")
+        reweight(backend, settings, where / f"reweighting-{kind}", TUNINGS["lora"])
+
+
+def note_sharing(backend: Any, file: Path) -> None:
+    """When the run ends, write which parameters y and z hold once, and which ones each has by itself."""
+    close = backend.close
+
+    def note() -> None:
+        y, z = (next(v for v in backend._variables if v.name == name) for name in "yz")
+        same = {
+            name: y.sharding.local(name).data_ptr() == z.sharding.local(name).data_ptr() for name in y.sharding.parameters
+        }
+        file.write_text(json.dumps(same))
+        close()
+
+    backend.close = note
 
 
 CASES: dict[str, Callable[[Path], None]] = {

@@ -68,7 +68,7 @@ def test_finetune_writes_a_model_that_is_better_at_the_validation_rows(
     [
         ("full", 1e-5, "all", None),
         ("lisa", 1e-5, "lisa", None),
-        ("lora", 1e-4, "all", {"rank": 16, "alpha": 32.0, "targets": "all-linear"}),
+        ("lora", 1e-4, "all", {"rank": 16, "alpha": 32.0, "targets": "all-linear", "quantize": None}),
     ],
 )
 def test_methods_set_what_trains_and_how_fast(
