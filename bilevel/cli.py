@@ -77,7 +77,12 @@ def command(name: str | None = None, *, reads_models: bool = True) -> Callable[[
 
 @command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a Python file that defines `recipe`.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="The recipe: a YAML file, or a Python file that defines `recipe`; with --resume, the directory of a run."
+        ),
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, e.g. solver.penalty=20."),
@@ -90,10 +95,20 @@ def run(
     """Run a recipe: solve its bilevel problem, and write what was learned to the run's directory."""
     from bilevel.config import load_config
     from bilevel.plugins import load_plugins
+    from bilevel.working_directory import entered
 
-    plugins = load_plugins()
-    config = load_config(recipe, plugins, changes=changes or [], output=output)
-    config.fit(resume=resume, observer=plugins.hooks)
+    if recipe.is_dir() and not resume:
+        raise InputError(
+            f"{recipe} is a directory, and a recipe is a file; continue the run in it with --resume, or begin another one "
+            f"like it by {recipe / 'recipe.yaml'} and an --output of its own"
+        )
+    if recipe.is_dir() and output is not None:
+        raise InputError(f"--output {output}: the run in {recipe} is resumed where it is; leave out --output")
+    with entered(recipe) as place:
+        plugins = load_plugins()
+        where = str(place.path(Path(output))) if output is not None else str(place.run) if recipe.is_dir() else None
+        config = load_config(place.recipe, plugins, changes=changes or [], output=where)
+        config.fit(resume=resume, observer=plugins.hooks)
 
 
 @command()

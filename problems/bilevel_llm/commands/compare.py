@@ -7,7 +7,12 @@ import typer
 
 
 def compare(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of an llm-reweighting problem with a section `compare`.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe of an llm-reweighting problem with a section `compare`, or the directory of a comparison."
+        ),
+    ],
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. compare.seeds=[0,1,2].")
     ] = None,
@@ -26,14 +31,17 @@ def compare(
     from bilevel.lock import owned
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
+    from bilevel.working_directory import entered
     from bilevel_llm.comparison.run import load, run
 
-    with ExitStack() as held:
+    with entered(recipe) as place, ExitStack() as held:
+        given = place.path(Path(output)) if output is not None else place.run if recipe.is_dir() else None
+        where = None if given is None else str(given)
         comparing = load(
-            recipe,
+            place.recipe,
             load_plugins(),
             changes=changes or [],
-            output=output,
+            output=where,
             keep_models=keep_models,
             claim=lambda directory: held.enter_context(owned(directory)),
         )
