@@ -97,16 +97,17 @@ def run(
     from bilevel.plugins import load_plugins
     from bilevel.working_directory import entered
 
-    if recipe.is_dir() and not resume:
+    is_run = recipe.is_dir()
+    if is_run and not resume:
         raise InputError(
             f"{recipe} is a directory, and a recipe is a file; continue the run in it with --resume, or begin another one "
             f"like it by {recipe / 'recipe.yaml'} and an --output of its own"
         )
-    if recipe.is_dir() and output is not None:
+    if is_run and output is not None:
         raise InputError(f"--output {output}: the run in {recipe} is resumed where it is; leave out --output")
     with entered(recipe) as place:
         plugins = load_plugins()
-        where = str(place.path(Path(output))) if output is not None else str(place.run) if recipe.is_dir() else None
+        where = str(place.path(Path(output))) if output is not None else str(place.run) if is_run else None
         config = load_config(place.recipe, plugins, changes=changes or [], output=where)
         config.fit(resume=resume, observer=plugins.hooks)
 

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from bilevel.recipe import Recipe
 FILE = "working_directory.json"
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+_started_in: ContextVar[Path | None] = ContextVar("started_in", default=None)
 _READS_NO_FILES = ("solver", "backend", "active", "run")
 _NO_PATHS = ("name", "class", "format", "template")
 
@@ -85,19 +87,17 @@ def entered(given: Path) -> Iterator[Place]:
     if run is None:
         yield Place(given, None, start)
         return
-    origin = read_json(run / FILE, Origin) if (run / FILE).is_file() else None
-    tried = list(dict.fromkeys(_directories(run, origin, start)))
-    paths = origin.paths if origin is not None else _candidates(_tree(run))
-    found = {directory: [path for path in paths if _leads_somewhere(directory, path)] for directory in tried}
-    chosen = max(tried, key=lambda directory: len(found[directory]))  # of equal ones the first
-    if not found[chosen]:
-        chosen = start
+    origin = _origin(run)
+    chosen, missing, tried = _search(run, origin)
     where = run if chosen == start else run.absolute()
     try:
         with chdir(chosen):
-            yield Place(where / RECIPE, where, start)
+            token = _started_in.set(start)
+            try:
+                yield Place(where / RECIPE, where, start)
+            finally:
+                _started_in.reset(token)
     except InputError as error:
-        missing = [path for path in paths if path not in found.get(chosen, [])]
         if origin is None or not missing:
             raise
         others = [str(directory) for directory in tried if directory != chosen]
@@ -107,6 +107,37 @@ def entered(given: Path) -> Iterator[Place]:
             f"{', '.join(map(repr, missing))} {'leads' if len(missing) == 1 else 'lead'} nowhere{elsewhere}; "
             f"bring the data back, or move them along with the run (it ran in {origin.working_directory})"
         ) from error
+
+
+def started_in() -> Path:
+    """Where the user is: the present working directory, or, within `entered`, that from which it was entered."""
+    return _started_in.get() or Path.cwd()
+
+
+def directory_of(run: Path) -> Path:
+    """The directory that `entered` would enter for a run. Raises `DamagedError` if what was kept of it cannot be read."""
+    return _search(run, _origin(run))[0]
+
+
+def leads_somewhere(path: str) -> bool:
+    """Whether this is a relative path or glob under which there is something in the present working directory."""
+    return not os.path.isabs(path) and not path.startswith("~") and _leads_somewhere(Path.cwd(), path)
+
+
+def _origin(run: Path) -> Origin | None:
+    return read_json(run / FILE, Origin) if (run / FILE).is_file() else None
+
+
+def _search(run: Path, origin: Origin | None) -> tuple[Path, list[str], list[Path]]:
+    """The directory to which the paths of a run are relative, those of them that lead nowhere there, and what was tried."""
+    start = Path.cwd()
+    tried = list(dict.fromkeys(_directories(run, origin, start)))
+    paths = origin.paths if origin is not None else _candidates(_tree(run))
+    found = {directory: [path for path in paths if _leads_somewhere(directory, path)] for directory in tried}
+    chosen = max(tried, key=lambda directory: len(found[directory]))  # of equal ones the first
+    if not found[chosen]:
+        chosen = start
+    return chosen, [path for path in paths if path not in found.get(chosen, [])], tried
 
 
 def _run_of(given: Path) -> Path | None:

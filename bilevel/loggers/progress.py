@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,20 +11,18 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
+from bilevel.answer import answer_of
 from bilevel.hookspecs import hookimpl
-from bilevel.record import warmup_steps
-from bilevel.run_directory import RunDirectory
+from bilevel.record import pace
 from bilevel.terminal import Terminal
 
 if TYPE_CHECKING:
-    from bilevel.account import Labels, Verdict
+    from bilevel.account import Labels
     from bilevel.record import Record
     from bilevel.run import Run
 
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
-RECENT = 50  # steps from whose speed the remaining time is estimated: with a solver that goes in rounds, about one of them
 
 
 class ProgressLogger:
@@ -69,21 +66,10 @@ class ProgressLogger:
         report = run.problem.report(run.history) if run.history else None
         if report is not None:
             self._console.print(report)
-        verdict = run.problem.verdict(run.history) if run.history else None
-        if verdict is not None:
-            self._console.print(Text(f"→ {verdict.sentence(_command(verdict, run))}", style="bold"), soft_wrap=True)
+        if run.history:
+            self._console.print(answer_of(run), crop=False)
         if run.output is not None and run.history:
             self._console.print(f"written to {run.output}", soft_wrap=True)
-
-
-def _command(verdict: Verdict, run: Run) -> str:
-    """How to run longer, and how long that takes; empty if nothing was saved."""
-    if run.output is None or verdict.steps is None:
-        return ""
-    seconds = pace(run.history)
-    time = "" if seconds is None else f" ({(verdict.steps - len(run.history)) * seconds / 60:.0f} minutes more)"
-    recipe = shlex.quote(str(RunDirectory(run.output).recipe_file))
-    return f"`bilevel run {recipe} --set run.steps={verdict.steps} --resume`{time}"
 
 
 def headline(record: Record, labels: Labels) -> str:
@@ -111,13 +97,6 @@ def line(record: Record, run: Run) -> str:
     """One step as a plain line."""
     upper = "  ".join(f"{name} {value:.3f}" for name, value in list(record.upper.items())[:MOST_BARS])
     return f"step {record.step + 1}/{run.steps}  {headline(record, run.problem.labels)}  {time_left(run)}  {upper}".rstrip()
-
-
-def pace(history: Sequence[Record]) -> float | None:
-    """Seconds that a step takes after the warm-up, whose steps take less; None as long as that is not known."""
-    recent = history[-RECENT:]
-    after = recent[warmup_steps(recent) :]
-    return sum(record.seconds for record in after) / len(after) if after else None
 
 
 def time_left(run: Run) -> str:

@@ -7,8 +7,9 @@ from rich.console import Console
 
 from bilevel import SGD, Labels, Record, ScaleBiO, fit
 from bilevel.loggers.plot import draw
-from bilevel.loggers.progress import ProgressLogger, headline, pace
+from bilevel.loggers.progress import ProgressLogger, headline
 from bilevel.plugins import Plugins
+from bilevel.record import pace
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 

@@ -31,8 +31,9 @@ def baseline(
     from bilevel_llm.baselines.run import load, run, table
 
     plugins = load_plugins()
+    is_run = recipe.is_dir()
     with entered(recipe) as place:
-        given = place.path(Path(output)) if output is not None else place.run if resume and recipe.is_dir() else None
+        given = place.path(Path(output)) if output is not None else place.run if resume and is_run else None
         where = None if given is None else str(given)
         chosen, task = load(method, place.recipe, plugins, changes=changes or [], output=where, resume=resume)
         outcome = run(method, chosen, task)

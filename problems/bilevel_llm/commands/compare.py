@@ -34,8 +34,9 @@ def compare(
     from bilevel.working_directory import entered
     from bilevel_llm.comparison.run import load, run
 
+    is_run = recipe.is_dir()
     with entered(recipe) as place, ExitStack() as held:
-        given = place.path(Path(output)) if output is not None else place.run if recipe.is_dir() else None
+        given = place.path(Path(output)) if output is not None else place.run if is_run else None
         where = None if given is None else str(given)
         comparing = load(
             place.recipe,
