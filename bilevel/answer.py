@@ -121,6 +121,12 @@ def resume_words(run: Run) -> tuple[str, ...]:
     return ("torchrun", *nodes, "--nproc-per-node", str(here or count), "-m", "bilevel", *rest)
 
 
+def ends_by_verdict(run: Run) -> bool:
+    """Whether the recipe lets the run end as soon as the verdict is to use its result."""
+    settings = run.recipe.get("run")
+    return isinstance(settings, Mapping) and settings.get("steps") == "auto"
+
+
 def in_words(seconds: float) -> str:
     """A duration, rounded as far as an estimate is good for: "40 seconds", "3 minutes", "2.5 hours"."""
     for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
@@ -136,18 +142,13 @@ def _next_steps(run: Run, verdict: Verdict | None) -> list[NextStep]:
     done, resumed = len(run.history), resume_words(run)
     steps = []
     if resumed and verdict is not None and verdict.decision == "run longer" and (verdict.steps or 0) > done:
+        key = "at_most" if ends_by_verdict(run) else "steps"
         total = max(verdict.steps or 0, run.steps)
-        longer = () if total == run.steps else ("--set", f"run.{_length_key(run)}={total}")
+        longer = () if total == run.steps else ("--set", f"run.{key}={total}")
         steps.append(NextStep(f"run longer, to {total} steps{_time(run, total)}", (*resumed, *longer)))
     elif resumed and verdict is None and done < run.steps:
         steps.append(NextStep(f"go on, to {run.steps} steps{_time(run, run.steps)}", resumed))
     return [*steps, *run.problem.next_steps(run.history), REPORT]
-
-
-def _length_key(run: Run) -> str:
-    """The setting that limits the steps: a run that ends by its verdict still does so when it may take longer."""
-    settings = run.recipe.get("run")
-    return "at_most" if isinstance(settings, Mapping) and settings.get("steps") == "auto" else "steps"
 
 
 def _time(run: Run, total: int) -> str:

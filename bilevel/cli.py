@@ -91,9 +91,16 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run from its last checkpoint, as if it had never stopped.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Load and check everything, take a few steps, say what to expect, and write nothing."
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe: solve its bilevel problem, and write what was learned to the run's directory."""
     from bilevel.config import load_config
+    from bilevel.dry_run import rehearse
     from bilevel.plugins import load_plugins
     from bilevel.working_directory import entered
 
@@ -109,7 +116,12 @@ def run(
         plugins = load_plugins()
         where = str(place.path(Path(output))) if output is not None else str(place.run) if is_run else None
         config = load_config(place.recipe, plugins, changes=changes or [], output=where)
-        config.fit(resume=resume, observer=plugins.hooks)
+        if dry_run:
+            expected = rehearse(config, resume=resume)
+            if rank() == 0:
+                Terminal().print(expected)
+        else:
+            config.fit(resume=resume, observer=plugins.hooks)
 
 
 @command()

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from bilevel.answer import answer_of
+from bilevel.answer import answer_of, ends_by_verdict, in_words
 from bilevel.hookspecs import hookimpl
-from bilevel.record import pace
+from bilevel.record import pace, warmup_steps
 from bilevel.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bilevel.record import Record
     from bilevel.run import Run
 
+FIRST = 8  # steps that tell how long a run will take: enough draws of LISA's layers to be within a factor of 1.5
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
 
 
@@ -38,7 +39,7 @@ class ProgressLogger:
         """Open the live panel."""
         if not self._console.is_terminal:
             resumed = f", resuming after step {run.start}" if run.start else ""
-            self._console.print(f"{run.steps} steps{resumed}")
+            self._console.print(f"{length(run)}{resumed}")
             return
         self._progress = Progress(
             TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
@@ -50,7 +51,9 @@ class ProgressLogger:
 
     @hookimpl
     def bilevel_step_end(self, run: Run, record: Record) -> None:
-        """Show the step."""
+        """Show the step, and once, as soon as it can be told, how long the run will take."""
+        if expected := expectation(run):
+            self._console.print(expected, soft_wrap=True)
         if self._live is None or self._progress is None:
             self._console.print(line(record, run), soft_wrap=True)
             return
@@ -105,6 +108,26 @@ def time_left(run: Run) -> str:
     if seconds is None:
         return "time left: known after the warm-up"
     return f"{timedelta(seconds=round(seconds * (run.steps - len(run.history))))} left"
+
+
+def length(run: Run) -> str:
+    """How many steps a run takes, in words."""
+    return f"at most {run.steps} steps" if ends_by_verdict(run) else f"{run.steps} steps"
+
+
+def expectation(run: Run) -> str:
+    """How long a run will take, by its first `FIRST` steps; said after these, and empty otherwise.
+
+    Steps of a warm-up take less, and the very first step more, as what it needs is set up: they are not counted.
+    """
+    here = run.history[run.start :]
+    counted = here[warmup_steps(here) + 1 :]
+    left = run.steps - len(run.history)
+    if len(counted) != FIRST or left < FIRST:
+        return ""
+    seconds = left * sum(record.seconds for record in counted) / FIRST
+    early = ", less if the result is good enough before" if ends_by_verdict(run) else ""
+    return f"{length(run)}: about {in_words(seconds)} more, by the pace of {FIRST} steps{early}"
 
 
 def bars(values: Mapping[str, float]) -> RenderableType:
