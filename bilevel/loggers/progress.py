@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bilevel.record import Record
     from bilevel.run import Run
 
-FIRST = 8  # steps that tell how long a run will take: enough draws of LISA's layers to be within a factor of 1.5
+FIRST, LATEST = 8, 400  # steps by which is told how long a run will take
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
 
 
@@ -116,18 +116,25 @@ def length(run: Run) -> str:
 
 
 def expectation(run: Run) -> str:
-    """How long a run will take, by its first `FIRST` steps; said after these, and empty otherwise.
+    """How long a run will take, by the first steps of it that tell; empty after any other step.
 
-    Steps of a warm-up take less, and the very first step more, as what it needs is set up: they are not counted.
+    Steps of a warm-up take less, and the very first step more, as what it needs is set up: they are not counted. Where some
+    steps do more than others, such as an evaluation, the steps up to the second one of them are counted.
     """
     here = run.history[run.start :]
-    counted = here[warmup_steps(here) + 1 :]
-    left = run.steps - len(run.history)
-    if len(counted) != FIRST or left < FIRST:
+    if len(here) > LATEST:
         return ""
-    seconds = left * sum(record.seconds for record in counted) / FIRST
+    after = here[warmup_steps(here) :]
+    counted, left = after[1:], run.steps - len(run.history)
+    if len(counted) < FIRST or left < FIRST:
+        return ""
+    more = after[0].metrics.keys() - after[1].metrics.keys()
+    telling = [place for place in range(FIRST, len(after)) if more <= after[place].metrics.keys()]
+    if telling[:1] != [len(counted)]:
+        return ""
+    seconds = left * sum(record.seconds for record in counted) / len(counted)
     early = ", less if the result is good enough before" if ends_by_verdict(run) else ""
-    return f"{length(run)}: about {in_words(seconds)} more, by the pace of {FIRST} steps{early}"
+    return f"{length(run)}: about {in_words(seconds)} more, by the pace of {len(counted)} steps{early}"
 
 
 def bars(values: Mapping[str, float]) -> RenderableType:

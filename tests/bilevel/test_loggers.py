@@ -82,10 +82,21 @@ def test_the_time_left_is_not_told_from_the_cheaper_steps_of_the_warm_up() -> No
     ids=["first steps", "said once", "after a warm-up", "auto"],
 )
 def test_how_long_a_run_takes_is_said_once_it_can_be_told(history: list[float], recipe: Any, said: str) -> None:
-    """Seconds of each step; -1: a cheaper one of a warm-up."""
+    """Seconds of each step; negative: a cheaper one of a warm-up."""
+    assert expected([Record(t, abs(s), {"a": 1.0}, moved=s > 0) for t, s in enumerate(history)], recipe) == said
+
+
+def test_steps_that_evaluate_are_counted_by_their_share() -> None:
+    seconds = [12.0 if t % 10 == 0 else 2.0 for t in range(12)]
+    records = [Record(t, s, {}, metrics={"upper_loss": 1.0} if s > 2 else {}) for t, s in enumerate(seconds)]
+    said = [expected(records[:done], {}) for done in range(1, 13)]
+    assert [place for place, words in enumerate(said) if words] == [10]
+    assert said[10] == "409 steps: about 20 minutes more, by the pace of 10 steps"  # of 3 seconds
+
+
+def expected(records: list[Record], recipe: Any) -> str:
     parts: Any = (None, None, None, None)
-    records = [Record(t, abs(seconds), {"a": 1.0}, moved=seconds > 0) for t, seconds in enumerate(history)]
-    assert expectation(Run(*parts, 409, 0, None, recipe, history=History(records))) == said
+    return expectation(Run(*parts, 409, 0, None, recipe, history=History(records)))
 
 
 @pytest.mark.parametrize("broken", ["artifacts", "report"])
