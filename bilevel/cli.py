@@ -192,6 +192,22 @@ def describe(
     Terminal(width=None if sys.stdout.isatty() else 120).print(describe(name, load_plugins()))
 
 
+@command(reads_models=False)
+def schema(
+    output: Annotated[Path | None, typer.Option(help="The file to write. (default: print)")] = None,
+) -> None:
+    """Write the JSON schema of a recipe, by which editors complete keys and check values."""
+    from bilevel.files import write_atomic
+    from bilevel.plugins import load_plugins
+    from bilevel.schema import schema_text
+
+    text = schema_text(load_plugins())
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomic(output, text)
+
+
 @command()
 def check(
     what: Annotated[
