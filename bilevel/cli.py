@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from bilevel.command import prepared
+from bilevel.completion import keys_of_recipe, names_of
 from bilevel.errors import BilevelError, InputError, RunError
 from bilevel.launch import launched, local_rank, rank
 from bilevel.terminal import Terminal
@@ -49,7 +50,6 @@ app = typer.Typer(
     cls=Commands,
     help="Learn how much weight each training-data source deserves, and solve other bilevel problems.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 errors = Terminal(stderr=True)
@@ -85,7 +85,12 @@ def run(
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, e.g. solver.penalty=20."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=keys_of_recipe,
+            help="Change a key of the recipe, e.g. solver.penalty=20.",
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="The directory of the run, in place of run.output.")] = None,
     resume: Annotated[
@@ -128,7 +133,8 @@ def run(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="The recipe. Its model's config.json is read, its data are not.")],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key of the recipe."),
     ] = None,
     gpus: Annotated[int, typer.Option(help="The number of GPUs; each has a process of its own.")] = 1,
     gpu_memory: Annotated[float, typer.Option(help="The memory of each GPU in GB (10^9 bytes).")] = 80.0,
@@ -183,7 +189,9 @@ def list_parts() -> None:
 
 @command(reads_models=False)
 def describe(
-    name: Annotated[str, typer.Argument(help="A name that `bilevel list` shows, a rule for active, or run.")],
+    name: Annotated[
+        str, typer.Argument(help="A name that `bilevel list` shows, a rule for active, or run.", autocompletion=names_of())
+    ],
 ) -> None:
     """Say what a part of a recipe is, and what can be set: keys, defaults and meanings."""
     from bilevel.describe import describe
@@ -211,10 +219,15 @@ def schema(
 @command()
 def check(
     what: Annotated[
-        str, typer.Argument(help="The name of a problem, solver or backend, or a recipe, whose problem is checked.")
+        str,
+        typer.Argument(
+            help="The name of a problem, solver or backend, or a recipe, whose problem is checked.",
+            autocompletion=names_of("problems", "solvers", "backends"),
+        ),
     ],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key of the recipe."),
     ] = None,
 ) -> None:
     """Check that a problem, solver or backend does what the rest of the package relies on. For authors of plugins."""
@@ -230,14 +243,21 @@ def check(
 @command(reads_models=False)
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="The claims to measure; all by default.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[CLAIM]...", autocompletion=names_of("checks"), help="The claims to measure; all by default."
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure fewer points, which is less sharp and takes half the time.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="A file to write all measurements to, as JSON.")] = None,
     solver: Annotated[
-        str | None, typer.Option(help="The solver to measure, on the claims that are about every penalty method.")
+        str | None,
+        typer.Option(
+            autocompletion=names_of("solvers"),
+            help="The solver to measure, on the claims that are about every penalty method.",
+        ),
     ] = None,
     picture: Annotated[Path, typer.Option(help="The file to draw the fits to, as PNG.")] = Path("verify.png"),
 ) -> None:

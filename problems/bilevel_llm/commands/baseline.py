@@ -5,18 +5,23 @@ from typing import Annotated
 
 import typer
 
+from bilevel.completion import keys_of_recipe, names_of
 from bilevel.launch import rank
 
 
 def baseline(
-    method: Annotated[str, typer.Argument(help="The name of a baseline; `bilevel list` shows them.")],
+    method: Annotated[
+        str, typer.Argument(help="The name of a baseline; `bilevel list` shows them.", autocompletion=names_of("baselines"))
+    ],
     recipe: Annotated[
         Path,
         typer.Argument(help="A recipe of an llm-reweighting problem, or the directory of a run. Its solver is not used."),
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as baseline.share=0.1."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key, such as baseline.share=0.1."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="The directory to write to, in place of run.output.")] = None,
     resume: Annotated[

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bilevel.completion import keys_of_recipe
+
 
 def compare(
     recipe: Annotated[
@@ -14,7 +16,10 @@ def compare(
         ),
     ],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. compare.seeds=[0,1,2].")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key, e.g. compare.seeds=[0,1,2]."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="The comparison's directory; replaces run.output.")] = None,
     keep_models: Annotated[

@@ -5,10 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from bilevel.completion import names_of
+
 
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
-    to: Annotated[str, typer.Option(metavar="TRAINER", help="Write for this trainer; `bilevel list` shows all exporters.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TRAINER",
+            autocompletion=names_of("exporters"),
+            help="Write for this trainer; `bilevel list` shows all exporters.",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option(help="The file to write, or a directory for several files. (default: print)")
     ] = None,
