@@ -53,14 +53,30 @@ class Verdict:
     reason: str
     steps: int | None = None
 
-    def sentence(self, command: str = "") -> str:
-        """The verdict in one sentence. command: how to run longer, if that is known."""
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
         if self.decision == "use":
             return f"use these weights: {self.reason}"
         if self.decision == "do not use":
             return f"do not use these weights: {self.reason}"
-        how = f" by {command}" if command else ""
-        return f"run longer, to about {self.steps} steps{how}: {self.reason}"
+        return f"run longer, to about {self.steps} steps: {self.reason}"
+
+
+RUN, HERE = "{run}", "{here}/"
+"""At the beginning of a command's word: the run directory, and the directory to which the recipe's paths are relative."""
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """A command that makes sense after a run.
+
+    purpose: what it does, in a few words, such as "draw a data set by these weights".
+    words: the command line, word by word. A word may begin with `RUN`, or, for a relative path, with `HERE`, so that the
+        command is right also after the run was moved.
+    """
+
+    purpose: str
+    words: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ class Account:
     identity: the data and the model, as plain data (their hashes). Runs that differ in it are not compared as seeds.
     verdict: what to do with the result; None if the problem does not say.
     intervals: name -> the ends of the 95% interval of an entry of the upper variable; empty where none is justified.
+    next_steps: what to do next, the best first.
     """
 
     steps: int
@@ -113,6 +130,7 @@ class Account:
     identity: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    next_steps: Sequence[NextStep] = ()
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from bilevel.command import prepared
+from bilevel.completion import keys_of_recipe, names_of
 from bilevel.errors import BilevelError, InputError, RunError
 from bilevel.launch import launched, local_rank, rank
 from bilevel.terminal import Terminal
@@ -49,7 +50,6 @@ app = typer.Typer(
     cls=Commands,
     help="Learn how much weight each training-data source deserves, and solve other bilevel problems.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 errors = Terminal(stderr=True)
@@ -77,30 +77,64 @@ def command(name: str | None = None, *, reads_models: bool = True) -> Callable[[
 
 @command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a Python file that defines `recipe`.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="The recipe: a YAML file, or a Python file that defines `recipe`; with --resume, the directory of a run."
+        ),
+    ],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, e.g. solver.penalty=20."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=keys_of_recipe,
+            help="Change a key of the recipe, e.g. solver.penalty=20.",
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="The directory of the run, in place of run.output.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run from its last checkpoint, as if it had never stopped.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Load and check everything, take a few steps, say what to expect, and write nothing."
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe: solve its bilevel problem, and write what was learned to the run's directory."""
     from bilevel.config import load_config
+    from bilevel.dry_run import rehearse
     from bilevel.plugins import load_plugins
+    from bilevel.working_directory import entered
 
-    plugins = load_plugins()
-    config = load_config(recipe, plugins, changes=changes or [], output=output)
-    config.fit(resume=resume, observer=plugins.hooks)
+    is_run = recipe.is_dir()
+    if is_run and not resume:
+        raise InputError(
+            f"{recipe} is a directory, and a recipe is a file; continue the run in it with --resume, or begin another one "
+            f"like it by {recipe / 'recipe.yaml'} and an --output of its own"
+        )
+    if is_run and output is not None:
+        raise InputError(f"--output {output}: the run in {recipe} is resumed where it is; leave out --output")
+    with entered(recipe) as place:
+        plugins = load_plugins()
+        where = str(place.path(Path(output))) if output is not None else str(place.run) if is_run else None
+        config = load_config(place.recipe, plugins, changes=changes or [], output=where)
+        if dry_run:
+            expected = rehearse(config, resume=resume)
+            if rank() == 0:
+                Terminal().print(expected)
+        else:
+            config.fit(resume=resume, observer=plugins.hooks)
 
 
 @command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="The recipe. Its model's config.json is read, its data are not.")],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key of the recipe."),
     ] = None,
     gpus: Annotated[int, typer.Option(help="The number of GPUs; each has a process of its own.")] = 1,
     gpu_memory: Annotated[float, typer.Option(help="The memory of each GPU in GB (10^9 bytes).")] = 80.0,
@@ -155,7 +189,9 @@ def list_parts() -> None:
 
 @command(reads_models=False)
 def describe(
-    name: Annotated[str, typer.Argument(help="A name that `bilevel list` shows, a rule for active, or run.")],
+    name: Annotated[
+        str, typer.Argument(help="A name that `bilevel list` shows, a rule for active, or run.", autocompletion=names_of())
+    ],
 ) -> None:
     """Say what a part of a recipe is, and what can be set: keys, defaults and meanings."""
     from bilevel.describe import describe
@@ -164,13 +200,34 @@ def describe(
     Terminal(width=None if sys.stdout.isatty() else 120).print(describe(name, load_plugins()))
 
 
+@command(reads_models=False)
+def schema(
+    output: Annotated[Path | None, typer.Option(help="The file to write. (default: print)")] = None,
+) -> None:
+    """Write the JSON schema of a recipe, by which editors complete keys and check values."""
+    from bilevel.files import write_atomic
+    from bilevel.plugins import load_plugins
+    from bilevel.schema import schema_text
+
+    text = schema_text(load_plugins())
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomic(output, text)
+
+
 @command()
 def check(
     what: Annotated[
-        str, typer.Argument(help="The name of a problem, solver or backend, or a recipe, whose problem is checked.")
+        str,
+        typer.Argument(
+            help="The name of a problem, solver or backend, or a recipe, whose problem is checked.",
+            autocompletion=names_of("problems", "solvers", "backends"),
+        ),
     ],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key of the recipe."),
     ] = None,
 ) -> None:
     """Check that a problem, solver or backend does what the rest of the package relies on. For authors of plugins."""
@@ -186,14 +243,21 @@ def check(
 @command(reads_models=False)
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="The claims to measure; all by default.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[CLAIM]...", autocompletion=names_of("checks"), help="The claims to measure; all by default."
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure fewer points, which is less sharp and takes half the time.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="A file to write all measurements to, as JSON.")] = None,
     solver: Annotated[
-        str | None, typer.Option(help="The solver to measure, on the claims that are about every penalty method.")
+        str | None,
+        typer.Option(
+            autocompletion=names_of("solvers"),
+            help="The solver to measure, on the claims that are about every penalty method.",
+        ),
     ] = None,
     picture: Annotated[Path, typer.Option(help="The file to draw the fits to, as PNG.")] = Path("verify.png"),
 ) -> None:

@@ -158,6 +158,11 @@ def _wrong_sections(recipe: Recipe, objects: Mapping[str, type], ignored: Sequen
         value = recipe.tree.setdefault(section, {}) if section in objects else recipe.tree.get(section, {})
         if not isinstance(value, dict | objects.get(section, dict)):
             wrong[section] = f"{recipe.where([section])}: {section} must be a mapping, not {value!r}"
+        elif section in objects and isinstance(value, dict) and "name" not in value and "class" in value:
+            wrong[section] = (
+                f"{recipe.where([section])}: {section} was made in Python ({value['class']}), which YAML cannot do; resume "
+                "this run by the recipe in Python, or by `fit(..., resume=True)`"
+            )
         elif section in objects and isinstance(value, dict) and "name" not in value:
             wrong[section] = f"{recipe.where([section])}: {section}.name is missing; `bilevel list` shows the choices"
     return wrong

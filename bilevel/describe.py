@@ -49,13 +49,12 @@ def describe(name: str, plugins: Plugins) -> RenderableType:
         for kind, part in _parts(plugins)
         if part.name == name
     ]
-    rules = {rule.name: rule for rule in get_args(get_args(ActiveRule)[0])}
-    if name in rules:
-        found.append(_titled(f"active rule {name}", rules[name]))
+    if name in rules():
+        found.append(_titled(f"active rule {name}", rules()[name]))
     if name == "run":
         found.append(_titled("the section run", RunSettings))
     if not found:
-        known = sorted({part.name for _, part in _parts(plugins)} | rules.keys() | {"run"})
+        known = sorted({part.name for _, part in _parts(plugins)} | rules().keys() | {"run"})
         raise InputError(f"nothing is named {name!r}{did_you_mean(name, known)}; `bilevel list` shows what there is")
     return Group(*found)
 
@@ -72,13 +71,23 @@ def settings_of(cls: type) -> list[Setting]:
     ]
 
 
+def rules() -> dict[str, type]:
+    """The rules for `active`, by name."""
+    return {rule.name: rule for rule in get_args(get_args(ActiveRule)[0])}
+
+
+def summary_of(cls: Any) -> str:
+    """What a class is: the first paragraph of its docstring, in one line."""
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+
+
 def _parts(plugins: Plugins) -> Iterator[tuple[str, Part]]:
     return ((kind, part) for kind, parts in plugins.parts.items() if kind != "commands" for part in parts.values())
 
 
 def _titled(title: str, cls: Any) -> RenderableType:
     """A heading, what the class is, and a table of its settings."""
-    summary = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+    summary = summary_of(cls)
     heading = Text(title, style="bold")
     if not dataclasses.is_dataclass(cls):
         return Group(heading, summary, "")

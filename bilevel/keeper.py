@@ -8,13 +8,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bilevel import checkpoint
-from bilevel.account import FILE, Account
+from bilevel.account import FILE
 from bilevel.agreement import on_first, together
+from bilevel.answer import account_of
 from bilevel.checkpoint_writer import CheckpointWriter
 from bilevel.documents import read_json
 from bilevel.errors import DamagedError, InputError
@@ -182,17 +182,7 @@ class Keeper:
         started = time.monotonic()
         if self.run.history and self.first:
             problem, history = self.run.problem, self.run.history
-            account = Account(
-                steps=len(history),
-                seed=self.run.seed,
-                versions={name: version(name) for name in ("bilevel", "torch")},
-                labels=problem.labels,
-                findings=list(problem.findings(history)),
-                tables=list(problem.tables(history)),
-                identity=problem.identity(),
-                verdict=problem.verdict(history),
-                intervals=dict(problem.intervals(history)),
-            )
+            account = account_of(self.run)
             known = ("seed", "versions", "findings", "verdict", "intervals")
             facts = {name: to_plain(getattr(account, name)) for name in known}
             self.directory.write({**problem.artifacts(history, facts), FILE: account.to_json()})

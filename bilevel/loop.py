@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bilevel.active import Active, All
 from bilevel.agreement import check_batches, on_first, require_same, together_at_length
+from bilevel.answer import command_line, resume_words
 from bilevel.backend import Backend
 from bilevel.checkpoint_writer import CheckpointWriter
 from bilevel.divergence import Sizes
@@ -285,7 +286,9 @@ def _usable(run: Run) -> bool:
 def _how_to_go_on(done: int, run: Run) -> str:
     if run.output is None:
         return f"stopped after {done} of {run.steps} steps; nothing was saved, as the run has no output directory"
-    return f"stopped after {done} of {run.steps} steps; a checkpoint is in {run.output}; continue with --resume"
+    command = command_line(resume_words(run), run.output)
+    how = f"by `{command}`" if command else "with --resume (in Python: resume=True)"
+    return f"stopped after {done} of {run.steps} steps; a checkpoint is in {run.output}; continue {how}"
 
 
 def _describe(**parts: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from bilevel.account import Finding, Labels, Table, Verdict
+from bilevel.account import RUN, Finding, Labels, NextStep, Table, Verdict
 from bilevel.blocks import Blocks, find_blocks
 from bilevel.boundary import guard
 from bilevel.checked import Checked
@@ -128,6 +128,8 @@ class Problem(Checked, ABC, Generic[B]):
 
     labels: ClassVar[Labels] = Labels()
     """What the numbers of its runs are called, on the terminal and in reports."""
+    resumed_by: ClassVar[tuple[str, ...]] = ("bilevel", "run", "--resume", RUN)
+    """The command line that resumes one of its runs; see `NextStep.words`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -287,6 +289,13 @@ class Problem(Checked, ABC, Generic[B]):
         A run with `steps: auto` ends when this says "use".
         """
         return None
+
+    def next_steps(self, history: Sequence[Record]) -> Sequence[NextStep]:
+        """Commands that make sense now, the best first. How to run longer, and the report, need not be among them.
+
+        Shown at the end of a run and on top of its report. None by default.
+        """
+        return ()
 
     def intervals(self, history: Sequence[Record]) -> Mapping[str, tuple[float, float]]:
         """The 95% intervals of the entries of `summary`, where there is evidence for any; none by default."""

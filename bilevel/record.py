@@ -202,6 +202,17 @@ def total_size(history: Sequence[Record]) -> int:
     return sum(record.size for record in history)
 
 
+RECENT = 50
+"""Steps by which the pace of a run is told: with a solver that goes in rounds, about one round."""
+
+
+def pace(history: Sequence[Record]) -> float | None:
+    """Seconds that a step takes after the warm-up, whose steps take less; None as long as that is not known."""
+    recent = history[-RECENT:]
+    after = recent[warmup_steps(recent) :]
+    return sum(record.seconds for record in after) / len(after) if after else None
+
+
 def moving(history: Sequence[Record]) -> Sequence[Record]:
     """The steps in which the upper variable could move."""
     return Steps(history, array("q", (place for place, record in enumerate(history) if record.moved)))

@@ -1,6 +1,7 @@
 """The directory of a run: what is in it, who may write there, and how a run is resumed from it.
 
 recipe.yaml       the resolved recipe
+working_directory.json  what its relative paths are relative to; see `bilevel.working_directory`
 metrics.jsonl     the record of every step, one a line
 micro_batch.json  how many rows a process takes at a time, if that was chosen; see `bilevel.micro_batch`
 account.json      findings, tables, labels, versions; see `bilevel.account`
@@ -24,6 +25,8 @@ from bilevel.lock import Lock, is_lock, owned
 from bilevel.plain import flatten
 from bilevel.recipe import Recipe, dump
 from bilevel.record import Record, read_records
+from bilevel.working_directory import FILE as WORKING_DIRECTORY
+from bilevel.working_directory import METRICS, RECIPE, origin_text
 
 MAY_CHANGE = {
     *("run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"),
@@ -50,12 +53,12 @@ class RunDirectory:
     @property
     def recipe_file(self) -> Path:
         """The resolved recipe."""
-        return self.path / "recipe.yaml"
+        return self.path / RECIPE
 
     @property
     def metrics_file(self) -> Path:
         """The record of every step, one a line; see `bilevel.record`."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def micro_batch_file(self) -> Path:
@@ -106,6 +109,7 @@ class RunDirectory:
     def create(self, recipe: Mapping[str, Any]) -> None:
         """Create the directory if it is missing, write the recipe, and remove what a writer that was killed has left."""
         self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / WORKING_DIRECTORY, origin_text(self.path, recipe))
         write_atomic(self.recipe_file, dump(recipe))
         for directory in (self.path, self.checkpoints):
             remove_leftovers(directory)
@@ -121,7 +125,7 @@ class RunDirectory:
             self.check_same(recipe)
         except InputError:
             return False
-        return self._content() <= {self.recipe_file.name, *names}
+        return self._content() <= {self.recipe_file.name, WORKING_DIRECTORY, *names}
 
     def _content(self) -> set[str]:
         """The names of what is there, other than inputs, the lock, and what was left by a writer that was killed."""
@@ -132,7 +136,10 @@ class RunDirectory:
 
     def _nothing_done(self) -> bool:
         """Whether all that is there was left by a run that ended before its first step."""
-        own = {self.recipe_file.name, self.metrics_file.name, self.micro_batch_file.name, "tensorboard"}
+        own = {
+            *(self.recipe_file.name, WORKING_DIRECTORY, self.metrics_file.name, self.micro_batch_file.name),
+            "tensorboard",
+        }
         empty = self.metrics_file.is_file() and self.metrics_file.stat().st_size == 0
         return empty and self._content() <= own
 

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.account import FILE, Account, Labels
+from bilevel.answer import Answer
 from bilevel.errors import DamagedError, InputError
 from bilevel.recipe import Recipe
 from bilevel.record import Record, average, averaged, read_records, warmup_steps
 from bilevel.run_directory import RunDirectory
+from bilevel.working_directory import directory_of
 
 RECENT = 60.0  # seconds without a step after which a run is no longer taken to be at work, or ten of its steps
 
@@ -90,6 +92,14 @@ class SavedRun:
     def average(self) -> dict[str, float]:
         """The upper variable that the run comes to; see `bilevel.record.average`."""
         return average(self.history)
+
+    @property
+    def answer(self) -> Answer:
+        """What the run comes to, and what to do next."""
+        where = directory_of(self.path)
+        if self.account is None:
+            return Answer.of(Account(0, 0, {}), self.average, self.path, where)
+        return Answer.of(self.account, self.average, self.path, where)
 
     def series(self, key: str, name: str | None = None) -> NDArray[np.float64]:
         """One number of every step (with `name`, that of `Record.named(key)`); NaN where a step lacks it."""

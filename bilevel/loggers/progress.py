@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,20 +11,19 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
+from bilevel.answer import answer_of, ends_by_verdict, in_words
 from bilevel.hookspecs import hookimpl
-from bilevel.record import warmup_steps
-from bilevel.run_directory import RunDirectory
+from bilevel.record import pace, warmup_steps
 from bilevel.terminal import Terminal, in_notebook
 
 if TYPE_CHECKING:
-    from bilevel.account import Labels, Verdict
+    from bilevel.account import Labels
     from bilevel.record import Record
     from bilevel.run import Run
 
+FIRST, LATEST = 8, 400  # steps by which is told how long a run will take
 MOST_BARS = 24  # what fits on a screen; the rest is in the run directory
-RECENT = 50  # steps from whose speed the remaining time is estimated: with a solver that goes in rounds, about one of them
 
 
 class ProgressLogger:
@@ -45,7 +43,7 @@ class ProgressLogger:
             return
         if not self._console.is_terminal:
             resumed = f", resuming after step {run.start}" if run.start else ""
-            self._console.print(f"{run.steps} steps{resumed}")
+            self._console.print(f"{length(run)}{resumed}")
             return
         self._progress = Progress(
             TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
@@ -57,9 +55,11 @@ class ProgressLogger:
 
     @hookimpl
     def bilevel_step_end(self, run: Run, record: Record) -> None:
-        """Show the step."""
+        """Show the step, and once, as soon as it can be told, how long the run will take."""
         if self._silent:
             return
+        if expected := expectation(run):
+            self._console.print(expected, soft_wrap=True)
         if self._live is None or self._progress is None:
             self._console.print(line(record, run), soft_wrap=True)
             return
@@ -77,21 +77,10 @@ class ProgressLogger:
         report = run.problem.report(run.history) if run.history else None
         if report is not None:
             self._console.print(report)
-        verdict = run.problem.verdict(run.history) if run.history else None
-        if verdict is not None:
-            self._console.print(Text(f"→ {verdict.sentence(_command(verdict, run))}", style="bold"), soft_wrap=True)
+        if run.history:
+            self._console.print(answer_of(run), crop=False)
         if run.output is not None and run.history:
             self._console.print(f"written to {run.output}", soft_wrap=True)
-
-
-def _command(verdict: Verdict, run: Run) -> str:
-    """How to run longer, and how long that takes; empty if nothing was saved."""
-    if run.output is None or verdict.steps is None:
-        return ""
-    seconds = pace(run.history)
-    time = "" if seconds is None else f" ({(verdict.steps - len(run.history)) * seconds / 60:.0f} minutes more)"
-    recipe = shlex.quote(str(RunDirectory(run.output).recipe_file))
-    return f"`bilevel run {recipe} --set run.steps={verdict.steps} --resume`{time}"
 
 
 def headline(record: Record, labels: Labels) -> str:
@@ -121,19 +110,39 @@ def line(record: Record, run: Run) -> str:
     return f"step {record.step + 1}/{run.steps}  {headline(record, run.problem.labels)}  {time_left(run)}  {upper}".rstrip()
 
 
-def pace(history: Sequence[Record]) -> float | None:
-    """Seconds that a step takes after the warm-up, whose steps take less; None as long as that is not known."""
-    recent = history[-RECENT:]
-    after = recent[warmup_steps(recent) :]
-    return sum(record.seconds for record in after) / len(after) if after else None
-
-
 def time_left(run: Run) -> str:
     """How long the run will go on, in words."""
     seconds = pace(run.history)
     if seconds is None:
         return "time left: known after the warm-up"
     return f"{timedelta(seconds=round(seconds * (run.steps - len(run.history))))} left"
+
+
+def length(run: Run) -> str:
+    """How many steps a run takes, in words."""
+    return f"at most {run.steps} steps" if ends_by_verdict(run) else f"{run.steps} steps"
+
+
+def expectation(run: Run) -> str:
+    """How long a run will take, by the first steps of it that tell; empty after any other step.
+
+    Steps of a warm-up take less, and the very first step more, as what it needs is set up: they are not counted. Where some
+    steps do more than others, such as an evaluation, the steps up to the second one of them are counted.
+    """
+    here = run.history[run.start :]
+    if len(here) > LATEST:
+        return ""
+    after = here[warmup_steps(here) :]
+    counted, left = after[1:], run.steps - len(run.history)
+    if len(counted) < FIRST or left < FIRST:
+        return ""
+    more = after[0].metrics.keys() - after[1].metrics.keys()
+    telling = [place for place in range(FIRST, len(after)) if more <= after[place].metrics.keys()]
+    if telling[:1] != [len(counted)]:
+        return ""
+    seconds = left * sum(record.seconds for record in counted) / len(counted)
+    early = ", less if the result is good enough before" if ends_by_verdict(run) else ""
+    return f"{length(run)}: about {in_words(seconds)} more, by the pace of {len(counted)} steps{early}"
 
 
 def bars(values: Mapping[str, float]) -> RenderableType:

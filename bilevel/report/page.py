@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from bilevel.account import Table, Value, Verdict
+from bilevel.answer import REPORT, Command
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
 from bilevel.plain import flatten
@@ -166,6 +167,7 @@ def _section(group: Group, charts: Sequence[Chart], inks: Inks) -> dict[str, Any
         "group": group,
         "rows": [(row, inks[row.name].variable, _bar(row.average, top)) for row in rows],
         "verdicts": _verdicts(group),
+        "commands": _commands(group),
         "statements": statements(group),
         "tables": _tables(group),
         "facts": facts(group),
@@ -187,6 +189,13 @@ def _verdicts(group: Group) -> list[tuple[str, Verdict]]:
         for run in group.runs
         if run.account is not None and run.account.verdict is not None
     ]
+
+
+def _commands(group: Group) -> list[Command]:
+    """What to do next with the only run of a group, other than to make this report."""
+    if len(group.runs) > 1:
+        return []
+    return [command for command in group.first.answer.commands if command.purpose != REPORT.purpose]
 
 
 def _tables(group: Group) -> list[tuple[str, Table]]:

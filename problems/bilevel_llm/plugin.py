@@ -78,6 +78,7 @@ def bilevel_findings(register: Register) -> None:
 @hookimpl
 def bilevel_commands(register: Register) -> None:
     """The commands of this package."""
+    register("init", "bilevel_llm.commands.init:init")
     register("mix", "bilevel_llm.commands.mix:mix")
     register("export-weights", "bilevel_llm.commands.export_weights:export_weights")
     register("finetune", "bilevel_llm.commands.finetune:finetune")

@@ -72,7 +72,7 @@ def test_a_run_from_the_command_line_writes_its_directory_and_shows_every_step(b
     assert "upper variable held" in done.stdout
     assert "gap" in done.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "recipe.yaml", "metrics.jsonl", "account.json", "checkpoints", "tensorboard", "weights.png",
+        "recipe.yaml", "working_directory.json", "metrics.jsonl", "account.json", "checkpoints", "tensorboard", "weights.png",
     }  # fmt: skip
     assert (tmp_path / "out" / "weights.png").read_bytes().startswith(b"\x89PNG")
 

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bilevel import SGD, Labels, Record, ScaleBiO, fit
+from bilevel import SGD, Labels, Record, Run, ScaleBiO, fit
+from bilevel.history import History
 from bilevel.loggers.plot import draw
-from bilevel.loggers.progress import ProgressLogger, headline, pace
+from bilevel.loggers.progress import FIRST, ProgressLogger, expectation, headline
 from bilevel.plugins import Plugins
+from bilevel.record import pace
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 
@@ -63,6 +65,38 @@ def test_the_time_left_is_not_told_from_the_cheaper_steps_of_the_warm_up() -> No
     assert pace(cheap) is None
     assert pace([*cheap, *dear]) == 3.0
     assert "known after the warm-up" in shown(terminal=False).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("history", "recipe", "said"),
+    [
+        ([9.0] + [3.0] * FIRST, {}, "409 steps: about 20 minutes more, by the pace of 8 steps"),
+        ([9.0] + [3.0] * (FIRST + 1), {}, ""),
+        ([-1.0] * 5 + [9.0] + [3.0] * FIRST, {}, "409 steps: about 20 minutes more, by the pace of 8 steps"),
+        (
+            [9.0] + [3.0] * FIRST,
+            {"run": {"steps": "auto"}},
+            "at most 409 steps: about 20 minutes more, by the pace of 8 steps, less if the result is good enough before",
+        ),
+    ],
+    ids=["first steps", "said once", "after a warm-up", "auto"],
+)
+def test_how_long_a_run_takes_is_said_once_it_can_be_told(history: list[float], recipe: Any, said: str) -> None:
+    """Seconds of each step; negative: a cheaper one of a warm-up."""
+    assert expected([Record(t, abs(s), {"a": 1.0}, moved=s > 0) for t, s in enumerate(history)], recipe) == said
+
+
+def test_steps_that_evaluate_are_counted_by_their_share() -> None:
+    seconds = [12.0 if t % 10 == 0 else 2.0 for t in range(12)]
+    records = [Record(t, s, {}, metrics={"upper_loss": 1.0} if s > 2 else {}) for t, s in enumerate(seconds)]
+    said = [expected(records[:done], {}) for done in range(1, 13)]
+    assert [place for place, words in enumerate(said) if words] == [10]
+    assert said[10] == "409 steps: about 20 minutes more, by the pace of 10 steps"  # of 3 seconds
+
+
+def expected(records: list[Record], recipe: Any) -> str:
+    parts: Any = (None, None, None, None)
+    return expectation(Run(*parts, 409, 0, None, recipe, history=History(records)))
 
 
 @pytest.mark.parametrize("broken", ["artifacts", "report"])

@@ -5,11 +5,21 @@ from typing import Annotated
 
 import typer
 
+from bilevel.completion import keys_of_recipe
+
 
 def compare(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of an llm-reweighting problem with a section `compare`.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe of an llm-reweighting problem with a section `compare`, or the directory of a comparison."
+        ),
+    ],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. compare.seeds=[0,1,2].")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key, e.g. compare.seeds=[0,1,2]."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="The comparison's directory; replaces run.output.")] = None,
     keep_models: Annotated[
@@ -26,14 +36,18 @@ def compare(
     from bilevel.lock import owned
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
+    from bilevel.working_directory import entered
     from bilevel_llm.comparison.run import load, run
 
-    with ExitStack() as held:
+    is_run = recipe.is_dir()
+    with entered(recipe) as place, ExitStack() as held:
+        given = place.path(Path(output)) if output is not None else place.run if is_run else None
+        where = None if given is None else str(given)
         comparing = load(
-            recipe,
+            place.recipe,
             load_plugins(),
             changes=changes or [],
-            output=output,
+            output=where,
             keep_models=keep_models,
             claim=lambda directory: held.enter_context(owned(directory)),
         )

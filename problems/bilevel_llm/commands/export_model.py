@@ -26,6 +26,10 @@ def export_model(
     ] = False,
 ) -> None:
     """Write the model in a run's checkpoint as a Hugging Face directory."""
+    from bilevel.working_directory import entered
     from bilevel_llm.model import export
 
-    export.export_model(run, directory, variable=variable, step=step, dtype=dtype, adapter=adapter)
+    with entered(run) as place:
+        export.export_model(
+            place.run or run, place.path(directory), variable=variable, step=step, dtype=dtype, adapter=adapter
+        )

@@ -5,10 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from bilevel.completion import names_of
+
 
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of an llm-reweighting run.")],
-    to: Annotated[str, typer.Option(metavar="TRAINER", help="Write for this trainer; `bilevel list` shows all exporters.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TRAINER",
+            autocompletion=names_of("exporters"),
+            help="Write for this trainer; `bilevel list` shows all exporters.",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option(help="The file to write, or a directory for several files. (default: print)")
     ] = None,
@@ -25,22 +34,25 @@ def export_weights(
 ) -> None:
     """Write the learned weights for another trainer."""
     from bilevel.plugins import load_plugins
+    from bilevel.working_directory import entered
     from bilevel_llm.exporters.run import check_free, export, write
+    from bilevel_llm.reweighting.saved_run import weights_of
 
     if output is not None:
         check_free(output)
-    files = export(
-        run,
-        to,
-        load_plugins(),
-        output=output,
-        weights=weights,
-        mix=mix,
-        stop=stop,
-        seed=seed,
-        trainer_version=trainer_version,
-        allow_changed_data=allow_changed_data,
-    )
+    with entered(run) as place:
+        files = export(
+            place.run or run,
+            to,
+            load_plugins(),
+            output=None if output is None else place.path(output),
+            weights=weights_of(weights, place),
+            mix=None if mix is None else place.path(mix),
+            stop=stop,
+            seed=seed,
+            trainer_version=trainer_version,
+            allow_changed_data=allow_changed_data,
+        )
     if output is None:
         for name, content in files.items():
             typer.echo(f"# {name}\n{content}" if len(files) > 1 else content, nl=False)

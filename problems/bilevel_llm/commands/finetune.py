@@ -1,6 +1,6 @@
 """`bilevel finetune`."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -43,28 +43,34 @@ def finetune(
     from bilevel.launch import rank
     from bilevel.plugins import load_plugins
     from bilevel.run_directory import RunDirectory
+    from bilevel.working_directory import entered
     from bilevel_llm.finetuning.recipe import Length, finetune_recipe, output_of, with_length
     from bilevel_llm.finetuning.run import find_resumed, run
 
-    plugins, length = load_plugins(), Length(epochs, steps, tokens)
-    described = finetune_recipe(
-        find_resumed(output) if resume and recipe is None else recipe,
-        settings={
-            "problem.model": model,
-            "problem.data": data or None,
-            "problem.validation": [{"path": path, "name": Path(path).name} for path in validation or []] or None,
-            "problem.held_out": held_out or None,
-            "problem.batch_size": batch_size,
-            "problem.max_length": max_length,
-            "run.output": output,
-            "run.seed": seed,
-        },
-        method=method,
-        lr=lr,
-        changes=changes or [],
-    )
-    directory = RunDirectory(output_of(described))
-    if not resume and rank() == 0:
-        directory.check_free()
-    with directory.owned() if rank() == 0 else nullcontext():  # before the data are read, and until all is written
-        run(with_length(described, plugins, lr=lr, length=length), resume=resume, observer=plugins.hooks)
+    given = find_resumed(output) if resume and recipe is None else recipe
+    with ExitStack() as leaving:
+        if given is not None:
+            place = leaving.enter_context(entered(given))
+            given, output = place.recipe, None if output is None else str(place.path(Path(output)))
+        plugins, length = load_plugins(), Length(epochs, steps, tokens)
+        described = finetune_recipe(
+            given,
+            settings={
+                "problem.model": model,
+                "problem.data": data or None,
+                "problem.validation": [{"path": path, "name": Path(path).name} for path in validation or []] or None,
+                "problem.held_out": held_out or None,
+                "problem.batch_size": batch_size,
+                "problem.max_length": max_length,
+                "run.output": output,
+                "run.seed": seed,
+            },
+            method=method,
+            lr=lr,
+            changes=changes or [],
+        )
+        directory = RunDirectory(output_of(described))
+        if not resume and rank() == 0:
+            directory.check_free()
+        with directory.owned() if rank() == 0 else nullcontext():  # before the data are read, and until all is written
+            run(with_length(described, plugins, lr=lr, length=length), resume=resume, observer=plugins.hooks)

@@ -35,12 +35,13 @@ def mix(
     """Draw a data set by the learned weights, and write it."""
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
+    from bilevel.working_directory import entered
     from bilevel_llm.mixing.draw import make_mix
     from bilevel_llm.mixing.mix import card_file, claimed
-    from bilevel_llm.reweighting.saved_run import read_run
+    from bilevel_llm.reweighting.saved_run import read_run, weights_of
 
-    with claimed(output):
-        weighted = read_run(run, load_plugins(), weights)
+    with entered(run) as place, claimed(place.path(output)):
+        weighted = read_run(place.run or run, load_plugins(), weights_of(weights, place))
         if not allow_changed_data:
             weighted.check_data()
         drawn = make_mix(
@@ -53,7 +54,7 @@ def mix(
             on_shortfall=on_shortfall,
             format=format,
         )
-        drawn.write(output, {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
+        drawn.write(place.path(output), {"weights": weighted.origin, "recipe": str(weighted.recipe_file)})
     console = Terminal()
     console.print(drawn.table())
     console.print(f"{drawn.rows:,} rows in {output}, described in {card_file(output)}", soft_wrap=True)

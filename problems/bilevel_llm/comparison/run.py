@@ -37,6 +37,9 @@ from bilevel_llm.reweighting.problem import LLMReweighting
 log = logging.getLogger("bilevel.llm")
 
 SECTION = "compare"
+DATA = "data"
+"""The section of a comparison's own recipe that says which data and models it is about."""
+
 FREE = (
     *(f"run.{key}" for key in ("output", "seed", "checkpoint_every", "keep_checkpoints", "checkpoint_in_background")),
     *(f"{SECTION}.{key}" for key in ("methods", "seeds", "reference")),
@@ -103,7 +106,7 @@ def load(
         raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods{guess}")
     learns = LEARNED in [entry if isinstance(entry, str) else entry.get("name") for entry in settings.methods]
     objects = OBJECTS if learns and "solver" in recipe.tree else {"problem": Problem, "backend": Backend}
-    built, resolved = build_parts(recipe, objects, plugins, ignored=["solver"])
+    built, resolved = build_parts(recipe, objects, plugins, ignored=["solver", DATA])
     problem, directory = built["problem"], Path(built["run"].output)
     if not isinstance(problem, LLMReweighting):
         raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be compared")
@@ -137,7 +140,7 @@ def load(
     check_tuning(bench)
     if not isinstance(problem.granularity, PerSource):
         log.warning("mixes are drawn by the weights of sources; weights of single rows are not used")
-    resolved["data"] = {
+    resolved[DATA] = {
         "sources and model of the weights": problem.fingerprint(),
         "tuned model": files.fingerprint,
         **{f"test set {held_out.name}": held_out.table.content_hash for held_out in sets},

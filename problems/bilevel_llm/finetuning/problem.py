@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from bilevel import Finding, Forward, InputError, Labels, Loss, Shard, Stratified, Table
+from bilevel.account import RUN
 from bilevel.data import Stream
 from bilevel.record import Record, total_size
 from bilevel_llm.data.batches import TokenBatch, per_token
@@ -67,6 +68,7 @@ class FineTuning(LanguageModelProblem):
     on_overlap: Literal["drop", "error"] = "drop"
     mean_over: Literal["rows", "tokens"] = "rows"
 
+    resumed_by: ClassVar[tuple[str, ...]] = ("bilevel", "finetune", "--resume", "--output", RUN)
     labels: ClassVar[Labels] = Labels(
         unit="tokens", lower_loss="training loss", upper_loss="validation loss", upper_part="set"
     )

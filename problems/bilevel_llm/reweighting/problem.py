@@ -24,7 +24,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from bilevel import Finding, Forward, InputError, Labels, Loss, Table
-from bilevel.account import Verdict
+from bilevel.account import NextStep, Verdict
 from bilevel.distribution import Distribution, logits_of
 from bilevel.plain import to_plain
 from bilevel.record import Record, average, moving, thinned
@@ -39,6 +39,7 @@ from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.model.language_model import batch_losses
 from bilevel_llm.problem import LanguageModelProblem
 from bilevel_llm.reweighting.granularity import Granularity, PerSample, PerScorer, PerSource
+from bilevel_llm.reweighting.next_steps import next_steps
 from bilevel_llm.reweighting.row_report import as_parquet, rarely_drawn
 from bilevel_llm.reweighting.row_weights import RowLogits, RowWeights
 from bilevel_llm.reweighting.scorer import Scorer, Standardized, describe
@@ -235,6 +236,11 @@ class LLMReweighting(LanguageModelProblem):
     def verdict(self, history: Sequence[Record]) -> Verdict | None:
         """What to do with the weights."""
         return verdict(self._trust(history), self.tolerance)
+
+    def next_steps(self, history: Sequence[Record]) -> Sequence[NextStep]:
+        """How to use the weights, if they are to be used."""
+        found = self.verdict(history)
+        return next_steps(self, average(history)) if found is not None and found.decision == "use" else []
 
     def intervals(self, history: Sequence[Record]) -> Mapping[str, tuple[float, float]]:
         """The intervals of the weights, from a solver that goes in rounds."""

@@ -19,6 +19,7 @@ from bilevel.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from bilevel.plugins import Plugins
+    from bilevel.working_directory import Place
     from bilevel_llm.reweighting.problem import LLMReweighting
 
 LARGEST = 1e100
@@ -99,6 +100,11 @@ def read_run(directory: Path, plugins: Plugins, weights: str = "average") -> Wei
         origin,
         {name: source.hash for name, source in hashes.items()},
     )
+
+
+def weights_of(given: str, place: Place) -> str:
+    """The option `--weights` of a command that works in the place of a run: a file is meant as it was typed."""
+    return given if given in KINDS else str(place.path(Path(given)))
 
 
 def fit_weights(values: Any, names: Sequence[str], origin: str) -> dict[str, float]:

@@ -2,6 +2,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bilevel import Finding, Labels, Record, ScaleBiO, Table, fit
+from bilevel.account import RUN, Account, NextStep, Verdict
+from bilevel.answer import REPORT
 from bilevel.cli import app
 from bilevel.errors import InputError
 from bilevel.report.findings import upper_rows
@@ -271,3 +274,16 @@ def test_bad_input_is_refused_with_what_to_do(
     assert isinstance(result.exception, InputError)  # main() turns it into exit code 2
     assert words in str(result.exception)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_answer_stands_on_top_verdict_weights_and_commands(make_run: Make) -> None:
+    run = make_run()
+    account = Account.read(run / "account.json")
+    steps = [NextStep("draw a mix", ("bilevel", "mix", RUN, "--rows", "5")), REPORT]
+    decided = replace(account, verdict=Verdict("use", "they are good"), next_steps=steps)
+    (run / "account.json").write_text(decided.to_json())
+    _, shown = page(run)
+    words = ["use these weights: they are good", "web", "draw a mix", f"bilevel mix {run} --rows 5", "settled: no weight"]
+    places = [shown.text.index(word) for word in words]
+    assert places == sorted(places)
+    assert "bilevel report " not in shown.text.replace("Made by bilevel report", "")
