@@ -206,10 +206,16 @@ class Reweighting:
         return [*super().__dir__(), *(f"to_{name}" for name in load_plugins().parts["exporters"])]
 
     def __repr__(self) -> str:
-        return as_text(self._run, self._account)
+        return as_text(self._run.answer, self._state)
 
     def _repr_html_(self) -> str:
-        return as_html(self._run, self._account)
+        return as_html(self._run.answer, self._state)
+
+    @property
+    def _state(self) -> str:
+        longer = self.verdict is not None and self.verdict.decision == "run longer"
+        how = "; from Python, .extend() runs longer" if longer or not self._run.complete else ""
+        return f"{self._run.state}, in {self.directory}{how}"
 
     @cached_property
     def _run(self) -> SavedRun:

@@ -19,6 +19,7 @@ from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
 from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.chat import Template
+from bilevel_llm.data.settings import DataFiles
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, tokenize
 from bilevel_llm.first_recipe.step_size import STEPS, StepSize, find_step_size
 from bilevel_llm.model.cost import planned_attention
@@ -79,7 +80,9 @@ def measure(
     tokenizer = files.load_tokenizer(trusted)
 
     def read(patterns: Sequence[str]) -> TokenTable:
-        return tokenize(patterns, tokenizer, template=template, max_length=most, cache=default_cache() / "tokens")
+        return tokenize(
+            DataFiles(list(patterns)), tokenizer, template=template, max_length=most, cache=default_cache() / "tokens"
+        )
 
     tables = {name: read(paths) for name, paths in sources.items()}
     aims = {path: read([path]) for path in targets}

@@ -51,7 +51,7 @@ def largest_mix(problem: LLMReweighting, weights: Mapping[str, float]) -> int:
 def _format(problem: LLMReweighting) -> list[str]:
     """Sources whose rows are laid out differently need one format for all."""
     try:
-        common_layout([row for source in problem.sources for row in first_rows(source.patterns, source.format)])
+        common_layout([row for source in problem.sources for row in first_rows(source)])
     except InputError:
         return ["--format", "messages"]
     return []
