@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bilevel.config import Config
 from bilevel.errors import InputError
 from bilevel.launch import rank, world_size
 from bilevel.recipe import Recipe
@@ -15,12 +17,17 @@ from bilevel.run_directory import RunDirectory
 from bilevel.trust import trusting_remote_code
 from bilevel_llm.api.inputs import Data, Inputs
 from bilevel_llm.api.reweighting import Reweighting, carry_out, prepared
+from bilevel_llm.first_recipe.step_size import find_step_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger("bilevel.llm")
+
 DEFAULT_OUTPUT = Path("runs/reweighting")
 HORIZON = 40
+UNKNOWN = 1e-5
+"""A step size in its place, until one is found."""
 
 
 def reweight(
@@ -31,7 +38,7 @@ def reweight(
     tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | PathLike[str] | None = None,
     steps: int | Literal["auto"] = "auto",
-    lr: float = 1e-5,
+    lr: float | Literal["auto"] = "auto",
     batch_size: int = 16,
     max_length: int = 1024,
     max_rows: int | None = None,
@@ -56,7 +63,8 @@ def reweight(
     output: the run directory, which must be new or empty; None takes the first of `runs/reweighting`, `runs/reweighting-2`,
         ... that does not exist.
     steps: training steps; "auto" ends when the verdict is to use the weights, or after 600 (`run.at_most`).
-    lr: the step size of the training that the weights are for.
+    lr: the step size of the training that the weights are for; "auto" finds one on these data, by a few steps of training
+        with each of several, which takes as long as about ten steps of the run.
     batch_size: rows in a batch; every source gets an equal part.
     max_length: tokens after which rows are cut.
     max_rows: how many rows to take of an `IterableDataset`, which may have no end: the first ones.
@@ -69,7 +77,7 @@ def reweight(
 
     Raises `InputError`, naming the argument, for what has to be corrected, and whatever `bilevel.fit` raises.
     """
-    _check(sources, target, output, settings)
+    _check(sources, target, output, settings, lr)
     directory = RunDirectory(Path(output) if output is not None else _free())
     inputs = Inputs(directory.inputs, max_rows)
     tree = {
@@ -83,7 +91,7 @@ def reweight(
             "max_length": max_length,
             "batch_size": batch_size,
         },
-        "solver": {"name": "rounds", "horizon": HORIZON, "lr_z": lr},
+        "solver": {"name": "rounds", "horizon": HORIZON, "lr_z": UNKNOWN if lr == "auto" else lr},
         "backend": {"name": backend, "dtype": _precision()},
         "active": {"name": "lisa", "blocks": 2, "period": 5},
         "run": {"steps": steps, "seed": seed, "output": str(directory.path), "checkpoint_every": HORIZON},
@@ -98,6 +106,9 @@ def reweight(
         with directory.owned() if rank() == 0 else nullcontext():
             if rank() == 0:
                 inputs.write()  # the others wait for the first process, which alone reads the data first
+            if lr == "auto" and "solver.lr_z" not in (settings or {}):
+                recipe.put("solver.lr_z", _step_size(config), "lr")
+                config, observer = prepared(recipe, progress=progress)
             carry_out(config, observer, directory.path, resume=False)
     return Reweighting(directory.path)
 
@@ -110,7 +121,7 @@ def load_reweighting(directory: str | PathLike[str]) -> Reweighting:
     return Reweighting(Path(directory))
 
 
-def _check(sources: Any, target: Any, output: Any, settings: Any) -> None:
+def _check(sources: Any, target: Any, output: Any, settings: Any, lr: Any) -> None:
     """Raise `InputError` for arguments of another form than they should have, before anything is written."""
     if not isinstance(sources, Mapping) or not all(isinstance(name, str) and name for name in sources):
         raise InputError("sources must be a mapping of names to rows, such as {'web': 'web.jsonl', 'books': dataset}")
@@ -122,6 +133,10 @@ def _check(sources: Any, target: Any, output: Any, settings: Any) -> None:
         raise InputError(f"settings is {settings!r}; give a mapping such as {{'solver.horizon': 20}}")
     if not isinstance(output, str | PathLike | None):
         raise InputError(f"output is {output!r}; give the path of a directory")
+    if lr == "auto" and world_size() > 1:
+        raise InputError(
+            "lr is missing; under a launcher no step size is searched for: `bilevel init` finds one on one device"
+        )
     if output is None and world_size() > 1:
         raise InputError("output is missing; under a launcher, all processes must agree on the run directory")
 
@@ -136,6 +151,20 @@ def _validation(target: Any, inputs: Inputs) -> list[dict[str, Any]]:
             for name, rows in target.items()
         ]
     return [{"name": "target", **inputs.settings(target, "target", "target")}]
+
+
+def _step_size(config: Config) -> float:
+    """One by which the training of this recipe moves the model, and which is not too large for it."""
+    optimizer = getattr(config.solver, "optimizer_z", None)
+    if optimizer is None:
+        raise InputError(f"lr is not searched for with the solver {type(config.solver).__name__}; set its own in settings")
+    found = find_step_size(config.problem, config.backend, config.active, optimizer, config.run.seed)
+    log.info("step size %g; the loss changed by %s", found.lr, found.in_words())
+    if not found.falls:
+        log.warning(
+            "no step size makes the training loss fall (%s); the model may know these data already", found.in_words()
+        )
+    return found.lr
 
 
 def _precision() -> str:

@@ -15,6 +15,7 @@ import bilevel
 from bilevel import InputError, Interrupted
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.api.inputs import Inputs
+from bilevel_llm.first_recipe.step_size import TRIED
 from tests.bilevel_llm.tiny import WORDS, sentences
 
 QUICK = {"solver.horizon": 2, "active": {"name": "all"}, "backend.device": "cpu"}
@@ -65,7 +66,7 @@ def done(model_directory: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def reweight(model: Any, **changes: Any) -> Any:
     """A run whose arguments are right but for the changes."""
     arguments: dict[str, Any] = {"sources": {"a": ROWS, "b": ROWS}, "target": ROWS, "settings": QUICK, "max_length": 64}
-    return bilevel.reweight(model, **{**arguments, "steps": 2, "batch_size": 4, "progress": False, **changes})
+    return bilevel.reweight(model, **{**arguments, "steps": 2, "batch_size": 4, "lr": 1e-3, "progress": False, **changes})
 
 
 def test_all_kinds_of_rows_become_the_same_rows(tmp_path: Path) -> None:
@@ -161,6 +162,14 @@ def test_a_run_that_failed_before_its_first_step_can_be_started_again(model_dire
         reweight(model_directory(), output=tmp_path / "run")
 
 
+def test_a_step_size_that_is_not_given_is_found_on_the_data(model_directory: Any, tmp_path: Path) -> None:
+    found = reweight(model_directory(), output=tmp_path / "run", lr="auto").recipe.tree["solver"]["lr_z"]
+    assert found in TRIED
+    assert found > 1e-4  # of a model with random weights
+    given = reweight(model_directory(), output=tmp_path / "other", lr="auto", settings={**QUICK, "solver.lr_z": 0.5})
+    assert given.recipe.tree["solver"]["lr_z"] == 0.5
+
+
 STREAM = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
 
 
@@ -192,6 +201,10 @@ STREAM = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
         ({"model": torch.nn.Linear(1, 1)}, "model is a torch.Linear"),
         ({"steps": 0}, "run.steps is 0"),
         ({"lr": -1.0}, "solver.lr_z is -1.0"),
+        (
+            {"lr": "auto", "settings": {"solver": {"name": "bome"}}},
+            "lr is missing: none is searched for with the solver BOME",
+        ),
         ({"max_length": 1.5}, "problem.max_length is 1.5"),
         ({"backend": "torhc"}, "did you mean 'torch'"),
         ({"settings": 3}, "settings is 3; give a mapping"),
