@@ -26,7 +26,8 @@ def as_text(answer: Answer, state: str) -> str:
     table.add_column("95% interval", justify="right")
     for row in _rows(answer):
         table.add_row(*row)
-    console = Terminal(file=io.StringIO(), width=_WIDTH, force_jupyter=False)  # Jupyter's would display it at once
+    # for Jupyter, rich would show it at once, and return nothing
+    console = Terminal(file=io.StringIO(), width=_WIDTH, force_jupyter=False, color_system=None)
     console.print(table)
     for finding in answer.findings:
         console.print(f"- {finding.sentence}", soft_wrap=True)

@@ -202,8 +202,8 @@ STREAM = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
         ({"steps": 0}, "run.steps is 0"),
         ({"lr": -1.0}, "solver.lr_z is -1.0"),
         (
-            {"lr": "auto", "settings": {"solver": {"name": "bome"}}},
-            "lr is missing: none is searched for with the solver BOME",
+            {"lr": "auto", "settings": {"solver": {"name": "odm"}}},
+            "lr is not searched for with the solver ODM",
         ),
         ({"max_length": 1.5}, "problem.max_length is 1.5"),
         ({"backend": "torhc"}, "did you mean 'torch'"),
