@@ -226,7 +226,13 @@ def _misused(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]
     Likewise with a truth value that was taken for a number (YAML reads `yes` as true). This looks at the objects and not at
     their types, so that no union, and no class that forgot to forbid other keys, can let one pass.
     """
-    if isinstance(given, Mapping) and not isinstance(built, list | tuple):
+    if isinstance(given, Mapping) and isinstance(built, list | tuple):  # a short form
+        if _is_one_of(given, built):
+            yield from _misused(given, built[0], recipe, path)
+        elif len(given) == len(built):  # names and what they stand for
+            for (key, value), inner in zip(given.items(), built, strict=True):
+                yield from _misused(value, inner, recipe, (*path, key))
+    elif isinstance(given, Mapping):
         settings = dataclasses.is_dataclass(built)
         unknown = {}
         if settings and given is not built:
@@ -240,12 +246,16 @@ def _misused(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]
     elif isinstance(given, list | tuple) and isinstance(built, list | tuple) and len(given) == len(built):
         for index, (value, inner) in enumerate(zip(given, built, strict=True)):
             yield from _misused(value, inner, recipe, (*path, index))
-    elif isinstance(given, Mapping) and isinstance(built, list | tuple) and len(given) == len(built):
-        for (key, value), inner in zip(given.items(), built, strict=True):  # a short form: names and what they stand for
-            yield from _misused(value, inner, recipe, (*path, key))
     elif isinstance(given, bool) and isinstance(built, int | float) and not isinstance(built, bool):
         where = ".".join(map(str, path))
         yield f"{recipe.where(path)}: {where} is {str(given).lower()}, and a number is needed"
+
+
+def _is_one_of(given: Mapping[str, Any], built: Sequence[Any]) -> bool:
+    """Whether a mapping is the settings of the only object of a list, and not its name with such settings."""
+    if len(built) != 1 or not dataclasses.is_dataclass(built[0]) or all(isinstance(v, Mapping) for v in given.values()):
+        return False
+    return bool(given.keys() & {field.name for field in dataclasses.fields(built[0])})
 
 
 def _unknown_keys(

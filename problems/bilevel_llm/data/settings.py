@@ -35,6 +35,8 @@ class DataSet:
 
     def __post_init__(self) -> None:
         """Check what needs no file. Raises `ValueError` naming the key."""
+        if not self.path or "" in self.patterns:
+            raise ValueError("path is empty; name a file, a glob, or a data set of the hub")
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, not {self.max_rows}")
         if self.sample_seed is not None and self.sample_seed < 0:

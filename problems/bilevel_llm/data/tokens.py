@@ -192,7 +192,7 @@ def read_again(table: TokenTable, data: DataSet | None = None, numbers: NDArray[
 
     numbers: of the rows that are needed, in order; None: all of them. See `rows_of`.
     """
-    how = data or DataFiles([])
+    how = data or DataFiles([str(path) for path in table.files])
     chosen = np.arange(len(table)) if numbers is None else numbers
     for index, path in enumerate(table.files):
         needed = set(table.number[chosen[table.file[chosen] == index]].tolist())

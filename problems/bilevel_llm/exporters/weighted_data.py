@@ -104,9 +104,10 @@ class WeightedData:
         first = self.sources[0]
         for source in self.sources:
             if source.layout != first.layout:
-                raise InputError(
-                    f"{first.name!r} has rows of {first.layout}, but {source.name!r} of {source.layout}; {MAKE_A_MIX}"
-                )
+                one, other = str(first.layout), str(source.layout)
+                if one == other:
+                    one, other = (f"{one} in {' and '.join(found.columns)}" for found in (first, source))
+                raise InputError(f"{first.name!r} has rows of {one}, but {source.name!r} of {other}; {MAKE_A_MIX}")
         return first.layout
 
     def interleaving_note(self) -> str | None:

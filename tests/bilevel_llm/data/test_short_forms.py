@@ -59,6 +59,9 @@ def test_short_forms_become_the_long_form_which_is_read_as_the_same(tmp_path, so
         ("  sources:\n    web: a\n    b:\n      path: c\n      fromat: text\n  validation: t", r"yaml:7: unknown key problem\.sources\.b\.fromat; did you mean 'format'"),
         ("  sources: {a: b, c: d}\n  validation:\n    x: t\n    y: {path: t, wieght: 2}", r"yaml:6: unknown key problem\.validation\.y\.wieght; did you mean 'weight'"),
         ("  sources:\n    web: a\n    b: {path: c, name: d}\n  validation: t", r"yaml:3: problem\.sources: b has another name inside, 'd'"),
+        ("  sources: {a: b, c: d}\n  validation: {path: t, wieght: 3}", r"yaml:4: unknown key problem\.validation\.wieght; did you mean 'weight'"),
+        ("  sources: {a: b, c: d}\n  validation: {weight: {path: t, wieght: 3}}", r"yaml:4: unknown key problem\.validation\.weight\.wieght"),
+        ("  sources: {a: b, c: []}\n  validation: t", r"yaml:3: problem\.sources\.c: path is empty"),
         ("  sources: a.jsonl\n  validation: t", r"yaml:3: problem\.sources: each needs a name; write \{NAME: PATH\}"),
         ("  sources: {path: a.jsonl, name: b}\n  validation: t", r"yaml:3: problem\.sources: each needs a name"),
         ("  sources: {a: b, c: {path: d, max_rows: true}}\n  validation: t", r"problem\.sources\.c\.max_rows is true, and a number is needed"),
@@ -76,6 +79,8 @@ def test_an_error_in_a_short_form_names_the_line_and_the_key(tmp_path, text, mes
 def test_held_out_files_may_be_a_single_path_or_say_how_they_are_read(tmp_path, given, held_out):
     problem = built(f"  data: {{path: x, fields: {{text: t}}}}\n  held_out: {given}\n", tmp_path, FineTuning)
     assert problem.held_out == held_out
+    with pytest.raises(InputError, match=r"unknown key problem\.held_out\.fromat"):
+        built("  data: x\n  held_out: {path: a, fromat: text}\n", tmp_path, FineTuning)
     assert problem.data == DataFiles("x", fields={"text": "t"})
 
 

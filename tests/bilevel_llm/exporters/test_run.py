@@ -372,7 +372,13 @@ def test_llamafactory_is_told_the_columns_of_the_file(make_run: MakeRun, plugins
     assert entries["books"]["columns"] == {"prompt": "instruction", "query": "input", "response": "output"}
 
 
-@pytest.mark.parametrize(("to", "message"), [("interleave", "but 'books' of alpaca"), ("trl", "but 'books' of alpaca")])
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("interleave", "'web' has rows of alpaca in question and answer, but 'books' of alpaca in instruction and"),
+        ("trl", "but 'books' of alpaca in instruction"),
+    ],
+)
 def test_who_cannot_be_told_the_columns_is_given_a_mix(
     make_run: MakeRun, plugins: Plugins, tmp_path: Path, to: str, message: str
 ) -> None:
