@@ -453,6 +453,14 @@ class Backend(Checked, ABC):
         Raises `InputError` if the files are incomplete or belong to other variables.
         """
 
+    def load_weights(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """Give the variables the weights that `save` wrote for those of the same names, and leave all else as it is.
+
+        All processes call it, before the variables have taken a step. Raises `InputError`, and changes nothing, if the files
+        belong to other variables or another precision, and by default, as a backend need not be able to.
+        """
+        raise InputError(f"the backend {type(self).__name__} cannot begin from another run")
+
     @abstractmethod
     def close(self) -> None:
         """Release what `start` acquired."""

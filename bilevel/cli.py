@@ -78,11 +78,12 @@ def command(name: str | None = None, *, reads_models: bool = True) -> Callable[[
 @command()
 def run(
     recipe: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="The recipe: a YAML file, or a Python file that defines `recipe`; with --resume, the directory of a run."
+            help="The recipe: a YAML file, or a Python file that defines `recipe`; with --resume, the directory of a run. "
+            "(default: with --from, the recipe of that run)"
         ),
-    ],
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +97,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run from its last checkpoint, as if it had never stopped.")
     ] = False,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Begin a new run from the last state of this one, as far as it fits."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -104,11 +109,17 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: solve its bilevel problem, and write what was learned to the run's directory."""
-    from bilevel.config import load_config
+    from bilevel.config import load_config, read_recipe
     from bilevel.dry_run import rehearse
     from bilevel.plugins import load_plugins
     from bilevel.working_directory import entered
 
+    if warm_start is not None:
+        if resume:
+            raise InputError("--from begins a new run, and --resume goes on with one; give one of them")
+        recipe = recipe or warm_start / "recipe.yaml"
+    if recipe is None:
+        raise InputError("name a recipe, or a run by --from RUN or --resume RUN")
     is_run = recipe.is_dir()
     if is_run and not resume:
         raise InputError(
@@ -120,7 +131,10 @@ def run(
     with entered(recipe) as place:
         plugins = load_plugins()
         where = str(place.path(Path(output))) if output is not None else str(place.run) if is_run else None
-        config = load_config(place.recipe, plugins, changes=changes or [], output=where)
+        given = read_recipe(place.recipe, changes=changes or [], output=where)
+        if warm_start is not None:
+            given.put("run.warm_start", str(place.path(warm_start)), f"--from {warm_start}")
+        config = load_config(given, plugins)
         if dry_run:
             expected = rehearse(config, resume=resume)
             if rank() == 0:

@@ -87,6 +87,7 @@ def rehearse(config: Config, *, resume: bool = False) -> Expectation:
         steps=min(run.limit, STEPS),
         seed=run.seed,
         active=config.active,
+        warm_start=run.warm_start,
         recipe=config.recipe,
     )
     taken = result.history[1:] or result.history

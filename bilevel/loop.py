@@ -35,6 +35,7 @@ from bilevel.run_directory import RunDirectory
 from bilevel.signals import stop_signals
 from bilevel.solver import Solver, State, begin
 from bilevel.standstill import Standstill
+from bilevel.warm_start import begin_from
 
 log = logging.getLogger("bilevel")
 _ENVIRONMENT = {"python": sys.version_info[:2], **{name: version(name) for name in ("bilevel", "torch")}}
@@ -83,6 +84,7 @@ def fit(
     keep_checkpoints: int = 2,
     checkpoint_in_background: bool = True,
     resume: bool = False,
+    warm_start: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
 ) -> Result:
@@ -103,6 +105,8 @@ def fit(
         takes as much memory as a checkpoint has bytes, of which each process holds its part; where that is more than half of
         what is free, training waits, as it does with False. The last checkpoint is written without a copy.
     resume: continue from the last checkpoint in `output`, exactly as if the run had never stopped.
+    warm_start: the directory of another run, from whose last state a new one begins, as far as its variables fit; see
+        `bilevel.warm_start`. A run that is resumed has begun already.
     recipe: the content of recipe.yaml; by default the fields of the parts.
     observer: is called at the start, after every step and at the end.
 
@@ -142,6 +146,8 @@ def fit(
             writer = CheckpointWriter(backend, directory, keep_checkpoints, copies, lock)
             keeper = Keeper(directory, run, checkpoint_every, writer, lock)
         state = begin(solver, problem, backend)
+        if warm_start is not None and not (resume and directory is not None and on_first(backend, directory.saved)):
+            begin_from(Path(warm_start), run, state)
         problem.examine(partial(_measure, backend, state))
         if keeper is not None:
             keeper.open(state)

@@ -24,6 +24,7 @@ class RunSettings:
     checkpoint_every: steps between checkpoints. None: one at the end, and one when interrupted.
     keep_checkpoints: the number of checkpoints to keep.
     checkpoint_in_background: write checkpoints while the next steps are taken, from a copy in the CPU's memory.
+    warm_start: the directory of another run, from whose last state this one begins, as far as its variables fit.
     at_most: the number of steps after which a run with `steps: auto` ends in any case.
     """
 
@@ -34,6 +35,7 @@ class RunSettings:
     keep_checkpoints: Count = 2
     checkpoint_in_background: bool = True
     at_most: Count = 600
+    warm_start: str | None = None
 
     @property
     def limit(self) -> int:
@@ -65,6 +67,7 @@ class RunSettings:
             keep_checkpoints=self.keep_checkpoints,
             checkpoint_in_background=self.checkpoint_in_background,
             resume=resume,
+            warm_start=self.warm_start,
             recipe=recipe,
             observer=observer,
         )

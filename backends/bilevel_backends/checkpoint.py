@@ -81,22 +81,41 @@ def load(directory: Path, variables: Sequence[ModuleVariable]) -> None:
         v.steps = saved[v.name].facts.steps
 
 
-def _restore(saved: SavedVariable, v: ModuleVariable) -> None:
-    def shard(key: str, name: str) -> Tensor:
-        """This process's shard of a tensor that is sharded like the named parameter."""
-        local = v.sharding.local(name)
-        return pad_to(saved.read(key, v.sharding.stretch(name)), local.numel()).view(local.shape)
+def load_weights(directory: Path, variables: Sequence[ModuleVariable]) -> None:
+    """Read the weights alone, as `load` does."""
+    saved = {v.name: SavedVariable(directory, v.name) for v in variables}
+    for v in variables:
+        _check(saved[v.name], v)
+    for v in variables:
+        with torch.no_grad():
+            _restore_weights(saved[v.name], v)
 
+
+def _shard(saved: SavedVariable, v: ModuleVariable, key: str, name: str) -> Tensor:
+    """This process's shard of a tensor that is sharded like the named parameter."""
+    local = v.sharding.local(name)
+    return pad_to(saved.read(key, v.sharding.stretch(name)), local.numel()).view(local.shape)
+
+
+def _restore_weights(saved: SavedVariable, v: ModuleVariable) -> None:
     for name in v.sharding.parameters:
         if name not in saved.facts.fixed:
-            v.sharding.local(name).copy_(shard(WEIGHTS + name, name))
+            v.sharding.local(name).copy_(_shard(saved, v, WEIGHTS + name, name))
             v.sharding.all_gather([name])
     for name, buffer in _buffers(v):
         buffer.copy_(saved.read(WEIGHTS + name))
     for name, master in v.masters.items():
         if v.has_master(name):  # of what was written in full precision, the parameter is the master
             key = f"master/{name}"
-            master.copy_(shard(key, name) if key in saved.shapes else v.sharding.local(name))
+            master.copy_(_shard(saved, v, key, name) if key in saved.shapes else v.sharding.local(name))
+
+
+def _restore(saved: SavedVariable, v: ModuleVariable) -> None:
+    def shard(key: str, name: str) -> Tensor:
+        return _shard(saved, v, key, name)
+
+    _restore_weights(saved, v)
+    for name in v.masters:
         prefix = f"optimizer/{name}/"
         state = {key.removeprefix(prefix): key for key in saved.shapes if key.startswith(prefix)}
         v.restore_optimizer_state(name, {k: saved.read(key) if k == STEPS else shard(key, name) for k, key in state.items()})

@@ -327,6 +327,10 @@ class ModuleBackend(Backend):
         """See `bilevel_backends.checkpoint`."""
         checkpoints.load(directory, [own(v) for v in variables])
 
+    def load_weights(self, directory: Path, variables: Sequence[Variable]) -> None:
+        """See `bilevel_backends.checkpoint`."""
+        checkpoints.load_weights(directory, [own(v) for v in variables])
+
     def close(self) -> None:
         """Restore torch's global settings."""
         if self._before is not None:

@@ -87,7 +87,7 @@ def upper_chart(group: Group, inks: Inks) -> Chart:
             values = group.stacked("upper", name)
             ink = inks[name]
             colour = ink.colour if name in shown else LINE[0]
-            steps = np.arange(1, values.shape[1] + 1)
+            steps = group.steps
             mean = values.mean(0)
             axes.plot(*thinned(steps, mean), color=colour, linewidth=1.9 if name in shown else 1.0, linestyle=ink.style)
             if name not in shown:
@@ -122,7 +122,7 @@ def _curves(group: Group, key: str, names: Sequence[str], inks: Inks, title: str
         labels = []
         for name in reversed(shown):
             values = group.stacked(key, name)
-            steps = np.arange(1, values.shape[1] + 1)
+            steps = group.steps
             ink = inks[name]
             if alone and window > 1:
                 axes.plot(*thinned(steps, values[0]), color=ink.colour, linewidth=0.7, alpha=0.22)
@@ -161,7 +161,7 @@ def _single(
     window = 1 if stepped else _window(group)
 
     def draw(axes: Axes) -> list[Label]:
-        steps = np.arange(1, values.shape[1] + 1)
+        steps = group.steps
         if window > 1:
             for row in values:
                 axes.plot(*thinned(steps, row), color=PLAIN, linewidth=0.7, alpha=0.22)
@@ -267,9 +267,9 @@ def _how_smoothed(group: Group, window: int) -> str:
 
 def _frame(axes: Axes, group: Group) -> None:
     """Set up the axis of the steps, with the warm-up shaded."""
-    steps = len(group.first.history)
-    held = _held(group)
-    axes.set_xlim(0, max(steps, 1))
+    steps = int(group.steps[-1])
+    held = int(group.steps[_held(group) - 1]) if _held(group) else 0
+    axes.set_xlim(0, steps)
     axes.set_xlabel("step", color=MUTED[0], fontsize=FONT - 0.5, labelpad=2)
     axes.margins(y=0.08)
     if held:

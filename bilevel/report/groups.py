@@ -56,6 +56,11 @@ class Group:
         rows = [list(record.upper.values()) for run in self.counted for record in run.history]
         return len(self.names) > 1 and all(min(row) >= 0 and abs(sum(row) - 1) < 1e-3 for row in rows)
 
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """How many steps were done at each record. Shape: (records,)."""
+        return np.array([record.step + 1 for record in self.first.history], dtype=np.int64)
+
     def stacked(self, key: str, name: str | None = None) -> NDArray[np.float64]:
         """One number at every step of the counted runs. Shape: (runs, steps)."""
         return np.array([run.series(key, name) for run in self.counted])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bilevel.account import Labels
+from bilevel.account import Account
 from bilevel.loggers.plot import draw
 from bilevel.loggers.progress import bars
 from bilevel.plaintext import escape, on_one_line
@@ -66,7 +66,7 @@ def test_a_long_name_leaves_room_in_a_picture() -> None:
     assert on_one_line("a" * 300 + "b" * 300) == "a" * 30 + "…" + "b" * 30
     name = "x" * 300
     assert draw(
-        [Record(step, 0.1, {name: 0.4, "y": 0.6}, True, {"lower_loss": 1.0}) for step in range(3)], Labels()
+        [Record(step, 0.1, {name: 0.4, "y": 0.6}, True, {"lower_loss": 1.0}) for step in range(3)], Account(3, 0, {})
     ).startswith(b"\x89PNG")
 
 
@@ -75,7 +75,7 @@ def test_pictures_draw_a_name_as_it_is_written(name: str) -> None:
     history = [Record(step, 0.1, {name: 0.4, "other": 0.6}) for step in range(3)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font may lack a character
-        assert draw(history, Labels()).startswith(b"\x89PNG")
+        assert draw(history, Account(3, 0, {})).startswith(b"\x89PNG")
         chart = Chart("c", name, "", lambda axes: [Label(name, 0.5, "black")])
         assert chart.png().startswith(b"\x89PNG")
         chart.svg("p")

@@ -142,7 +142,10 @@ def _probed(found: Measured, plugins: Plugins) -> Measured:
     level = log.level
     log.setLevel(logging.WARNING)  # what is read was said before
     logging.getLogger("bilevel.init").info("trying step sizes, %d steps each, which takes a while on a CPU", STEPS)
-    config = _config(found.tree, plugins)
+    problem = found.tree["problem"]
+    few = len(problem["sources"])  # a row of each: the rows are the same for all step sizes, so that few tell enough
+    rows = problem["batch_size"] if _on_gpu(found.tree["backend"].get("device", "auto")) else few
+    config = _config({**found.tree, "problem": {**problem, "batch_size": rows}}, plugins)
     optimizer: Any = getattr(config.solver, "optimizer_z")  # noqa: B009 (of `rounds`)
     size = find_step_size(config.problem, config.backend, config.active, optimizer, config.run.seed)
     tree = {**found.tree, "solver": {**found.tree["solver"], "lr_z": size.lr}}

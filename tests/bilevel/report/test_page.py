@@ -125,8 +125,9 @@ def test_what_the_run_knows_is_on_the_page(make_run: Make) -> None:
 def test_weights_stand_in_the_table_with_their_interval(make_run: Make) -> None:
     report = read([make_run("a"), make_run("b", seed=1), make_run("c", seed=2)])
     for row in upper_rows(report.groups[0]):
-        assert f'<td class="n best">{number(row.average.mean)}</td><td class="n quiet">{span(row.average)}</td>' in html(
-            report
+        assert (
+            f'data-label="average">{number(row.average.mean)}</td><td class="n quiet" data-label="95% interval">{span(row.average)}</td>'
+            in html(report)
         )
     assert "Means over 3 seeds" in html(report)
 
@@ -287,3 +288,19 @@ def test_the_answer_stands_on_top_verdict_weights_and_commands(make_run: Make) -
     places = [shown.text.index(word) for word in words]
     assert places == sorted(places)
     assert "bilevel report " not in shown.text.replace("Made by bilevel report", "")
+
+
+def test_on_a_phone_the_rows_of_tables_are_stacked_and_every_cell_says_what_it_is(
+    make_run: Make, make_comparison: Callable[..., Path]
+) -> None:
+    text, _ = page(make_run(), make_comparison())
+    assert re.search(r"@media \(max-width: 29\.99rem\) \{\s*\.stack, \.stack tbody \{ display: block; \}", text)
+    stacked = re.findall(r'<table class="stack">(.*?)</table>', text, re.DOTALL)
+    assert len(stacked) == 4  # weights, training data, scores, differences
+    for table in stacked:
+        cells = re.findall(r"<td([^>]*)>([^<]*)", table)
+        assert [attributes for attributes, value in cells if value.strip() and "data-label=" not in attributes] == []
+
+
+def test_a_chart_without_a_caption_has_no_empty_one(make_run: Make) -> None:
+    assert not re.search(r"<figcaption>\s*</figcaption>", page(make_run(findings=()))[0])
