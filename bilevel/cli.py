@@ -210,6 +210,20 @@ def verify(
 
 
 @command(reads_models=False)
+def new(
+    kind: Annotated[str, typer.Argument(help="problem, solver, check or another kind with a template in `bilevel list`.")],
+    name: Annotated[str, typer.Argument(help="The name of the part, such as my-solver. The package is bilevel-NAME.")],
+    into: Annotated[Path | None, typer.Option(help="The directory to write, which must not exist.")] = None,
+) -> None:
+    """Write a package with a part of your own, which passes its tests as it is. For authors of plugins."""
+    from bilevel.new.write import new
+    from bilevel.plugins import load_plugins
+
+    directory = new(kind, name, load_plugins(), into=into)
+    Terminal(soft_wrap=True).print(f"written to {directory}; next: pip install -e '{directory}[dev]' && pytest {directory}")
+
+
+@command(reads_models=False)
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="The directories of runs and of comparisons to show.")

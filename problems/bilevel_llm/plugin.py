@@ -85,3 +85,9 @@ def bilevel_commands(register: Register) -> None:
     register("evaluate", "bilevel_llm.commands.evaluate:evaluate")
     register("baseline", "bilevel_llm.commands.baseline:baseline")
     register("compare", "bilevel_llm.commands.compare:compare")
+
+
+@hookimpl
+def bilevel_templates(register: Register) -> None:
+    """What `bilevel new` writes for the kinds of this package."""
+    register("baseline", "bilevel_llm.templates:BASELINE")
