@@ -201,7 +201,9 @@ def verify(
     from bilevel.verify.run import verify, write
 
     report = verify(names or [], quick=quick, solver=solver)
-    Terminal(width=None if sys.stdout.isatty() else 240).print(report.table())
+    terminal = Terminal(width=None if sys.stdout.isatty() else 80)
+    terminal.print(report.table())
+    terminal.print(report.summary())
     write(report, picture=picture, data=json)
     if not report.holds:
         raise RunError(

@@ -43,7 +43,7 @@ def test_a_regularizer_and_a_constraint_are_those_of_one_process(kind: str, work
     assert not torch.equal(x, Regularized().upper().value.detach())
     last = [json.loads((where / "metrics.jsonl").read_text().splitlines()[-1]) for where in (tmp_path / "one", found)]
     for key in ("upper_loss", "lower_loss", "gap"):
-        assert last[1]["metrics"][key] == pytest.approx(last[0]["metrics"][key], abs=1e-9)
+        assert last[1]["metrics"][key] == pytest.approx(last[0]["metrics"][key], abs=1e-6)  # of logits in float32
 
 
 @pytest.mark.parametrize("case", EQUAL)
