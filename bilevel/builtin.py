@@ -1,4 +1,4 @@
-"""Registers the solvers of the core."""
+"""Registers the solvers of the core, and what `bilevel new` writes."""
 
 from bilevel.hookspecs import Register, hookimpl
 
@@ -18,3 +18,11 @@ def bilevel_solvers(register: Register) -> None:
     register("meha", "bilevel.solvers.meha:MEHA")
     register("pbgd", "bilevel.solvers.pbgd:PBGD")
     register("soba", "bilevel.solvers.soba:SOBA")
+
+
+@hookimpl
+def bilevel_templates(register: Register) -> None:
+    """Register the packages that `bilevel new` writes for the kinds of the core."""
+    register("problem", "bilevel.new.template:PROBLEM")
+    register("solver", "bilevel.new.template:SOLVER")
+    register("check", "bilevel.new.template:CHECK")

@@ -279,12 +279,28 @@ def verify(
     from bilevel.verify.run import verify, write
 
     report = verify(names or [], quick=quick, solver=solver)
-    Terminal(width=None if sys.stdout.isatty() else 240).print(report.table())
+    terminal = Terminal(width=None if sys.stdout.isatty() else 80)
+    terminal.print(report.table())
+    terminal.print(report.summary())
     write(report, picture=picture, data=json)
     if not report.holds:
         raise RunError(
             f"these claims do not hold: {', '.join(report.failed)}" if report.failed else "no claim could be measured"
         )
+
+
+@command(reads_models=False)
+def new(
+    kind: Annotated[str, typer.Argument(help="problem, solver, check or another kind with a template in `bilevel list`.")],
+    name: Annotated[str, typer.Argument(help="The name of the part, such as my-solver. The package is bilevel-NAME.")],
+    into: Annotated[Path | None, typer.Option(help="The directory to write, which must not exist.")] = None,
+) -> None:
+    """Write a package with a part of your own, which passes its tests as it is. For authors of plugins."""
+    from bilevel.new.write import new
+    from bilevel.plugins import load_plugins
+
+    directory = new(kind, name, load_plugins(), into=into)
+    Terminal(soft_wrap=True).print(f"written to {directory}; next: pip install -e '{directory}[dev]' && pytest {directory}")
 
 
 @command(reads_models=False)

@@ -68,6 +68,14 @@ def bilevel_functions(register: Register) -> None:
 
 
 @hookspec
+def bilevel_templates(register: Register) -> None:
+    """Register what `bilevel new` writes for a kind of part: instances of `bilevel.new.template.Template`.
+
+    The name is that of the kind, in the singular: register("baseline", "package.templates:BASELINE").
+    """
+
+
+@hookspec
 def bilevel_run_start(run: Run) -> None:
     """A run starts, or is resumed after `run.start` steps. Everything is loaded and checked; no step has been done."""
 

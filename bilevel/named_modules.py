@@ -24,7 +24,5 @@ class NamedModules(nn.ModuleDict):
     def forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module of that name. Raises `ProblemError`, with the names that there are, for another one."""
         if name not in self:
-            raise ProblemError(
-                f"a loss calls the part {name!r} of a variable, which has none of that name{did_you_mean(name, self)}"
-            )
+            raise ProblemError(f"a loss calls {name!r}, which is no part of the variable{did_you_mean(name, self)}")
         return self[name](*args, **kwargs)

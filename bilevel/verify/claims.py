@@ -115,6 +115,7 @@ class Check(ABC):
         proved there.
     seed: the seed of all random numbers in the measurement.
     any_solver: the claim has a general form, so that a third-party solver can be measured.
+    specific: why it has none, where that is so.
     """
 
     quick: bool = False
@@ -127,6 +128,7 @@ class Check(ABC):
     standing: ClassVar[Standing]
     seed: ClassVar[int] = 0
     any_solver: ClassVar[bool] = False
+    specific: ClassVar[str] = "about the schedule and constants of one algorithm"
 
     @abstractmethod
     def readings(self) -> Iterable[Reading]:

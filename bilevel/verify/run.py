@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +25,7 @@ from bilevel.verify.claims import Check, Reading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.table import Table
+    from rich.console import Group
 
 Verdict = Literal["holds", "FAILS", "skipped"]
 COLOURS = {"holds": "green", "FAILS": "red", "skipped": "yellow"}
@@ -48,11 +49,16 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """The results for all claims. `solver`: the third-party solver that was measured, if any."""
+    """The results for all claims.
+
+    solver: the third-party solver that was measured, if any.
+    left_out: the claims that have no general form, so that such a solver is not measured on them: name -> why.
+    """
 
     outcomes: Sequence[ClaimResult]
     seconds: float
     solver: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,29 +71,45 @@ class VerificationReport:
         """Whether no claim failed and at least one was measured."""
         return not self.failed and any(outcome.verdict == "holds" for outcome in self.outcomes)
 
-    def table(self) -> Table:
-        """A table with one row for each reading."""
+    def table(self) -> Group:
+        """Every claim with a row for each number that was measured; 80 columns are enough for it."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(show_lines=False, header_style="bold", pad_edge=False, box=None, row_styles=["", "dim"])
-        for title in ("claim", "source", "reading", "predicted", "measured", "accepted", "deviation", "allowed", "verdict"):
-            table.add_column(title, overflow="fold", justify="right" if title in NUMBERS else "left")
+        parts: list[Any] = []
         for outcome in self.outcomes:
-            first = (outcome.name, f"{outcome.source} ({outcome.standing})")
             verdict = Text.assemble((outcome.verdict, COLOURS[outcome.verdict]), f" ({outcome.seconds:.1f} s)")
-            if not outcome.readings:
-                table.add_row(*first, outcome.reason, "", "", "", "", "", verdict, end_section=True)
-            for row, reading in enumerate(outcome.readings):
-                last = row == len(outcome.readings) - 1
-                table.add_row(
-                    *(first if row == 0 else ("", "")),
-                    reading.quantity,
-                    *_numbers(reading),
-                    verdict if row == 0 else "" if reading.holds else Text("no", "red"),
-                    end_section=last,
-                )
-        return table
+            parts.append(Text.assemble((outcome.name, "bold"), "  ", verdict))
+            parts.append(Text(f"  {outcome.source} ({outcome.standing})", "dim"))
+            if outcome.reason:
+                parts.append(Text(f"  {outcome.reason}"))
+            table = Table(box=None, pad_edge=False, show_header=bool(outcome.readings), header_style="dim", width=78)
+            table.add_column("reading", ratio=1, overflow="fold")
+            for title, width in NUMBERS.items():
+                table.add_column(title, width=width, justify="right", no_wrap=True)
+            table.add_column("", width=2)
+            for reading in outcome.readings:
+                mark = "" if reading.holds else Text("no", "red")
+                rows = _numbers(reading)
+                table.add_row(reading.quantity, *rows[0], mark)
+                for row in rows[1:]:
+                    table.add_row("  distance from exact values", *row, "")
+            parts += [table, Text()] if outcome.readings else [Text()]
+        return Group(*parts)
+
+    def summary(self) -> str:
+        """How many claims were measured, and how many were left out, with the reasons."""
+        verdicts = [outcome.verdict for outcome in self.outcomes]
+        counts = [f"{verdicts.count(verdict)} {word}" for verdict, word in COUNTED.items() if verdict in verdicts]
+        text = f"{len(verdicts)} claims: {', '.join(counts)}, in {self.seconds:.0f} s"
+        if not self.left_out:
+            return text
+        why: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            why.setdefault(reason, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in why.items())
+        return f"{text}\n{len(self.left_out)} claims have no form for any solver, and were left out: {reasons}"
 
     def as_json(self) -> str:
         """All results as JSON, for programs."""
@@ -98,20 +120,26 @@ class VerificationReport:
         from matplotlib.figure import Figure
 
         outcomes = [outcome for outcome in self.outcomes if outcome.readings]
-        columns = min(4, max(1, len(outcomes)))
+        columns = min(3, max(1, len(outcomes)))
         rows = -(-max(1, len(outcomes)) // columns)
-        figure = Figure(figsize=(4.4 * columns, 3.5 * rows), layout="constrained")
+        figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
         panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
         for axes, outcome in zip(panels, outcomes, strict=False):
             _draw(axes, outcome)
         for axes in panels[len(outcomes) :]:
             axes.set_axis_off()
+        about = "" if self.solver is None else f" of the solver {self.solver}"
+        figure.suptitle(
+            f"Claims of the theory, measured{about}  (points: measured; line: fit; dashed: predicted slope)", fontsize=10
+        )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
 
 
-NUMBERS = ("predicted", "measured", "accepted", "deviation", "allowed")
+NUMBERS = {"predicted": 9, "measured": 16, "accepted": 17}
+"""Columns and their widths."""
+COUNTED = {"holds": "hold", "FAILS": "fail", "skipped": "skipped"}
 
 
 def verify(
@@ -130,8 +158,10 @@ def verify(
     if solver is not None:
         plugins().find("solvers", solver).load()
     chosen = [plugins().find("checks", name).name for name in names] or list(known)
+    left_out: dict[str, str] = {}
     if solver is not None and not names:
-        chosen = [name for name in chosen if known[name].load().any_solver]
+        left_out = {name: check.specific for name in chosen if not (check := known[name].load()).any_solver}
+        chosen = [name for name in chosen if name not in left_out]
     processes = min(processes or os.cpu_count() or 1, len(chosen))
     jobs = [(name, quick, solver) for name in chosen]
     if processes <= 1:
@@ -141,7 +171,7 @@ def verify(
             # the last ones take longest: whoever starts with them does not wait for one of them at the end
             outcomes = list(pool.map(measure, *zip(*reversed(jobs), strict=True)))[::-1]
     facts = {"quick": quick, "torch": str(torch.__version__), "processes": processes}
-    return VerificationReport(outcomes, round(time.perf_counter() - started, 1), solver, facts)
+    return VerificationReport(outcomes, round(time.perf_counter() - started, 1), solver, left_out, facts)
 
 
 def measure(name: str, quick: bool, solver: str | None = None) -> ClaimResult:
@@ -156,7 +186,7 @@ def measure(name: str, quick: bool, solver: str | None = None) -> ClaimResult:
         return ClaimResult(name, **about, verdict=verdict, seconds=seconds, readings=readings, reason=reason)
 
     if solver is not None and not cls.any_solver:
-        return outcome("skipped", reason="the claim is about one solver, not about every penalty method")
+        return outcome("skipped", reason=f"the claim has no form for any solver: it is {cls.specific}")
     if solver is None:
         return outcome(*judge(cls(quick)))
     return outcome(*judge(cls(quick, plugins().find("solvers", solver).load(), general=True)))
@@ -198,48 +228,57 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(reading: Reading) -> list[str]:
-    interval = f" [{reading.curve.fit.low:.3f}, {reading.curve.fit.high:.3f}]" if reading.curve else ""
-    accepted = reading.accepted
-    return [
-        "" if reading.predicted is None else f"{reading.predicted:.4g}",
-        "" if reading.measured is None else f"{reading.measured:.4g}{interval}",
-        "" if accepted is None else f"{accepted[0]:.4g} … {accepted[1]:.4g}",
-        "" if reading.deviation is None else f"{reading.deviation:.1e}",
-        "" if reading.allowed is None else f"≤ {reading.allowed:.0e}",
-    ]
+def _numbers(reading: Reading) -> list[list[str]]:
+    """What is predicted, measured and accepted: of the number itself, and of its distance from exact values."""
+    rows = []
+    if reading.measured is not None:
+        fit = reading.curve.fit if reading.curve is not None else None
+        accepted = reading.accepted
+        rows.append(
+            [
+                "" if reading.predicted is None else f"{reading.predicted:.4g}",
+                f"{reading.measured:.4g}" + ("" if fit is None else f" ± {(fit.high - fit.low) / 2:.1g}"),
+                "" if accepted is None else f"{accepted[0]:.4g} … {accepted[1]:.4g}",
+            ]
+        )
+    if reading.deviation is not None:
+        rows.append(["", f"{reading.deviation:.1e}", "" if reading.allowed is None else f"≤ {reading.allowed:.0e}"])
+    return rows or [["", "", ""]]
 
 
 def _draw(axes: Axes, outcome: ClaimResult) -> None:
+    """The measured points with the fitted and the predicted line; where nothing is fitted, the deviations."""
     from matplotlib.ticker import NullFormatter
 
-    colour = "tab:green" if outcome.verdict == "holds" else "tab:red"
-    axes.set_title(f"{outcome.name}: {outcome.verdict}", fontsize=9, color=colour)
-    axes.tick_params(which="both", labelsize=7)
+    colour = {"holds": "#1a7f37", "FAILS": "#c62828"}.get(outcome.verdict, "#555555")
+    axes.set_title(f"{outcome.name}: {outcome.verdict}", fontsize=11, color=colour, loc="left", fontweight="bold")
+    axes.tick_params(which="both", labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     curves = [(reading, reading.curve) for reading in outcome.readings if reading.curve is not None]
     if not curves:
         _draw_deviations(axes, outcome)
         return
     for number, (reading, curve) in enumerate(curves):
         xs, ys = np.array(curve.xs), np.array(curve.ys)
-        colour = f"C{number % 10}"
+        colour, marker = f"C{number % 10}", "osD^vP*X"[number % 8]
         middle = np.exp(np.log(xs).mean())
         assert reading.predicted is not None
-        axes.plot(xs, ys, "o", color=colour, markersize=3)
-        axes.plot(xs, curve.fit.factor * xs**curve.fit.exponent, color=colour, linewidth=1, label=_legend(reading))
+        axes.plot(xs, ys, marker, color=colour, markersize=4, label=_legend(reading))
+        axes.plot(xs, curve.fit.factor * xs**curve.fit.exponent, color=colour, linewidth=1.2)
         predicted = curve.fit.factor * middle**curve.fit.exponent * (xs / middle) ** reading.predicted
-        axes.plot(xs, predicted, ":", color=colour, linewidth=1.5)
+        axes.plot(xs, predicted, "--", color="black", linewidth=1, alpha=0.7)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(
-        " / ".join(dict.fromkeys(curve.along for _, curve in curves)) + "   (line: fit, dots: prediction)", fontsize=7
-    )
-    axes.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(" / ".join(dict.fromkeys(curve.along for _, curve in curves)), fontsize=9)
+    axes.set_ylabel(curves[0][0].quantity if len(curves) == 1 else "measured quantity", fontsize=9)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18))
 
 
 def _legend(reading: Reading) -> str:
-    return f"{reading.quantity}: {reading.measured:.3f} (predicted {reading.predicted:.3f})"
+    return f"{reading.quantity}: slope {reading.measured:.3f}, predicted {reading.predicted:.3f}"
 
 
 def _draw_deviations(axes: Axes, outcome: ClaimResult) -> None:
@@ -248,16 +287,16 @@ def _draw_deviations(axes: Axes, outcome: ClaimResult) -> None:
     for reading in outcome.readings:
         if reading.deviation is not None and reading.allowed:
             parts.append(reading.deviation / reading.allowed)
-        elif reading.measured is not None and reading.accepted is not None:
+        elif reading.measured is not None and reading.accepted is not None and math.isfinite(sum(reading.accepted)):
             low, high = reading.accepted
             parts.append(abs(reading.measured - (low + high) / 2) / ((high - low) / 2))
         else:
             continue
-        names.append(reading.quantity)
-    axes.barh(
-        range(len(parts)), np.clip(parts, 1e-12, 1e3), color=["C2" if part <= 1 else "C3" for part in parts], height=0.6
-    )
-    axes.set_yticks(range(len(parts)), names, fontsize=5)
+        names.append(textwrap.fill(reading.quantity, 34))
+    colours = ["#1a7f37" if part <= 1 else "#c62828" for part in parts]
+    axes.barh(range(len(parts)), np.clip(parts, 1e-12, 1e3), color=colours, height=0.6)
+    axes.set_yticks(range(len(parts)), names, fontsize=7)
+    axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("deviation / allowed", fontsize=7)
+    axes.axvline(1, color="black", linewidth=1, linestyle="--")
+    axes.set_xlabel("deviation, in parts of what is allowed (1: dashed line)", fontsize=9)

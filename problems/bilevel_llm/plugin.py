@@ -94,3 +94,9 @@ def bilevel_functions(register: Register) -> None:
     register("reweight", "bilevel_llm.api.reweight:reweight")
     register("load_reweighting", "bilevel_llm.api.reweight:load_reweighting")
     register("Reweighting", "bilevel_llm.api.reweighting:Reweighting")
+
+
+@hookimpl
+def bilevel_templates(register: Register) -> None:
+    """What `bilevel new` writes for the kinds of this package."""
+    register("baseline", "bilevel_llm.templates:BASELINE")

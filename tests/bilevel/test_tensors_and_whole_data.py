@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bilevel import SGD, SOBA, InputError, Problem, ScaleBiO, Shard, fit
 from bilevel.errors import ProblemError
+from bilevel.tensor_module import TensorModule
 from bilevel.testing.contract import check_problem
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
@@ -85,6 +86,47 @@ def test_a_tensor_without_dimensions_is_held_with_one_and_seen_without() -> None
 
     assert Scalar().lower().value.shape == (1,)
     assert len(fit(Scalar(), SOLVER, TorchBackend(), steps=2).history) == 2
+
+
+class Parts(Whole):
+    """The same y, as a sum of two, and x as a matrix and a number."""
+
+    def upper(self) -> Any:
+        return {"matrix": torch.zeros(1, 2), "factor": torch.ones(())}
+
+    def lower(self) -> Any:
+        return nn.ModuleDict({"first": TensorModule(torch.zeros(2)), "scale": nn.Linear(2, 2)})
+
+    def upper_loss(self, x: Any, y: Any, batch: Any) -> Tensor:
+        return super().upper_loss(lambda: x("matrix")[0] * x("factor"), lambda: y("first"), batch)
+
+    def lower_loss(self, x: Any, y: Any, batch: Any) -> Tensor:
+        target = x("matrix")[0] * x("factor")
+        return super().lower_loss(lambda: target, lambda: y("first"), batch) + y("scale", target).square().sum()
+
+
+def test_named_parts_are_one_variable_and_each_is_called_by_its_name() -> None:
+    check_problem(Parts())
+    x = fit(Parts(), SOLVER, TorchBackend(), steps=300).x
+    assert {name: tuple(value.shape) for name, value in x.items()} == {"matrix.value": (1, 2), "factor.value": (1,)}
+    torch.testing.assert_close(x["matrix.value"][0] * x["factor.value"], torch.tensor([0.5, 1.0]), rtol=0, atol=0.1)
+
+
+def test_a_part_that_is_none_is_named() -> None:
+    class Misspelled(Parts):
+        def lower_loss(self, x: Any, y: Any, batch: Any) -> Tensor:
+            return y("frist").sum()
+
+    class Odd(Parts):
+        def upper(self) -> Any:
+            return {"matrix": torch.zeros(1, 2, dtype=torch.long)}
+
+    with pytest.raises(ProblemError, match="a loss calls 'frist', which is no part of the variable; did you mean 'first'?"):
+        fit(Misspelled(), SOLVER, TorchBackend(), steps=1)
+    with pytest.raises(
+        ProblemError, match=r"Odd\.upper returned a tensor of shape \(1, 2\) and type torch.int64 as its part 'm"
+    ):
+        Odd().upper()
 
 
 @pytest.mark.parametrize("build", [Tensors, Whole])

@@ -52,6 +52,8 @@ def check_content(wheel: Path) -> None:
         expect(f"{package}/py.typed" in names, True)
     expect(f"{metadata}/licenses/LICENSE" in names, True)
     expect("bilevel/report/templates/page.html" in names, True)
+    expect("bilevel/new/templates/package/pyproject.toml.jinja" in names, True)
+    expect("bilevel_llm/templates/baseline/part.py.jinja" in names, True)
 
 
 def install(env: Path, wheel: Path) -> Path:

@@ -26,6 +26,7 @@ class BlockSampling(Check):
     hypotheses = "g strongly convex; blocks drawn uniformly, the same for y and z; steps small against 1/λ"
     source = "E‖e‖² contracts by 1 - (q/B)(1 - (1 - ηλ)²) a step; the sampling is that of LISA (2403.17919)"
     standing = "derived"
+    specific = "about steps that keep pace with block sampling"
 
     def readings(self) -> Iterator[Reading]:
         """The increase in steps for 4, 2 and 1 of 8 blocks, and the end points for half of the blocks."""

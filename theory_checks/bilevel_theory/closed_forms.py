@@ -28,6 +28,7 @@ class ClosedForms(Check):
     hypotheses = "the synthetic problems of this package"
     source = "linear algebra"
     standing = "derived"
+    specific = "about the closed forms of a problem, not a solver"
 
     def readings(self) -> Iterator[Reading]:
         """Compare both sides of each identity."""

@@ -31,6 +31,7 @@ class ConditionNumber(Check):
     )
     source = "Chen, Li, Chayti, Zhang 2026 (2509.02937), Lemma 3.2, for p = 1 and 2; that it is attained is derived"
     standing = "proved"
+    specific = "about the order p of f2sa-p"
 
     def readings(self) -> Iterator[Reading]:
         """Bias and lower steps for κ from 10 to 1000."""

@@ -22,6 +22,7 @@ class HigherOrder(Check):
     hypotheses = "g strongly convex in y; f, g with p + 2 Lipschitz derivatives in y; α ≥ 2κ"
     source = "Chen, Li, Chayti, Zhang 2026 (2509.02937), Lemma 3.2"
     standing = "proved"
+    specific = "about the order p of f2sa-p"
 
     def readings(self) -> Iterator[Reading]:
         """Measure the bias for p = 1 … 4, at penalties where it stays above rounding errors."""

@@ -28,6 +28,7 @@ class ImplicitAgreement(Check):
     hypotheses = "g strongly convex; for the transformer, locally, at a minimum found from one start"
     source = "Kwon et al. 2023 (2301.10945), Lemma 3.1; Chen, Li, Chayti, Zhang 2026 (2509.02937), Lemma 3.2"
     standing = "proved"
+    specific = "about the order p of f2sa-p"
 
     def readings(self) -> Iterator[Reading]:
         """Measure logistic regression, ridge reweighting, and a tiny transformer (which takes most of the time)."""

@@ -62,6 +62,7 @@ class InteriorWeights(Check):
     hypotheses = "y and z start every round from the same weights; penalty large; x held within a round"
     source = "derived (the module `bilevel.solvers.rounds`); truth in closed form, and by training on a grid of mixes"
     standing = "derived"
+    specific = "about weights of sources"
 
     def readings(self) -> Iterator[Reading]:
         """The weight of the first source, against the best one."""

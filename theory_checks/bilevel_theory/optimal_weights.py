@@ -25,6 +25,7 @@ class OptimalWeights(Check):
     hypotheses = "lower level solved as x moves; α large"
     source = "ScaleBiO (2406.19976), its problem; Φ in closed form"
     standing = "derived"
+    specific = "about weights of sources"
 
     def readings(self) -> Iterator[Reading]:
         """Learn the weights, and compare them with the optimum."""

@@ -66,6 +66,7 @@ class SFOExponent(Check):
     hypotheses = "g strongly convex; p + 2 Lipschitz derivatives in y; independent samples of bounded variance at each node"
     source = "Chen, Li, Chayti, Zhang 2026 (2509.02937), Theorem 3.1"
     standing = "proved"
+    specific = "about the order p of f2sa-p"
 
     def readings(self) -> Iterator[Reading]:
         """Measure bias and variance of the solver's x-gradient, and calculate the best error for numbers of samples."""

@@ -29,6 +29,7 @@ class StableStep(Check):
     hypotheses = "one lower step for each step of x; effective steps: that of y on g + f/α is that of z on g"
     source = "consistent with the uniform smoothness of L_α in Chen, Ma, Zhang 2025 (2306.14853)"
     standing = "derived"
+    specific = "about steps that y and z share"
 
     def readings(self) -> Iterator[Reading]:
         """Measure the largest stable step as a function of α, for equal and unequal steps, and shared and separate masks."""

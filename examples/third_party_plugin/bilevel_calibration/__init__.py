@@ -1,4 +1,4 @@
-"""A sample plugin. This module only registers the problem; its class is imported when a recipe names it."""
+"""A plugin of bilevel. This module only registers the problem; its class is imported when somebody names it."""
 
 from bilevel.hookspecs import Register, hookimpl
 

@@ -11,7 +11,7 @@ from bilevel.errors import InputError
 from bilevel.terminal import Terminal
 from bilevel.testing.session import NotApplicable, configure, plugins
 from bilevel.verify.claims import Check, Reading, agreement, bound, exponent, number
-from bilevel.verify.run import VerificationReport, judge, measure, verify, write
+from bilevel.verify.run import ClaimResult, VerificationReport, judge, measure, verify, write
 
 FAST = ["closed-forms", "sfo-exponent"]
 
@@ -32,7 +32,7 @@ def report() -> VerificationReport:
 
 def test_claims_that_hold_are_reported_with_what_was_measured(report: VerificationReport) -> None:
     assert report.holds
-    console = Terminal(width=240, record=True, file=io.StringIO())
+    console = Terminal(width=80, record=True, file=io.StringIO())
     console.print(report.table())
     text = console.export_text()
     assert "holds (" in text
@@ -40,6 +40,9 @@ def test_claims_that_hold_are_reported_with_what_was_measured(report: Verificati
     assert "best squared error, p = 2" in text
     assert "2509.02937" in text
     assert "derived" in text
+    assert "…" in text
+    assert "..." not in text
+    assert f"{len(FAST)} claims: {len(FAST)} hold, in" in report.summary()
 
 
 def test_everything_is_in_the_json_and_the_picture(report: VerificationReport, tmp_path: Path) -> None:
@@ -74,6 +77,21 @@ def test_a_solver_of_a_third_party_is_measured_on_the_claims_that_are_about_any(
     assert outcome.verdict == "holds", outcome
     assert measure("f2sa-rate", True, "pbgd").verdict == "skipped"
     assert measure("penalty-bias", True, "aid").reason == "AID has no setting named penalty"
+
+
+def test_claims_without_a_form_for_any_solver_are_counted_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bilevel.verify.run.measure", lambda name, quick, solver: judged(name))
+    report = verify(quick=True, solver="meha", processes=1)
+    assert [outcome.name for outcome in report.outcomes] == ["penalty-bias", "lower-distance", "shared-minibatch"]
+    assert (
+        "3 claims: 3 hold, in 0 s\n18 claims have no form for any solver, and were left out: closed-forms ("
+        in report.summary()
+    )
+    assert "optimal-weights, interior-weights (about weights of sources)" in report.summary()
+
+
+def judged(name: str) -> ClaimResult:
+    return ClaimResult(name, "", "", "", "derived", 0, "holds", 0.0)
 
 
 def test_an_unknown_solver_is_an_input_error() -> None:

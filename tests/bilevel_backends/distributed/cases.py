@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel import LISA, AdamW, Backend, Distribution, Problem, Rounds, ScaleBiO, Shard, fit
+from bilevel import LISA, AdamW, Backend, Distribution, Problem, Proximity, Rounds, ScaleBiO, Shard, Simplex, fit
 from bilevel.checkpoint import SavedVariable, saved_variables
 
 WORDS, WIDTH = 11, 6
@@ -126,6 +126,16 @@ class Sentences(Problem[Batch]):
         logits = y(ids[:, :-1]).float()
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         return losses.view(len(ids), -1).mean(1)
+
+
+class Regularized(Sentences):
+    """x is a point of the simplex, and y is held near its start; beside g, which sees every row once, that counts once."""
+
+    upper_constraint = Simplex()
+    lower_regularizer = Proximity(0.5)
+
+    def upper(self) -> Any:
+        return torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
 
 
 # AdamW with eps 1e-5: with 1e-8 it divides rounding noise by rounding noise where a gradient is next to nothing

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bilevel_backends.torch_backend import TorchBackend
-from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, Sentences, run, tensors
+from tests.bilevel_backends.distributed.cases import CHECKED, ROUNDS, Regularized, Sentences, run, tensors
 from tests.bilevel_backends.distributed.worker import EQUAL, KINDS, OF_EXPERTS
 
 Work = Callable[..., Path]
@@ -24,6 +24,26 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("one") / "run"
     run(TorchBackend(dtype="float32", device="cpu"), where)
     return where
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_regularizer_and_a_constraint_are_those_of_one_process(kind: str, work: Work, tmp_path: Path) -> None:
+    """The switches of blocks leave parameters away from the start, which count in the loss while they rest."""
+    run(TorchBackend(dtype="float64", device="cpu"), tmp_path / "one", problem=Regularized())
+    found = work("equal") / f"{kind}-regularized"
+    for steps in CHECKED:
+        expected, actual = tensors(tmp_path / "one", steps), tensors(found, steps)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                actual[name], tensor, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
+    x = tensors(found, CHECKED[-1])["x/weights/value"]
+    assert float(x.sum()) == pytest.approx(1.0)
+    assert float(x.min()) >= 0
+    assert not torch.equal(x, Regularized().upper().value.detach())
+    last = [json.loads((where / "metrics.jsonl").read_text().splitlines()[-1]) for where in (tmp_path / "one", found)]
+    for key in ("upper_loss", "lower_loss", "gap"):
+        assert last[1]["metrics"][key] == pytest.approx(last[0]["metrics"][key], abs=1e-6)  # of logits in float32
 
 
 @pytest.mark.parametrize("case", EQUAL)

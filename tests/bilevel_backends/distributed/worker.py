@@ -20,7 +20,7 @@ from bilevel.pieces import PieceFile
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from tests.bilevel_backends.distributed.alone import skip_no_collective
-from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Sentences, run
+from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Regularized, Sentences, run
 
 
 def backend_of(kind: str, **settings: Any) -> Backend:
@@ -58,6 +58,7 @@ def equal(where: Path) -> None:
         note_at_end(backend, where / f"{kind}-bfloat16-{os.environ['RANK']}.json")
         run(backend, where / f"{kind}-bfloat16")
         run(backend_of(kind), where / f"{kind}-rounds", solver=ROUNDS)
+        run(backend_of(kind, micro_batch_size=2, dtype="float64"), where / f"{kind}-regularized", problem=Regularized())
 
 
 def groups(where: Path) -> None:
