@@ -4,7 +4,7 @@ For each case and each of ten data seeds: the best mix for K steps of training i
 `dialect_models.BruteForce`), and the solver runs for at most 480 steps. Printed are the regret, as a share of the gain of
 the best mix over equal weights, and the largest error of a weight.
 
-Usage: python benchmarks/optimum.py [tables | llama | settings | evidence | blocks] [--seeds 10] [--solver rounds]
+Usage: python benchmarks/optimum.py [tables | llama | settings | evidence | blocks | targets] [--seeds 10] [--solver rounds]
        [--cases NAME ...] [--json FILE]
 """
 
@@ -28,6 +28,7 @@ from rich.table import Table
 from bilevel import LISA, Active, All, Rounds, ScaleBiO, Solver, fit
 from bilevel.evidence import Evidence
 from bilevel_backends.torch_backend import TorchBackend
+from bilevel_llm.reweighting.targets import Mix, comparisons
 from bilevel_problems.dialects import Dialects
 
 HORIZON = 40
@@ -234,6 +235,44 @@ def blocks(seeds: int, lr: float) -> list[dict[str, Any]]:
     return found
 
 
+def targets(seeds: int, lr: float) -> list[dict[str, Any]]:
+    """Two targets, each in a run of its own: are the intervals right, and what is claimed of the two?
+
+    With the same shares, the targets differ by their rows alone, and nothing should be claimed.
+    """
+    table = Table("shares of the targets", "covered", "largest error", "pairs told apart", "turned round", "runs that claim")
+    found = []
+    for first, second in ((0.7, 0.4), (0.6, 0.6)):
+        covered, errors, right, wrong, claims = [], [], 0, 0, 0
+        for seed in range(seeds):
+            mixes = []
+            for number, share in enumerate((first, second)):
+                problem = Dialects(target=[share, 1 - share], noise=1, instance=seed)
+                problem.__dict__["validation"] = problem.draw([*problem.target, 0.0], problem.rows, 2, number)
+                weights, history = learn(problem, Rounds(horizon=HORIZON, lr_z=lr), seed)
+                said = evidence_of(history)
+                ends = list(zip(*said.intervals, strict=True)) if said.enough and said.ordered else []
+                best = BruteForce(problem, HORIZON, lr).optimum()
+                covered += (
+                    [low - 0.005 <= w <= high + 0.005 for (low, high), w in zip(ends, best, strict=True)] if ends else []
+                )
+                errors.append(float(np.abs(weights - best).max()))
+                named = {name: (float(low), float(high)) for name, (low, high) in zip(problem.names, ends, strict=False)}
+                mixes.append(Mix("ab"[number], dict(zip(problem.names, weights, strict=True)), named, None, len(history)))
+            claimed = [words for words in comparisons(mixes) if "wants more" in words]
+            claims += bool(claimed)
+            right += any(words.startswith("'a' wants more of 'mix-0'") for words in claimed)
+            wrong += any(words.startswith("'b' wants more of 'mix-0'") for words in claimed)
+        row = {"shares": [first, second], "covered": float(np.mean(covered)), "entries": len(covered), "error": max(errors)}
+        found.append({**row, "right": right, "wrong": wrong, "claims": claims, "runs": seeds})
+        table.add_row(
+            f"{first:g}, {second:g}", f"{np.mean(covered):.0%} of {len(covered)}", f"{max(errors):.2f}",
+            f"{right}/{seeds}" if first > second else "", f"{wrong}/{seeds}" if first > second else "", f"{claims}/{seeds}",
+        )  # fmt: skip
+        console.print(table)
+    return found
+
+
 def _claimed(evidence: Evidence) -> list[tuple[int, int]]:
     ranked = np.argsort(-evidence.answer).tolist()
     return [(i, j) for i, j in pairwise(ranked) if evidence.clear(i, j)]
@@ -242,7 +281,9 @@ def _claimed(evidence: Evidence) -> list[tuple[int, int]]:
 def main() -> None:
     """Measure, print, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tables", "llama", "settings", "evidence", "blocks"], nargs="?", default="tables")
+    parser.add_argument(
+        "what", choices=["tables", "llama", "settings", "evidence", "blocks", "targets"], nargs="?", default="tables"
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--solver", choices=list(SOLVERS), default="rounds")
     parser.add_argument("--cases", nargs="*", default=None)
@@ -256,6 +297,8 @@ def main() -> None:
         found = bars(args.cases or list(CASES)[:4], args.seeds, solver, llama=True, lr=5e-3)
     elif args.what == "blocks":
         found = blocks(args.seeds, 5e-3)
+    elif args.what == "targets":
+        found = targets(args.seeds, 0.02)
     else:
         found = settings(args.seeds, 0.02) if args.what == "settings" else evidence(args.seeds, 0.02)
     if args.json:

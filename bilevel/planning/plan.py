@@ -78,6 +78,11 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
     placement = setup.backend.placement(hardware.gpus)
     if placement.processes % placement.shards:
         raise InputError(f"{placement.processes} GPUs are not groups of {placement.shards} that shard among themselves")
+    if placement.split_parameters and model.unpacked_bytes:
+        raise InputError(
+            f"the backend {placement.name} splits parameters, which works with numbers only, and the base is quantized; "
+            "do not quantize, or use a backend that holds parameters whole (torch, or deepspeed with zero_stage 0 to 2)"
+        )
     for level, rows in (("lower", model.cost.lower_rows), ("upper", model.cost.upper_rows)):
         if rows % hardware.gpus:
             raise InputError(f"{level} batches have {rows} rows, which {hardware.gpus} GPUs cannot share equally")

@@ -80,6 +80,7 @@ def bilevel_commands(register: Register) -> None:
     """The commands of this package."""
     register("init", "bilevel_llm.commands.init:init")
     register("mix", "bilevel_llm.commands.mix:mix")
+    register("targets", "bilevel_llm.commands.targets:targets")
     register("export-weights", "bilevel_llm.commands.export_weights:export_weights")
     register("finetune", "bilevel_llm.commands.finetune:finetune")
     register("export-model", "bilevel_llm.commands.export_model:export_model")

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bilevel import AdamW, Backend, InputError, ScaleBiO, fit
+from bilevel import AdamW, All, Backend, InputError, ScaleBiO, fit
 from bilevel.blocks import find_blocks
 from bilevel.planning.footprint import Footprint
+from bilevel.planning.hardware import Hardware
+from bilevel.planning.load import Setup
+from bilevel.planning.plan import make_plan
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from bilevel_backends.torch_backend import TorchBackend
@@ -69,6 +72,9 @@ def test_the_plan_knows_the_bytes_of_a_packed_base(small: Any) -> None:
     held = sum(p.nbytes + (scales(p) if p.dtype == torch.uint8 else 0) for p in module.parameters())
     assert planned.bytes == pytest.approx(held, rel=0.02)
     assert planned.unpacked_bytes == 4 * 128 * 256
+    for backend in (FSDPBackend(), DeepSpeedBackend(zero_stage=3)):
+        with pytest.raises(InputError, match="splits parameters, which works with numbers only, and the base is quantized"):
+            make_plan(planned, Setup(backend, All(), ScaleBiO().workload()), Hardware())
 
 
 def test_a_run_on_a_packed_base_resumes_bit_for_bit(small: Any, tmp_path: Path) -> None:
