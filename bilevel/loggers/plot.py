@@ -1,4 +1,4 @@
-"""`weights.png`: the report's chart of the upper variable over time. `losses.png`, of the training loss, if nothing is upper."""
+"""`weights.png`: the report's chart of the upper variable. `losses.png`: of the training loss, if nothing is upper."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _check_validation_and_model(run: Path, problem: LLMReweighting, names: list[
     """Raise `InputError` if these are no longer what the run was made with."""
     learned = read_json(run / "weights.json")
     for name, validation in zip(names, problem.validation, strict=True):
-        if content_hash(validation.patterns) != learned["data"]["validation"][name]["hash"]:
+        if content_hash(validation) != learned["data"]["validation"][name]["hash"]:
             raise InputError(f"the validation data {name!r} have changed since {run} was made; restore them, or run again")
     if find_model(problem.model).fingerprint != learned["model"]["hash"]:
         raise InputError(f"the model {problem.model} has changed since {run} was made; restore it, or run again")
