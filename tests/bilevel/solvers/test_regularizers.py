@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bilevel import AID, F2SA, LISA, AdamW, InputError, Problem, Proximity, Shard, WeightDecay, fit, fit_many
 from bilevel.regularizer import Regularizer
 from bilevel.testing.hypergradient import hypergradient
+from bilevel.testing.session import Session
 from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel.solvers.grid import Case, grid
 
@@ -143,6 +144,16 @@ def test_the_reference_hypergradient_and_runs_side_by_side_have_it(anchored: boo
         many = [fit_many(Least(by_hand, anchored), solvers, TorchBackend(), steps=5) for by_hand in (False, True)]
         torch.testing.assert_close(many[0].x["value"], many[1].x["value"], **EXACT)
         torch.testing.assert_close(many[0].metrics["lower_loss"], many[1].metrics["lower_loss"], **EXACT)
+
+
+def test_a_weight_of_the_gradient_is_that_of_the_term_too() -> None:
+    found = []
+    for by_hand in (False, True):
+        with Session(Least(by_hand, False), F2SA()) as session:
+            x, y = session.state.x, session.state.replicas["y"]
+            session.backend.backward(lambda b: session.problem.lower_loss(x, y, b), [None], wrt={y: -0.5})
+            found.append(session.backend.take_gradient(y).parts["value"])
+    torch.testing.assert_close(found[0], found[1], **EXACT)
 
 
 def test_a_resumed_run_is_anchored_at_the_first_start(tmp_path: Path) -> None:
