@@ -1,11 +1,11 @@
 """Whether a run has hardly moved because its steps are too small: a toy problem with the step size of a language model.
 
-A variable whose steps are too small to matter goes along a straight line at a steady pace: over the whole run, its
-gradient stays what it was. One that converges slows down; one that started at the solution wanders about. So the path of a
-variable is cut into `PIECES` of equally many steps. It has stood still if each piece points where the one before it did (cosine
-at least `STRAIGHT`), if the shortest is at least `STEADY` times as long as the longest and the last at least `SLOWING` times as
-long as the first, and if all of them together are at most `LITTLE` of the size of the variable at the start, or of 1 where that
-is less (both as root mean squares over entries).
+A variable whose steps are too small to matter goes along a straight line at a steady pace: over the whole run, its gradient
+stays what it was. One that converges slows down; one that started at the solution wanders about. So the path of a variable
+is cut into `PIECES` of equally many steps. It has stood still if each piece points where the one before it did (cosine at
+least `STRAIGHT`), if the shortest is at least `STEADY` times as long as the longest and the last at least `SLOWING` times
+as long as the first, and if all of them together are at most `LITTLE` of the size of the variable at the start, or of 1
+where that is less (both as root mean squares over entries).
 """
 
 from __future__ import annotations
