@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from bilevel import InputError
 from bilevel.precision import Precision
 from bilevel_backends.torch_backend import TorchBackend
 
@@ -21,7 +22,9 @@ def test_a_precision_has_many_names_and_one_in_the_resolved_recipe(given, expect
 @pytest.mark.parametrize("given", ["fp16", "half", "float16", torch.float16])
 def test_float16_is_refused_with_the_reason(given):
     for build in (TypeAdapter(Precision).validate_python, lambda dtype: TorchBackend(dtype=dtype)):
-        with pytest.raises(ValueError, match="float16 does not survive differences of losses; bfloat16 takes as much"):
+        with pytest.raises(
+            (ValueError, InputError), match="float16 does not survive differences of losses; bfloat16 takes as much"
+        ):
             build(given)
 
 

@@ -40,7 +40,7 @@ class Near(Problem[None]):
 
     target: Tensor
     start: Tensor
-    constraint: Constraint | None = None
+    constraint: Any = None
 
     upper_data = lower_data = None
 
