@@ -64,7 +64,7 @@ def reweight(
         ... that does not exist.
     steps: training steps; "auto" ends when the verdict is to use the weights, or after 600 (`run.at_most`).
     lr: the step size of the training that the weights are for; "auto" finds one on these data, by a few steps of training
-        with each of several, which takes as long as about ten steps of the run.
+        with each of several, which takes as long as twenty steps of the run at the most.
     batch_size: rows in a batch; every source gets an equal part.
     max_length: tokens after which rows are cut.
     max_rows: how many rows to take of an `IterableDataset`, which may have no end: the first ones.
