@@ -37,7 +37,9 @@ def test_a_package_passes_its_own_tests_as_it_is_written(kind: str, tmp_path: Pa
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_the_example_is_what_is_written(tmp_path: Path) -> None:
+def test_the_example_is_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bilevel_calibration"]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have used the example
     written = new("problem", "calibration", plugins(), into=tmp_path / "new")
     files = {path.relative_to(written) for path in written.rglob("*") if path.is_file()}
     tracked = {p.relative_to(EXAMPLE) for p in EXAMPLE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
