@@ -87,10 +87,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(import_module(f"bilevel.{_HOME[name]}"), name)
-    elif name.startswith("_") or find_spec(f"bilevel.{name}") or name not in _functions():  # a module is no attribute yet
-        raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
-    else:
-        value = _functions()[name].load()
+    else:  # plugins are not asked for a module that is no attribute yet
+        known = {} if name.startswith("_") or find_spec(f"bilevel.{name}") else _functions()
+        if name not in known:
+            raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
+        value = known[name].load()
     globals()[name] = value
     return value
 

@@ -18,6 +18,7 @@ from bilevel.record import Record
 from bilevel.report.page import Report, check_output, read, write
 from bilevel.run_directory import RunDirectory
 from bilevel.run_reader import SavedRun, read_run
+from bilevel.working_directory import entered
 from bilevel_llm.api.summary import as_html, as_text
 from bilevel_llm.exporters.run import check_free, export
 from bilevel_llm.exporters.run import write as write_files
@@ -25,6 +26,7 @@ from bilevel_llm.exporters.weighted_data import Stop
 from bilevel_llm.mixing.draw import MAX_REPEATS, make_mix
 from bilevel_llm.mixing.mix import AS_THEY_ARE, OnShortfall
 from bilevel_llm.reweighting.saved_run import read_run as read_weights
+from bilevel_llm.reweighting.saved_run import weights_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,8 +97,9 @@ class Reweighting:
                 raise InputError("the run is complete, and its verdict is not to run longer; give steps, the number in all")
         if steps is not None:
             recipe.put("run.steps", steps, "steps")
-        recipe.put("run.output", str(self.directory), "the directory of the run")
-        carry_out(*prepared(recipe, progress=progress), self.directory, resume=True)
+        with entered(self.directory) as place:
+            recipe.put("run.output", str(place.run or self.directory), "the directory of the run")
+            carry_out(*prepared(recipe, progress=progress), self.directory, resume=True)
         return Reweighting(self.directory)
 
     def plot(self) -> Chart:
@@ -136,27 +139,23 @@ class Reweighting:
 
         See `bilevel_llm.mixing.draw.make_mix` for the rest, and for what it raises.
         """
-        run = read_weights(self.directory, load_plugins(), weights)
-        if not allow_changed_data:
-            run.check_data()
-        drawn = make_mix(
-            run.problem,
-            run.weights,
-            rows=rows,
-            tokens=tokens,
-            seed=seed,
-            max_repeats=max_repeats,
-            on_shortfall=on_shortfall,
-            format=format,
-        )
-        facts = {"weights": run.origin, "recipe": str(run.recipe_file)}
-        if output is not None:
-            drawn.write(Path(output), facts)
-            return _read(Path(output), in_memory=False)
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "mix.parquet"
-            drawn.write(file, facts)
-            return _read(file, in_memory=True)
+        with entered(self.directory) as place, TemporaryDirectory() as folder:
+            run = read_weights(place.run or self.directory, load_plugins(), weights_of(weights, place))
+            if not allow_changed_data:
+                run.check_data()
+            drawn = make_mix(
+                run.problem,
+                run.weights,
+                rows=rows,
+                tokens=tokens,
+                seed=seed,
+                max_repeats=max_repeats,
+                on_shortfall=on_shortfall,
+                format=format,
+            )
+            file = place.path(Path(output)) if output is not None else Path(folder) / "mix.parquet"
+            drawn.write(file, {"weights": run.origin, "recipe": str(run.recipe_file)})
+            return _read(file, in_memory=output is None)
 
     def export(
         self,
@@ -177,23 +176,24 @@ class Reweighting:
 
         See `bilevel_llm.exporters.run.export` for the rest, and for what it raises.
         """
-        place = Path(output) if output is not None else None
-        if place is not None:
-            check_free(place)
-        files = export(
-            self.directory,
-            to,
-            load_plugins(),
-            output=place,
-            weights=weights,
-            mix=Path(mix) if mix is not None else None,
-            stop=stop,
-            seed=seed,
-            trainer_version=trainer_version,
-            allow_changed_data=allow_changed_data,
-        )
-        if place is not None:
-            write_files(files, place)
+        target = Path(output) if output is not None else None
+        if target is not None:
+            check_free(target)
+        with entered(self.directory) as place:
+            files = export(
+                place.run or self.directory,
+                to,
+                load_plugins(),
+                output=place.path(target) if target is not None else None,
+                weights=weights_of(weights, place),
+                mix=place.path(Path(mix)) if mix is not None else None,
+                stop=stop,
+                seed=seed,
+                trainer_version=trainer_version,
+                allow_changed_data=allow_changed_data,
+            )
+        if target is not None:
+            write_files(files, target)
         return files
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, str]]:

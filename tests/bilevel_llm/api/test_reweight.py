@@ -111,6 +111,22 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(done: Any, model_directory: An
     assert len(twice.history) == 8
 
 
+def test_a_run_is_used_from_another_folder_than_it_was_made_in(
+    done: Any, model_directory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    reweight(model_directory(), output="run", target=sentences(9, 20))  # what is in memory lies at a relative path
+    monkeypatch.chdir(tmp_path / "here")
+    run = bilevel.load_reweighting("../there/run")
+    assert len(run.mix(4, output="mix.jsonl")) == 4
+    assert (tmp_path / "here" / "mix.jsonl").exists()
+    assert set(run.to_csv("weights.csv")) == {"weights.csv"}
+    assert (tmp_path / "here" / "weights.csv").exists()
+    assert len(run.extend(4, progress=False).history) == 4
+
+
 def test_the_recipe_is_one_that_the_command_line_runs(done: Any, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
