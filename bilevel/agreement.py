@@ -46,6 +46,18 @@ def together_at_length(backend: Backend, act: Callable[[], T]) -> list[T]:
     return together(backend, act) if backend.shard.world_size == 1 else when_done(backend, Background(act))
 
 
+def first_then_others(backend: Backend, act: Callable[[], T]) -> T:
+    """Do something in every process, in the first one before the others: it may fill a cache, which the others find.
+
+    act: as for `together_at_length`.
+    """
+    first = backend.shard.rank == 0
+    mine: list[T] = []
+    for turn in (first, not first):
+        together_at_length(backend, lambda turn=turn: mine.append(act()) if turn else None)  # type: ignore[misc]
+    return mine[0]
+
+
 def when_done(
     backend: Backend, work: Background[T], patience: float = math.inf, impatient: Callable[[], None] = lambda: None
 ) -> list[T]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bilevel.active import Active, All
-from bilevel.agreement import check_batches, on_first, require_same, together_at_length
+from bilevel.agreement import check_batches, first_then_others, on_first, require_same
 from bilevel.answer import command_line, resume_words
 from bilevel.backend import Backend
 from bilevel.checkpoint_writer import CheckpointWriter
@@ -135,8 +135,7 @@ def fit(
             leaving.callback(directory.close)
         require_same(backend, "recipe", recipe)
         require_same(backend, "environment", _ENVIRONMENT)
-        together_at_length(backend, lambda: problem.prepare() if first else None)  # may fill a cache, which the others find
-        together_at_length(backend, lambda: None if first else problem.prepare())
+        first_then_others(backend, problem.prepare)
         require_same(backend, "data", problem.fingerprint())
         micro_batch = choose_micro_batch(run, directory, resume=resume)
         check_batches(problem, backend)

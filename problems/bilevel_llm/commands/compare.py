@@ -33,14 +33,14 @@ def compare(
     import sys
     from contextlib import ExitStack
 
-    from bilevel.lock import owned
+    from bilevel.launch import rank
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
     from bilevel.working_directory import entered
     from bilevel_llm.comparison.run import load, run
 
     is_run = recipe.is_dir()
-    with entered(recipe) as place, ExitStack() as held:
+    with entered(recipe) as place, ExitStack() as leaving:
         given = place.path(Path(output)) if output is not None else place.run if is_run else None
         where = None if given is None else str(given)
         comparing = load(
@@ -49,6 +49,7 @@ def compare(
             changes=changes or [],
             output=where,
             keep_models=keep_models,
-            claim=lambda directory: held.enter_context(owned(directory)),
+            leaving=leaving,
         )
-        run(comparing, Terminal(width=None if sys.stdout.isatty() else 160))  # a pipe has no width to wrap at
+        # a pipe has no width to wrap at; one process speaks for all
+        run(comparing, Terminal(width=None if sys.stdout.isatty() else 160, quiet=rank() != 0))

@@ -15,13 +15,14 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bilevel import InputError
+from bilevel import Backend, InputError
+from bilevel.agreement import first_then_others, on_first, together_at_length
 from bilevel.config import Config
 from bilevel.documents import read_json
 from bilevel.errors import DamagedError
@@ -29,7 +30,7 @@ from bilevel.files import write_atomic
 from bilevel.plugins import Plugins
 from bilevel.record import total_seconds, total_size
 from bilevel.run_directory import RunDirectory
-from bilevel_llm.comparison.held_out import HeldOut, RowScores, score_model
+from bilevel_llm.comparison.held_out import HeldOut, ModelScores, RowScores, joined, score_model
 from bilevel_llm.comparison.methods import Found, Method
 from bilevel_llm.comparison.settings import CompareSettings, Metric
 from bilevel_llm.finetuning.recipe import Length, finetune_config
@@ -46,12 +47,17 @@ log = logging.getLogger("bilevel.llm")
 class Bench:
     """What all cells share.
 
-    backend: that section of the resolved recipe.
+    problem: the recipe's problem, with the rows of the first seed.
+    data: seed -> the problem with the rows of that seed.
+    backend: that section of the resolved recipe; every run has a backend of its own.
+    meeting: the started backend by which the processes of a launcher meet between runs.
     """
 
     settings: CompareSettings
     problem: LLMReweighting
+    data: Callable[[int], LLMReweighting]
     backend: Mapping[str, Any]
+    meeting: Backend
     sets: Sequence[HeldOut]
     device: str
     plugins: Plugins
@@ -71,7 +77,7 @@ class Bench:
         """The mix drawn by these weights. Raises `InputError` if the data do not allow it."""
         settings = self.settings
         return make_mix(
-            self.problem,
+            self.data(seed),
             found.weights,
             rows=settings.rows,
             tokens=settings.tokens,
@@ -212,22 +218,30 @@ class Cell:
             raise DamagedError(f"{error}; remove {self.directory}, and all that it held is made again") from error
 
     def run(self) -> None:
-        """Run the stages that are not done yet."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Run the stages that are not done yet. Every process takes part; the first one writes."""
+        self._on_first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
         if self.method is not None:
             self._find(self.method)
-            self._draw()
+            self._on_first(self._draw)
             self._tune()
-        if not self.done:
+        if not self._there(self._scores_file):
             self._score()
         if self.method is not None and not self.bench.keep_models:
-            self._forget()
+            self._on_first(self._forget)
+
+    def _on_first(self, act: Callable[[], None]) -> None:
+        """Do what may take a while in the first process, with the others waiting for it."""
+        first = self.bench.meeting.shard.rank == 0
+        together_at_length(self.bench.meeting, act if first else lambda: None)
+
+    def _there(self, file: Path) -> bool:
+        """Whether a file is there, for the first process, and so for all."""
+        return on_first(self.bench.meeting, file.exists)
 
     def _find(self, method: Method) -> None:
-        file = self._weights_file
-        if not file.exists():
+        if not self._there(self._weights_file):
             found = method.find(self.seed, self.directory / "weights")
-            _write(file, dataclasses.asdict(found))
+            self._on_first(lambda: _write(self._weights_file, dataclasses.asdict(found)))
 
     def _draw(self) -> None:
         if card_file(self._mix_file).exists():
@@ -239,35 +253,46 @@ class Cell:
         mix.write(self._mix_file, {"weights": self.found.origin})
 
     def _tune(self) -> None:
-        file = self._tuning_file
-        if file.exists():
+        if self._there(self._tuning_file):
             return
-        output = self.directory / "tuned"
-        config = self.bench.tuning(str(self._mix_file), self.seed, output)
-        result = config.fit(resume=RunDirectory(output).recipe_file.exists(), observer=self.bench.plugins.hooks)
-        shutil.rmtree(
-            self.directory / "model", ignore_errors=True
-        )  # left by a call that stopped before writing `tuning.json`
-        export_model(output, self.directory / "model")
-        history = result.history
+        bench, output = self.bench, self.directory / "tuned"
+        config = first_then_others(bench.meeting, lambda: bench.tuning(str(self._mix_file), self.seed, output))
+        resume = self._there(RunDirectory(output).recipe_file)
+        history = config.fit(resume=resume, observer=bench.plugins.hooks).history
         tuned = Tuned(len(history), total_size(history), total_seconds(history), history[-1].metrics["lower_loss"])
-        _write(file, dataclasses.asdict(tuned))
+
+        def keep() -> None:
+            model = self.directory / "model"
+            shutil.rmtree(model, ignore_errors=True)  # left by a call that stopped before writing `tuning.json`
+            export_model(output, model)
+            _write(self._tuning_file, dataclasses.asdict(tuned))
+
+        self._on_first(keep)
 
     def _score(self) -> None:
-        files = find_model(self.bench.model if self.method is None else str(self.directory / "model"))
-        scores, written = score_model(
-            files,
-            self.bench.sets,
-            max_new_tokens=self.bench.settings.max_new_tokens,
-            device=self.bench.device,
-            trust_remote_code=self.bench.problem.trust_remote_code,
+        """Every process scores a part of the rows, on a model of its own."""
+        bench = self.bench
+        files = find_model(bench.model if self.method is None else str(self.directory / "model"))
+        parts = together_at_length(
+            bench.meeting,
+            lambda: score_model(
+                files,
+                bench.sets,
+                shard=bench.meeting.shard,
+                max_new_tokens=bench.settings.max_new_tokens,
+                device=bench.device,
+                trust_remote_code=bench.problem.trust_remote_code,
+            ),
         )
-        for name, texts in written.items():
+        self._on_first(lambda: self._keep(joined(parts)))
+
+    def _keep(self, found: ModelScores) -> None:
+        for name, texts in found.answers.items():
             lines = [json.dumps({"answer": text}, ensure_ascii=False) + "\n" for text in texts]
             write_atomic(self.directory / f"answers-{name}.jsonl", "".join(lines))
-        for name, one in scores.items():
+        for name, one in found.rows.items():
             one.save(self._rows_file(name))
-        _write(self._scores_file, {key: scores[name].value(metric) for key, (metric, name) in self._measured.items()})
+        _write(self._scores_file, {key: found.rows[name].value(metric) for key, (metric, name) in self._measured.items()})
 
     def _forget(self) -> None:
         """Remove what is large and no longer needed."""

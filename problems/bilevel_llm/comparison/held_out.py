@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bilevel import InputError
+from bilevel import InputError, Shard
 from bilevel.errors import DamagedError
 from bilevel.files import write_atomic
+from bilevel.launch import local_rank
 from bilevel_llm.comparison.settings import Metric, TestSet
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_table
-from bilevel_llm.data.overlap import rows_in, without_rows
+from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, rows_of, tokenize
-from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
+from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, generate, make_questions
 from bilevel_llm.evaluation.scores import score
 from bilevel_llm.model.files import ModelFiles
 from bilevel_llm.model.language_model import LanguageModel
@@ -93,9 +94,39 @@ class RowScores:
         return cls(sums, counts)
 
 
+@dataclass(frozen=True, eq=False)
+class ModelScores:
+    """A model's scores on every test set, or the part of them that a process has.
+
+    rows: test set -> its scores; what other processes score is 0.
+    answers: test set -> the generated answers; None: another process has it.
+    """
+
+    rows: Mapping[str, RowScores]
+    answers: Mapping[str, Sequence[str | None]]
+
+
+def joined(parts: Sequence[ModelScores]) -> ModelScores:
+    """The scores of which every process has a part."""
+    rows = {
+        name: RowScores(
+            {metric: np.sum([part.rows[name].sums[metric] for part in parts], 0) for metric in one.sums}, one.counts
+        )
+        for name, one in parts[0].rows.items()
+    }
+    answers = {
+        name: [
+            next(text for text in texts if text is not None) for texts in zip(*(p.answers[name] for p in parts), strict=True)
+        ]
+        for name in parts[0].answers
+    }
+    return ModelScores(rows, answers)
+
+
 def read_held_out(
     test: TestSet,
     problem: LLMReweighting,
+    elsewhere: Mapping[str, NDArray[np.uint64]],
     files: ModelFiles,
     *,
     max_length: int,
@@ -103,6 +134,8 @@ def read_held_out(
     on_overlap: str,
 ) -> HeldOut:
     """Read a test set with the tokenizer of the model that is to be tuned.
+
+    elsewhere: source or validation set -> the fingerprints of its rows, none of which is tested on.
 
     Raises `InputError` for what cannot be read, for rows that also appear elsewhere (if `on_overlap` is "error", or if
     all of them do), and for rows on which exact_match cannot be measured.
@@ -119,11 +152,10 @@ def read_held_out(
     )
     report_table(f"test set {test.name!r}", read, max_length)
     check_limits(files.build_empty(trust_remote_code=problem.trust_remote_code), {f"test set {test.name!r}": read})
-    elsewhere = {**_named("source", problem.source_tables), **_named("validation set", problem.validation_tables)}
-    known = rows_in(read, elsewhere)
+    known = np.isin(read.fingerprints, np.concatenate(list(elsewhere.values())))
     table = read
     if known.any():
-        places = [name for name, other in elsewhere.items() if rows_in(read, {name: other}).any()]
+        places = [name for name, other in elsewhere.items() if np.isin(read.fingerprints, other).any()]
         first = read.where(int(known.argmax()))
         words = (
             f"{known.sum()} of {len(read)} rows of the test set {test.name!r} (the first: {first}) also appear in "
@@ -135,8 +167,15 @@ def read_held_out(
             raise InputError(f"{words}: nothing is left to test on; name a test file with other rows")
         log.warning("%s; they are left out of the test", words)
         table = without_rows(read, read.fingerprints[known].tolist())
-    sets = (*problem.sources, *problem.validation)
-    near = {name: rows_of_table(elsewhere[name], data) for name, data in zip(elsewhere, sets, strict=True)}
+    near = {
+        name: rows_of_table(other, data)
+        for name, other, data in zip(
+            elsewhere,
+            (*problem.source_tables.values(), *problem.validation_tables.values()),
+            (*problem.sources, *problem.validation),
+            strict=True,
+        )
+    }
     report_near_duplicates(f"test set {test.name!r}", near, {test.name: rows_of_table(table, test)})
     questions: list[Question] = []
     if "exact_match" in test.metrics:
@@ -146,11 +185,12 @@ def read_held_out(
 
 
 def score_model(
-    files: ModelFiles, sets: Sequence[HeldOut], *, max_new_tokens: int, device: str, trust_remote_code: bool
-) -> tuple[dict[str, RowScores], dict[str, list[str]]]:
-    """Score a model on every test set. Returns name -> scores, and name -> generated answers.
+    files: ModelFiles, sets: Sequence[HeldOut], *, shard: Shard, max_new_tokens: int, device: str, trust_remote_code: bool
+) -> ModelScores:
+    """This process's part of a model's scores on every test set; see `joined`.
 
-    On a CPU the model is scored in float32: bfloat16 would add rounding to differences that are small, and is no faster.
+    Every process has a whole model. On a CPU it is scored in float32: bfloat16 would add rounding to differences that are
+    small, and is no faster.
     """
     model = files.load_model(trust_remote_code=trust_remote_code).to(device)
     if device == "cpu":
@@ -158,13 +198,14 @@ def score_model(
     module = LanguageModel(model)
     tokenizer = files.load_tokenizer(trust_remote_code)
     packed = examine(module, tokenizer)
+    part = (shard.rank, shard.world_size)
     scores, written = {}, {}
     for held_out in sets:
         sums: dict[str, NDArray[np.float64]] = {}
         counts: dict[str, NDArray[np.float64]] = {}
         ones = np.ones(len(held_out.table))
         if set(held_out.metrics) - {"exact_match"}:
-            found = score(module, held_out.table, packed=packed)
+            found = score(module, held_out.table, packed=packed, part=part)
             targets = found.targets.astype(np.float64)
             sums = {
                 "loss": found.losses,
@@ -173,16 +214,17 @@ def score_model(
             }
             counts = {"loss": targets, "row_loss": ones, "token_accuracy": targets}
         if "exact_match" in held_out.metrics:
-            right, written[held_out.name] = exact_matches(model, tokenizer, held_out.questions, max_new_tokens)
-            sums["exact_match"], counts["exact_match"] = right.astype(np.float64), ones
+            texts = generate(model, tokenizer, held_out.questions, max_new_tokens, part)
+            sums["exact_match"] = exact_matches(held_out.questions, texts).astype(np.float64)
+            counts["exact_match"], written[held_out.name] = ones, texts
         scores[held_out.name] = RowScores(sums, counts)
-    return scores, written
+    return ModelScores(scores, written)
 
 
 def pick_device(name: str | None) -> str:
-    """Where models are scored: the backend's device, or a GPU if there is one, or else the CPU."""
+    """Where models are scored: the backend's device, or this process's GPU if there is one, or else the CPU."""
     if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     return str(name)
 
 
@@ -190,7 +232,3 @@ def _config(files: ModelFiles, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=trust_remote_code)
-
-
-def _named(kind: str, tables: Mapping[str, TokenTable]) -> dict[str, TokenTable]:
-    return {f"the {kind} {name!r}": table for name, table in tables.items()}

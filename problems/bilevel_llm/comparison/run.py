@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from bilevel import Backend, InputError, Problem
+from bilevel.agreement import first_then_others, on_first, require_same
 from bilevel.config import OBJECTS, build_parts, build_section, read_recipe
 from bilevel.documents import read_json
 from bilevel.files import remove_leftovers, write_atomic
-from bilevel.launch import world_size
+from bilevel.lock import owned
 from bilevel.loop import Interrupted
 from bilevel.plain import flatten, to_plain
 from bilevel.plugins import Plugins
@@ -26,9 +29,10 @@ from bilevel.run_reader import resolved_recipe
 from bilevel.suggest import did_you_mean
 from bilevel_llm.comparison import harness, result
 from bilevel_llm.comparison.cell import Bench, Cell, check_tuning
-from bilevel_llm.comparison.held_out import pick_device, read_held_out
+from bilevel_llm.comparison.held_out import HeldOut, pick_device, read_held_out
 from bilevel_llm.comparison.methods import Method, Parts, check_entries, make_methods
-from bilevel_llm.comparison.settings import BASE, LEARNED, CompareSettings, label_of
+from bilevel_llm.comparison.seed_rows import SeedRows
+from bilevel_llm.comparison.settings import BASE, LEARNED, CompareSettings
 from bilevel_llm.model.files import find_model
 from bilevel_llm.model.lora import require_peft
 from bilevel_llm.reweighting.granularity import PerSource
@@ -77,19 +81,16 @@ def load(
     changes: Sequence[str],
     output: str | None,
     keep_models: bool = False,
-    claim: Callable[[Path], object] = lambda directory: None,
+    leaving: ExitStack,
 ) -> Comparing:
     """Read a recipe, its data and its test sets, and check what can be known before a model is loaded.
 
-    claim: is called with the directory as soon as it is known, before data are read, to make it one's own.
+    Every process of a launcher calls this alike.
+
+    leaving: gets what is to be undone when the comparison is over: the lock on its directory, the meeting of processes.
 
     Raises `InputError` for what the user has to correct.
     """
-    if world_size() > 1:
-        raise InputError(
-            "a comparison runs in one process; learn the weights under the launcher with `bilevel run`, and give them here "
-            "as {name: learned, run: DIR}"
-        )
     recipe = read_recipe(file, changes=changes, output=output)
     section = recipe.tree.get(SECTION)
     if not isinstance(section, dict):
@@ -98,12 +99,6 @@ def load(
         )
     settings: CompareSettings = build_section(CompareSettings, section, recipe, (SECTION,))
     check_entries(settings.methods, recipe, plugins)
-    labels = [label_of(entry) for entry in settings.methods]
-    reference = settings.reference or ("uniform" if "uniform" in labels else labels[0])
-    if reference not in labels:
-        guess = did_you_mean(reference, labels)
-        where = recipe.where([SECTION, "reference"])
-        raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods{guess}")
     learns = LEARNED in [entry if isinstance(entry, str) else entry.get("name") for entry in settings.methods]
     objects = OBJECTS if learns and "solver" in recipe.tree else {"problem": Problem, "backend": Backend}
     built, resolved = build_parts(recipe, objects, plugins, ignored=["solver", DATA])
@@ -111,28 +106,53 @@ def load(
     if not isinstance(problem, LLMReweighting):
         raise InputError(f"{recipe.where(['problem', 'name'])}: only data of an llm-reweighting problem can be compared")
     resolved[SECTION] = to_plain(settings)
-    _check_directory(directory, resolved)
-    claim(directory)
-    _check_directory(directory, resolved)
+    backend: Backend = built["backend"]
+    backend.start(0)
+    leaving.callback(backend.close)
 
+    def claim() -> None:
+        _check_directory(directory, resolved)
+        leaving.enter_context(owned(directory))
+        _check_directory(directory, resolved)
+
+    on_first(backend, claim)
     if settings.finetune.method == "lora":
         require_peft()
     files = find_model(settings.model or problem.model)
-    problem.prepare()
-    methods = make_methods(settings.methods, Parts(recipe, plugins, problem, built["run"], built["active"]))
-    sets = [
-        read_held_out(
-            test,
-            problem,
-            files,
-            max_length=settings.finetune.max_length or problem.max_length,
-            max_new_tokens=settings.max_new_tokens,
-            on_overlap=settings.on_overlap,
-        )
-        for test in settings.test
-    ]
-    device = pick_device(getattr(built["backend"], "device", None))
-    bench = Bench(settings, problem, resolved["backend"], sets, device, plugins, keep_models)
+    data = SeedRows(problem, settings.fresh_rows)
+
+    def read() -> tuple[LLMReweighting, list[Method], list[HeldOut]]:
+        first = data(settings.seeds[0])
+        parts = Parts(recipe, plugins, data, settings.seeds, built["run"], built["active"])
+        sets = [
+            read_held_out(
+                test,
+                first,
+                data.elsewhere,
+                files,
+                max_length=settings.finetune.max_length or problem.max_length,
+                max_new_tokens=settings.max_new_tokens,
+                on_overlap=settings.on_overlap,
+            )
+            for test in settings.test
+        ]
+        return first, make_methods(settings.methods, parts), sets
+
+    first, methods, sets = first_then_others(backend, read)
+    labels = [method.label for method in methods]
+    reference = settings.reference or ("uniform" if "uniform" in labels else labels[0])
+    if reference not in labels:
+        guess = did_you_mean(reference, labels)
+        where = recipe.where([SECTION, "reference"])
+        raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods{guess}")
+    device = pick_device(getattr(backend, "device", None))
+    bench = Bench(settings, first, data, resolved["backend"], backend, sets, device, plugins, keep_models)
+    resolved[DATA] = {
+        "sources and model of the weights": data.fingerprint(),
+        "tuned model": files.fingerprint,
+        **{f"test set {held_out.name}": held_out.table.content_hash for held_out in sets},
+    }
+    require_same(backend, "data", resolved[DATA])
     for method in methods:
         method.prepare()
         _check_method(directory, method)
@@ -140,15 +160,14 @@ def load(
     check_tuning(bench)
     if not isinstance(problem.granularity, PerSource):
         log.warning("mixes are drawn by the weights of sources; weights of single rows are not used")
-    resolved[DATA] = {
-        "sources and model of the weights": problem.fingerprint(),
-        "tuned model": files.fingerprint,
-        **{f"test set {held_out.name}": held_out.table.content_hash for held_out in sets},
-    }
-    _check_directory(directory, resolved)
     comparing = Comparing(bench, methods, reference, resolved, directory)
-    for cell in comparing.cells().values():
-        cell.check()
+
+    def check() -> None:
+        _check_directory(directory, resolved)
+        for cell in comparing.cells().values():
+            cell.check()
+
+    on_first(backend, check)
     return comparing
 
 
@@ -157,6 +176,30 @@ def run(comparing: Comparing, console: Console) -> None:
 
     Raises `Interrupted` when asked to stop; the same call then resumes the comparison.
     """
+    backend, cells = comparing.bench.meeting, comparing.cells()
+    on_first(backend, lambda: _begin(comparing))
+    done: set[tuple[str, int]] = on_first(backend, lambda: {key for key, cell in cells.items() if cell.done})
+    try:
+        for (name, seed), cell in cells.items():
+            if (name, seed) not in done:
+                left = len({id(other) for key, other in cells.items() if key not in done})
+                words = name if cell.method is None else f"{name}, seed {seed}"
+                console.print(Text(f"{words} ({left} cells to do)", style="bold"))
+                cell.run()
+                done |= {key for key, other in cells.items() if other is cell}
+                finished = {key: cells[key] for key in cells if key in done}
+                on_first(backend, partial(_write, comparing, finished))
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(
+            f"stopped in {comparing.directory}; finished cells and checkpoints are kept; the same command resumes it"
+        ) from error
+    content = on_first(backend, lambda: _finish(comparing))
+    console.print(result.shown(content))
+    console.print(f"written to {comparing.directory}; `bilevel report {comparing.directory}` draws it", soft_wrap=True)
+
+
+def _begin(comparing: Comparing) -> None:
+    """Make the directory what a call that stopped has left of it."""
     RunDirectory(comparing.directory).create(comparing.recipe)
     for directory in (comparing.directory / "cells").rglob("*"):
         remove_leftovers(directory)  # of a call that was killed: they may be as large as a model
@@ -164,25 +207,13 @@ def run(comparing: Comparing, console: Console) -> None:
         file = _method_file(comparing.directory, method)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps(method.described, indent=1, ensure_ascii=False))
+
+
+def _finish(comparing: Comparing) -> dict[str, Any]:
+    """Write the whole result."""
     cells = comparing.cells()
-    finished: dict[tuple[str, int], Cell] = {key: cell for key, cell in cells.items() if cell.done}
-    try:
-        for (name, seed), cell in cells.items():
-            if not cell.done:
-                left = sum(not other.done for other in {id(c): c for c in cells.values()}.values())
-                words = name if cell.method is None else f"{name}, seed {seed}"
-                console.print(Text(f"{words} ({left} cells to do)", style="bold"))
-                cell.run()
-            finished[name, seed] = cell
-            _write(comparing, {key: finished[key] for key in cells if key in finished})
-    except (Interrupted, KeyboardInterrupt) as error:
-        raise Interrupted(
-            f"stopped in {comparing.directory}; finished cells and checkpoints are kept; the same command resumes it"
-        ) from error
-    content = _write(comparing, finished)
     _hand_over(comparing, cells)
-    console.print(result.shown(content))
-    console.print(f"written to {comparing.directory}; `bilevel report {comparing.directory}` draws it", soft_wrap=True)
+    return _write(comparing, cells)
 
 
 def _write(comparing: Comparing, finished: Mapping[tuple[str, int], Cell]) -> dict[str, Any]:
@@ -219,7 +250,7 @@ def _check_budget(bench: Bench, methods: Sequence[Method], recipe: Recipe) -> No
         try:
             if method.known is not None:
                 for seed in settings.seeds:
-                    bench.mix(method.known, seed)
+                    bench.mix(method.known(seed), seed)
         except InputError as error:
             raise InputError(f"{where}: {method.label}: {error} (in a recipe: keys of compare)") from error
         if method.known is None and settings.rows is not None:

@@ -16,8 +16,8 @@ from bilevel_llm.mixing.mix import AS_THEY_ARE, MixFormat
 from bilevel_llm.model.lora import LoRA
 
 Metric = Literal["loss", "row_loss", "perplexity", "token_accuracy", "exact_match"]
-LEARNED, BASE = "learned", "base"
-"""The labels of the recipe's own bilevel run, and of the model as it is, which is scored too."""
+LEARNED, BASE, SINGLE = "learned", "base", "single-sources"
+"""The names of the recipe's own bilevel run; of the model as it is, which is scored too; and of each source by itself."""
 
 LONGEST = 180  # bytes of a name that becomes part of a file's name: of 255 that file systems take, the rest is ours
 
@@ -98,10 +98,14 @@ class FineTune:
 class CompareSettings:
     """What is compared, and on what.
 
-    methods: each is "learned" (the bilevel run of this recipe), a registered baseline ("uniform", or {name: temperature,
-        temperature: 2}), weights by hand ({name: mine, weights: {a: 3, b: 1}}), or the weights of a run
-        ({name: earlier, run: runs/a}). `label` is what an entry is called in the tables.
+    methods: each is "learned" (the bilevel run of this recipe; with `solver`, `active` or `steps` it takes these in place of
+        the recipe's), a registered baseline ("uniform", or {name: temperature, temperature: 2}), weights by hand
+        ({name: mine, weights: {a: 3, b: 1}}), the weights of a run ({name: earlier, run: runs/a}, in which `{seed}` stands
+        for the seed), or "single-sources": a method for each source, which has all the weight. `label` is what an entry is
+        called in the tables.
     seeds: everything is done anew for each seed: the weights (if they depend on it), the mix and the training.
+    fresh_rows: each seed also has a sample of its own of every source and validation set that has `max_rows`. Seeds that
+        share their rows say how much luck there is in training; only fresh rows say how much there is in the data.
     rows, tokens: size of every mix; give one of the two.
     test: the held-out sets. A recipe may write a path, a list of paths, each of which is a set, or {NAME: PATH}.
     reference: the method that the others are compared with. None: "uniform" if it is among the methods, or else the first.
@@ -125,6 +129,7 @@ class CompareSettings:
     finetune: FineTune = field(default_factory=FineTune)
     reference: str | None = None
     model: str | None = None
+    fresh_rows: bool = False
     max_repeats: int = MAX_REPEATS
     on_shortfall: Literal["redistribute", "error"] = "redistribute"
     format: MixFormat = AS_THEY_ARE

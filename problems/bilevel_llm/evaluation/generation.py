@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -66,18 +67,23 @@ def check_room(questions: Sequence[Question], config: Any, max_new_tokens: int) 
         )
 
 
-def exact_matches(
-    model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int
-) -> tuple[NDArray[np.bool_], list[str]]:
-    """Whether the answer to each question is right, and its text. The most likely token is taken at every step."""
-    texts = generate(model, tokenizer, questions, max_new_tokens)
-    right = [same_answer(final_answer(text), question.answer) for text, question in zip(texts, questions, strict=True)]
-    return np.array(right, np.bool_), texts
+def exact_matches(questions: Sequence[Question], texts: Sequence[str | None]) -> NDArray[np.bool_]:
+    """Whether the answer to each question is right. None is not."""
+    right = [
+        text is not None and same_answer(final_answer(text), question.answer)
+        for text, question in zip(texts, questions, strict=True)
+    ]
+    return np.array(right, np.bool_)
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
-    """Greedy answers, up to the end of turn or where the next question of the plain template would begin."""
+def generate(
+    model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int, part: tuple[int, int] = (0, 1)
+) -> list[str | None]:
+    """Greedy answers, up to the end of turn or where the next question of the plain template would begin.
+
+    part: (i, n) answers batch i of every n, and leaves the other answers at None: n processes share the work.
+    """
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
@@ -86,22 +92,30 @@ def generate(model: Any, tokenizer: Any, questions: Sequence[Question], max_new_
     how = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
     )
-    texts = [""] * len(questions)
+    texts: list[str | None] = [None] * len(questions)
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), i))  # alike in length, little padding
-    start = 0
-    while start < len(order):
-        length = len(questions[order[start]].prompt)
-        part = order[start : start + max(1, _TOKENS // (length + max_new_tokens))]
-        start += len(part)
-        prompts = [as_ids(questions[i].prompt) for i in part]
+    for batch in islice(_batches(questions, order, max_new_tokens, part[1]), part[0], None, part[1]):
+        length = len(questions[batch[0]].prompt)
+        prompts = [as_ids(questions[i].prompt) for i in batch]
         ids, mask = (
             pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left")  # answers grow on the right
             for rows, fill in ((prompts, pad), ([torch.ones_like(prompt) for prompt in prompts], 0))
         )
         written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=how)
-        for i, text in zip(part, tokenizer.batch_decode(written[:, length:], skip_special_tokens=True), strict=True):
+        for i, text in zip(batch, tokenizer.batch_decode(written[:, length:], skip_special_tokens=True), strict=True):
             texts[i] = text.partition(_NEXT_QUESTION)[0]
     return texts
+
+
+def _batches(
+    questions: Sequence[Question], order: Sequence[int], max_new_tokens: int, processes: int
+) -> Iterator[Sequence[int]]:
+    """Questions of about the same length, at least one batch for every process."""
+    start, most = 0, -(-len(order) // processes)
+    while start < len(order):
+        size = _TOKENS // (len(questions[order[start]].prompt) + max_new_tokens)
+        yield order[start : start + min(most, max(1, size))]
+        start += min(most, max(1, size))
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

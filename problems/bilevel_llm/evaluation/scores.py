@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -73,20 +74,29 @@ class Scores:
 
 
 @torch.inference_mode()
-def score(model: nn.Module, table: TokenTable, *, packed: bool = False, tokens_per_batch: int = 4096) -> Scores:
+def score(
+    model: nn.Module,
+    table: TokenTable,
+    *,
+    packed: bool = False,
+    tokens_per_batch: int = 4096,
+    part: tuple[int, int] = (0, 1),
+) -> Scores:
     """Score every row of a table once.
 
     model: a `LanguageModel`, on the device to be used.
     packed: whether to compute tokens without padding, and equal ones once: what `suitability.examine` returns.
     tokens_per_batch: tokens of one forward pass, padding included; a longer row is a batch of its own. It
         bounds the memory of the logits (4096 x vocabulary x 4 bytes), and changes no result beyond rounding.
+    part: (i, n) takes batch i of every n, and leaves the scores of all other rows at 0: n processes share the work, and
+        their scores add up to those of one.
 
     Rows are batched with others of about their length, in a fixed order, so that little is padded and the same call gives
     the same numbers.
     """
     device = next(model.parameters()).device
     losses, correct = np.zeros(len(table)), np.zeros(len(table), np.int64)
-    for rows in _batches(table.lengths, tokens_per_batch):
+    for rows in islice(_batches(table.lengths, tokens_per_batch), part[0], None, part[1]):
         padded = PaddedRows.of([table.row(int(row)) for row in rows])
         packing = [Packing.of(padded.ids, padded.positions).to(device)] if packed else []
         logits, targets = model(padded.ids.to(device), padded.positions.to(device), *packing), padded.targets.to(device)

@@ -9,7 +9,6 @@ import torch
 
 from bilevel import InputError
 from bilevel_llm.data.rows import Row, Turn
-from bilevel_llm.evaluation import generation
 from bilevel_llm.evaluation.generation import exact_matches, generate, make_questions
 from bilevel_llm.model.files import find_model
 from tests.bilevel_llm.tiny import make_tokenizer
@@ -62,14 +61,20 @@ def test_prompts_of_different_lengths_in_one_batch_get_the_greedy_answer_of_each
             assert text == tokenizer.decode(ids[len(question.prompt) :], skip_special_tokens=True)
 
 
-def test_a_right_final_answer_counts_whatever_stands_before_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_share_the_questions_and_give_the_answers_of_one(model: Any) -> None:
     tokenizer = make_tokenizer()
-    questions = make_questions([row(f"{a}+1?", f"#### {b}") for a, b in SUMS], tokenizer, "model")
-    texts = ["The answer is 4.", "\\boxed{18}", "I think 256", "5"]
-    monkeypatch.setattr(generation, "generate", lambda *a: texts)
-    right, written = exact_matches(model, tokenizer, questions, 8)
-    assert right.tolist() == [True, True, False, True]
-    assert written == texts
+    questions = make_questions([row("?" * n, "#### 1") for n in (1, 9, 4, 2, 7)], tokenizer, "model")
+    parts = [generate(model, tokenizer, questions, 4, (rank, 3)) for rank in range(3)]
+    given = [[text for text in texts if text is not None] for texts in zip(*parts, strict=True)]
+    assert [len(texts) for texts in given] == [1] * 5
+    assert all(any(text is not None for text in part) for part in parts)
+    assert [text for (text,) in given] == generate(model, tokenizer, questions, 4)
+
+
+def test_a_right_final_answer_counts_whatever_stands_before_it() -> None:
+    questions = make_questions([row(f"{a}+1?", f"#### {b}") for a, b in SUMS], make_tokenizer(), "model")
+    texts = ["The answer is 4.", "\\boxed{18}", "I think 256", None]
+    assert exact_matches(questions, texts).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

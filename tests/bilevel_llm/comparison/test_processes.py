@@ -1,0 +1,49 @@
+"""A comparison under a launcher finds what one process finds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.bilevel_backends.distributed.conftest import launch
+from tests.bilevel_llm.comparison.conftest import bilevel
+from tests.bilevel_llm.tiny import write_rows
+
+METHODS: list[Any] = ["uniform", "learned", "odm", {"name": "less", "share": 0.5, "lr": 1e-3}]
+
+
+def test_two_processes_compare_like_one(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """ZeRO-2 over gloo against the torch backend, in float32. 1e-4: sums in another order, over a few dozen steps of Adam."""
+    sums = [{"prompt": f"{a}+1?", "completion": f"#### {a + 1}"} for a in range(7)]
+    answers = write_rows(tmp_path / "sums.jsonl", sums)
+    test = yaml.safe_load(recipe().read_text())["compare"]["test"]
+    where = recipe(
+        methods=METHODS, test=[*test, {"name": "sums", "path": answers, "metrics": ["exact_match", "loss"]}],
+        max_new_tokens=4, finetune={"lr": 1e-3, "batch_size": 8},
+    )  # fmt: skip
+    tree = yaml.safe_load(where.read_text())
+    tree["problem"] |= {"batch_size": 6, "validation_batch_size": 6}  # processes take equal parts
+    tree["backend"]["dtype"] = "float32"
+    where.write_text(yaml.safe_dump(tree))
+    bilevel("compare", where, "--output", tmp_path / "one")
+
+    tree["backend"] = {"name": "deepspeed", "zero_stage": 2, "dtype": "float32"}
+    where.write_text(yaml.safe_dump(tree))
+    ended = launch("-m", "bilevel", "compare", str(where), "--output", str(tmp_path / "two"), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert ended.stdout.count("draws it") == 1
+    one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two"))
+    assert [(cell["method"], cell["seed"]) for cell in two["cells"]] == [
+        (cell["method"], cell["seed"]) for cell in one["cells"]
+    ]
+    for alone, shared in zip(one["cells"], two["cells"], strict=True):
+        assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-4), alone["method"]
+        assert shared.get("weights") == pytest.approx(alone.get("weights"), abs=1e-4), alone["method"]
+        assert shared.get("mix") == alone.get("mix")
+    for method in ("uniform", "less"):
+        lines = [(tmp_path / n / "cells" / method / "seed-0" / "answers-sums.jsonl").read_text() for n in ("one", "two")]
+        assert len(lines[0].splitlines()) == 7
+        assert lines[0] == lines[1]
