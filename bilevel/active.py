@@ -1,4 +1,4 @@
-"""Which blocks of the lower variable train at step t: a pure function of (seed, t), the same for every replica."""
+"""Which blocks of the lower variable train at step t: a pure function of (seed, t), as a rule the same for every replica."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,10 @@ class Active(ABC):
     @abstractmethod
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
         """Names of the blocks that train at step t. Raises `InputError` if the rule does not fit the module."""
+
+    def of_replica(self, number: int) -> "Active":
+        """The rule for replica number `number` of the lower variable. By default all replicas have the same one."""
+        return self
 
     def heaviest(self, blocks: Blocks, sizes: Mapping[str, int]) -> list[frozenset[str]]:
         """Sets of blocks of which one needs the most memory. By default this is all blocks at once.
@@ -59,8 +63,11 @@ class LISA(Active):
         bottom of the model, and source weights are a comparison of two replicas, not a model to ship. Set them to "train" to
         follow the paper.
 
-    The draw is uniform without replacement. Both replicas get the same one: with independent draws the difference of the
-    two, which the penalty multiplies, has an error that does not shrink as the penalty grows.
+    independent: whether every replica has a draw of its own, as in the code of ScaleBiO's authors. By default both get the
+        same one: with independent draws the difference of the two, which the penalty multiplies, has an error that does not
+        shrink as the penalty grows. Solvers that copy one replica to another refuse it.
+
+    The draw is uniform without replacement.
     """
 
     blocks: int = 2
@@ -68,6 +75,7 @@ class LISA(Active):
     embedding: Literal["train", "freeze"] = "freeze"
     head: Literal["train", "freeze"] = "freeze"
     rest: Literal["train", "freeze"] = "freeze"
+    independent: bool = False
     name: Literal["lisa"] = "lisa"
 
     def __post_init__(self) -> None:
@@ -78,6 +86,13 @@ class LISA(Active):
 
     def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
         """The blocks drawn for the period that contains step t. Raises `InputError` if the module has too few."""
+        return self._drawn(t, blocks, seed, 0)
+
+    def of_replica(self, number: int) -> Active:
+        """This rule, or one with other draws if they are independent."""
+        return _OtherDraws(self, number) if self.independent and number else self
+
+    def _drawn(self, t: int, blocks: Blocks, seed: int, replica: int) -> frozenset[str]:
         if self.blocks > len(blocks.repeated):
             raise InputError(
                 f"active.blocks is {self.blocks}, but the lower module has {len(blocks.repeated)} repeated blocks; "
@@ -88,7 +103,8 @@ class LISA(Active):
                 f"active.head is {self.head!r} and active.embedding {self.embedding!r}, "
                 "but this model ties the two weights; give both the same value"
             )
-        draw = generator(seed, Stream.ACTIVE, t // self.period).choice(len(blocks.repeated), size=self.blocks, replace=False)
+        purpose = (t // self.period, *([replica] if replica else []))
+        draw = generator(seed, Stream.ACTIVE, *purpose).choice(len(blocks.repeated), size=self.blocks, replace=False)
         return self._always(blocks) | {blocks.repeated[i] for i in np.sort(draw)}
 
     def heaviest(self, blocks: Blocks, sizes: Mapping[str, int]) -> list[frozenset[str]]:
@@ -109,6 +125,17 @@ class LISA(Active):
         """The parts that do not repeat and train at every step."""
         policy = {EMBEDDING: self.embedding, HEAD: self.head, REST: self.rest}
         return frozenset(block for block, rule in policy.items() if rule == "train" and block in blocks.members)
+
+
+@dataclass(frozen=True)
+class _OtherDraws(Active):
+    """What a replica has instead of the draws of the first one."""
+
+    rule: LISA
+    replica: int
+
+    def at(self, t: int, blocks: Blocks, seed: int) -> frozenset[str]:
+        return self.rule._drawn(t, blocks, seed, self.replica)
 
 
 ActiveRule = Annotated[All | LISA, Field(discriminator="name")]

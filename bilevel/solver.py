@@ -43,11 +43,16 @@ class State:
         return [self.x, *self.replicas.values()]
 
     def activate(self, active: Active, t: int, seed: int, backend: Backend) -> frozenset[str]:
-        """Let the blocks that `active` chooses for step t train in every replica, and no others. Returns their names."""
-        blocks = active.at(t, next(iter(self.replicas.values())).blocks, seed)
-        for replica in self.replicas.values():
+        """Let the blocks that `active` chooses for step t train in every replica, and no others.
+
+        Returns the names of those that train in any of them.
+        """
+        trained: frozenset[str] = frozenset()
+        for number, replica in enumerate(self.replicas.values()):
+            blocks = active.of_replica(number).at(t, replica.blocks, seed)
             backend.activate(replica, blocks)
-        return blocks
+            trained |= blocks
+        return trained
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,10 @@ class ModuleBackend(Backend):
         """Copy weights, masters, moments and the rounding counter."""
         target, source = own(target), own(source)
         if target.active != source.active:
-            raise ValueError(f"variables {target.name!r} and {source.name!r} have different active blocks")
+            raise InputError(
+                f"{source.name} cannot be copied to {target.name}: they have different active blocks. This solver copies "
+                "replicas, so that they must have the same draws; set active.independent=false"
+            )
         target.copy_from(source)
 
     def mark(self, variable: Variable) -> None:

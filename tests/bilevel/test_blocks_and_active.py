@@ -80,6 +80,16 @@ def test_lisa_draws_every_block_equally_often() -> None:
     assert all(abs(count - 1000) < 5 * (3000 * 1 / 3 * 2 / 3) ** 0.5 for count in counts)
 
 
+def test_replicas_have_draws_of_their_own_if_they_are_independent() -> None:
+    """Two of six blocks, each replica for itself: the same ones in one of 15 periods, here 2 of 30 ± 1.4."""
+    blocks, rule = find_blocks(Model()), LISA(blocks=2, period=1, independent=True)
+    draws = [[rule.of_replica(number).at(t, blocks, seed=0) for t in range(30)] for number in (0, 1)]
+    assert sum(one == other for one, other in zip(*draws, strict=True)) <= 8
+    assert draws[0] == [LISA(blocks=2, period=1).at(t, blocks, seed=0) for t in range(30)]
+    shared = LISA(blocks=2, period=1)
+    assert shared.of_replica(1) is shared
+
+
 def test_embedding_head_and_rest_follow_their_settings() -> None:
     blocks = find_blocks(Model())
     outside = {"embedding", "head", "rest"}

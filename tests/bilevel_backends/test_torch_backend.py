@@ -282,7 +282,7 @@ def test_assigning_copies_all_that_decides_the_future(dtype) -> None:  # type: i
         train(backend, variable)
     assert not changed(y, snapshot(z))
     backend.activate(y, some(1))
-    with pytest.raises(ValueError, match="different active blocks"):
+    with pytest.raises(InputError, match="different active blocks"):
         backend.assign(y, z)
     backend.close()
 

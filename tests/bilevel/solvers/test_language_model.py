@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bilevel import LISA, AdamW, InputError, RunError, fit
+from bilevel import LISA, AdamW, InputError, RunError, ScaleBiO, fit
 from bilevel.backend import Vector
 from bilevel.testing.session import Session, configure
 from bilevel_backends.torch_backend import TorchBackend
@@ -58,3 +58,16 @@ def test_aid_says_that_an_untrained_language_model_is_not_convex(problem: Make) 
 def test_frozen_blocks_and_second_derivatives_do_not_go_together(problem: Make) -> None:  # noqa: F811
     with pytest.raises(InputError, match="frozen"):
         fit(problem(), CASES["aid"].solver, TorchBackend(device="cpu"), steps=1, active=LISA(blocks=1))
+
+
+def test_replicas_may_draw_blocks_of_their_own_unless_one_is_copied_to_the_other(problem: Make) -> None:  # noqa: F811
+    """At this penalty y and z would be the same but for that."""
+    independent = LISA(blocks=1, period=1, independent=True)
+    solver = ScaleBiO(penalty=1e6, lr_z=1e-2, warmup=0)
+    gaps = {
+        active: fit(problem(), solver, TorchBackend(device="cpu"), steps=4, active=active, seed=2).history[-1].metrics["gap"]
+        for active in (independent, LISA(blocks=1, period=1))
+    }
+    assert abs(gaps[independent]) > 30 * abs(gaps[LISA(blocks=1, period=1)])
+    with pytest.raises(InputError, match=r"different active blocks.*set active\.independent=false"):
+        fit(problem(), ScaleBiO(lr_z=1e-2, warmup=1), TorchBackend(device="cpu"), steps=9, active=independent)
