@@ -31,23 +31,30 @@ def paired_interval(a: ArrayLike, b: ArrayLike, counts: ArrayLike, *, draws: int
     counts: what each row counts, positive. Shape: (rows,).
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    weight = np.asarray(counts, np.float64)
-    seeds, rows = difference.shape
-    of_seeds = difference.sum(1) / weight.sum()
-    mean = float(of_seeds.mean())
+    return paired_intervals(difference[None], counts, draws=draws)[0]
+
+
+def paired_intervals(differences: ArrayLike, counts: ArrayLike, *, draws: int = DRAWS) -> list[Interval]:
+    """The intervals of several differences on the same rows, each as if it were the only one, in the time of one.
+
+    differences: a - b, for each pair, seed and test row. Shape: (pairs, seeds, rows).
+    """
+    difference, weight = np.asarray(differences, np.float64), np.asarray(counts, np.float64)
+    pairs, seeds, rows = difference.shape
+    of_seeds = difference.sum(2) / weight.sum()
+    means = of_seeds.mean(1)
     if seeds < 2 and rows < 2:
-        return Interval(mean, float("nan"), float("nan"))
+        return [Interval(float(mean), float("nan"), float("nan")) for mean in means]
     random = np.random.default_rng(0)
-    spread = np.zeros(draws)
+    spread = np.zeros((draws, pairs))
     if rows > 1:
-        of_rows = difference.mean(0)
-        parts = [drawn @ np.stack([of_rows, weight], 1) for drawn in _resampled(random, rows, draws)]
-        sums = np.concatenate(parts)
-        spread += sums[:, 0] / sums[:, 1] - mean
+        columns = np.column_stack([difference.mean(1).T, weight])
+        sums = np.concatenate([drawn @ columns for drawn in _resampled(random, rows, draws)])
+        spread += sums[:, :-1] / sums[:, -1:] - means
     if seeds > 1:
-        spread += random.standard_t(seeds - 1, draws) * of_seeds.std(ddof=1) / np.sqrt(seeds)
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return Interval(mean, float(mean + low), float(mean + high))
+        spread += random.standard_t(seeds - 1, draws)[:, None] * of_seeds.std(1, ddof=1) / np.sqrt(seeds)
+    low, high = np.percentile(spread, [2.5, 97.5], axis=0)
+    return [Interval(float(m), float(m + below), float(m + above)) for m, below, above in zip(means, low, high, strict=True)]
 
 
 def _resampled(random: np.random.Generator, rows: int, draws: int) -> Iterator[NDArray[np.int64]]:

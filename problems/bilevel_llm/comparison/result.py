@@ -19,11 +19,13 @@ from bilevel.report.comparison import FILE, Comparison, difference_rows, score_r
 from bilevel.statistics import Interval
 from bilevel_llm.comparison.cell import Bench, Cell
 from bilevel_llm.comparison.held_out import BETTER, UNITS
-from bilevel_llm.comparison.paired import paired_interval
+from bilevel_llm.comparison.paired import paired_intervals
 from bilevel_llm.comparison.settings import BASE
 
 
-def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell], reference: str) -> dict[str, Any]:
+def build(
+    bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], Cell], references: Sequence[str]
+) -> dict[str, Any]:
     """The content of comparison.json: what has been measured so far.
 
     cells: (method, seed) -> a finished cell. The model as it is has one scored cell, which stands for every seed.
@@ -32,7 +34,7 @@ def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], 
     content = {
         "methods": list(methods),
         "seeds": seeds,
-        "reference": reference,
+        "references": list(references),
         "unit": bench.problem.labels.unit,
         "metric_info": {
             f"{metric}/{held_out.name}": {"better": BETTER[metric], **({"unit": UNITS[metric]} if metric in UNITS else {})}
@@ -43,12 +45,7 @@ def build(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, int], 
             {"method": method, "seed": seed, "metrics": dict(cell.metrics), **_facts(cell)}
             for (method, seed), cell in cells.items()
         ],
-        "differences": [
-            difference
-            for method in methods
-            if method != reference
-            for difference in _differences(bench, method, reference, cells)
-        ],
+        "differences": _differences(bench, methods, references, cells),
         "test": {
             s.name: {"rows": len(s.table), "dropped": s.dropped, "hash": s.table.content_hash, "metrics": list(s.metrics)}
             for s in bench.sets
@@ -98,24 +95,36 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 
 def _differences(
-    bench: Bench, method: str, reference: str, cells: Mapping[tuple[str, int], Cell]
+    bench: Bench, methods: Sequence[str], references: Sequence[str], cells: Mapping[tuple[str, int], Cell]
 ) -> list[Mapping[str, Any]]:
-    """Differences over the seeds that both methods have. Perplexity is left out: its logarithm is the loss."""
-    seeds = [seed for seed in bench.settings.seeds if (method, seed) in cells and (reference, seed) in cells]
-    if not seeds:
-        return []
+    """Differences over the seeds that both methods have. Perplexity is left out: its logarithm is the loss.
+
+    The difference of two references is there once.
+    """
+    seeds: dict[tuple[str, str], tuple[int, ...]] = {}
+    for i, reference in enumerate(references):
+        for method in (method for method in methods if method not in references[: i + 1]):
+            both = tuple(s for s in bench.settings.seeds if (method, s) in cells and (reference, s) in cells)
+            if both:
+                seeds[method, reference] = both
     found: list[Mapping[str, Any]] = []
     for held_out in bench.sets:
-        for metric in held_out.metrics:
-            if metric == "perplexity":
-                continue
-            one, other = (
-                [cells[name, seed].rows[held_out.name].sums[metric] for seed in seeds] for name in (method, reference)
-            )
-            between = paired_interval(one, other, cells[method, seeds[0]].rows[held_out.name].counts[metric])
-            if between.known:
-                names = {"method": method, "against": reference, "metric": f"{metric}/{held_out.name}"}
-                found.append({**names, "mean": between.mean, "low": between.low, "high": between.high, "seeds": len(seeds)})
+        for metric in (metric for metric in held_out.metrics if metric != "perplexity"):
+            for shared in dict.fromkeys(seeds.values()):
+                pairs = [pair for pair, both in seeds.items() if both == shared]
+                differences = [
+                    [
+                        cells[a, s].rows[held_out.name].sums[metric] - cells[b, s].rows[held_out.name].sums[metric]
+                        for s in shared
+                    ]
+                    for a, b in pairs
+                ]
+                counts = cells[pairs[0][0], shared[0]].rows[held_out.name].counts[metric]
+                for (method, reference), between in zip(pairs, paired_intervals(differences, counts), strict=True):
+                    if between.known:
+                        names = {"method": method, "against": reference, "metric": f"{metric}/{held_out.name}"}
+                        ends = {"mean": between.mean, "low": between.low, "high": between.high}
+                        found.append({**names, **ends, "seeds": len(shared)})
     return found
 
 

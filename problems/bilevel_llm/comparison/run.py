@@ -59,7 +59,7 @@ class Comparing:
 
     bench: Bench
     methods: Sequence[Method]
-    reference: str
+    references: Sequence[str]
     recipe: Mapping[str, Any]
     directory: Path
 
@@ -139,12 +139,7 @@ def load(
         return first, make_methods(settings.methods, parts), sets
 
     first, methods, sets = first_then_others(backend, read)
-    labels = [method.label for method in methods]
-    reference = settings.reference or ("uniform" if "uniform" in labels else labels[0])
-    if reference not in labels:
-        guess = did_you_mean(reference, labels)
-        where = recipe.where([SECTION, "reference"])
-        raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods{guess}")
+    references = _references(settings, [method.label for method in methods], recipe)
     device = pick_device(getattr(backend, "device", None))
     bench = Bench(settings, first, data, resolved["backend"], backend, sets, device, plugins, keep_models)
     resolved[DATA] = {
@@ -160,7 +155,7 @@ def load(
     check_tuning(bench)
     if not isinstance(problem.granularity, PerSource):
         log.warning("mixes are drawn by the weights of sources; weights of single rows are not used")
-    comparing = Comparing(bench, methods, reference, resolved, directory)
+    comparing = Comparing(bench, methods, references, resolved, directory)
 
     def check() -> None:
         _check_directory(directory, resolved)
@@ -198,6 +193,20 @@ def run(comparing: Comparing, console: Console) -> None:
     console.print(f"written to {comparing.directory}; `bilevel report {comparing.directory}` draws it", soft_wrap=True)
 
 
+def _references(settings: CompareSettings, labels: Sequence[str], recipe: Recipe) -> Sequence[str]:
+    """What the methods are compared with. Raises `InputError` for a name that is not among them."""
+    given = settings.reference
+    if given is None:
+        return ["uniform" if "uniform" in labels else labels[0]]
+    references = [given] if isinstance(given, str) else given
+    for reference in references:
+        if reference not in labels:
+            where = recipe.where([SECTION, "reference"])
+            guess = did_you_mean(reference, labels)
+            raise InputError(f"{where}: compare.reference is {reference!r}, which is not among the methods{guess}")
+    return references
+
+
 def _begin(comparing: Comparing) -> None:
     """Make the directory what a call that stopped has left of it."""
     RunDirectory(comparing.directory).create(comparing.recipe)
@@ -218,7 +227,7 @@ def _finish(comparing: Comparing) -> dict[str, Any]:
 
 def _write(comparing: Comparing, finished: Mapping[tuple[str, int], Cell]) -> dict[str, Any]:
     names = [BASE, *(method.label for method in comparing.methods)]
-    content = result.build(comparing.bench, names, finished, comparing.reference)
+    content = result.build(comparing.bench, names, finished, comparing.references)
     result.write(content, comparing.directory)
     return content
 

@@ -108,7 +108,8 @@ class CompareSettings:
         share their rows say how much luck there is in training; only fresh rows say how much there is in the data.
     rows, tokens: size of every mix; give one of the two.
     test: the held-out sets. A recipe may write a path, a list of paths, each of which is a set, or {NAME: PATH}.
-    reference: the method that the others are compared with. None: "uniform" if it is among the methods, or else the first.
+    reference: the method that the others are compared with, or several of them. None: "uniform" if it is among the methods,
+        or else the first.
     model: the model that is tuned. None: that of the problem. Another one shows whether weights carry over to it.
     max_repeats: the largest number of copies of a row in a mix.
     on_shortfall: what to do if a source has fewer rows than its weight asks for: take more rows of the others, so that
@@ -127,7 +128,7 @@ class CompareSettings:
     rows: int | None = None
     tokens: int | None = None
     finetune: FineTune = field(default_factory=FineTune)
-    reference: str | None = None
+    reference: str | list[str] | None = None
     model: str | None = None
     fresh_rows: bool = False
     max_repeats: int = MAX_REPEATS

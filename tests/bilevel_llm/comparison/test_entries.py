@@ -136,3 +136,17 @@ def test_a_run_for_each_seed_is_named_by_the_seed(recipe: Make, tmp_path: Path) 
     assert carried["carried", 0]["weights"] != carried["carried", 1]["weights"]
     with pytest.raises(InputError, match=r"seed-2"):
         bilevel("compare", recipe(methods=["uniform", {"name": "carried", "run": run}], seeds=[0, 1, 2]))
+
+
+def test_methods_can_be_compared_with_several_of_them(recipe: Make, tmp_path: Path) -> None:
+    bilevel("compare", recipe(methods=["uniform", "single-sources"], reference=["uniform", "only clean"]))
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    pairs = {
+        (found["method"], found["against"]): found["mean"]
+        for found in content["differences"]
+        if "row_loss" in found["metric"]
+    }
+    others = {"base", "only other", "only noise"}
+    assert set(pairs) == {(m, r) for m in others for r in ("uniform", "only clean")} | {("only clean", "uniform")}
+    shift = pairs["only clean", "uniform"]
+    assert pairs["only noise", "only clean"] == pytest.approx(pairs["only noise", "uniform"] - shift)

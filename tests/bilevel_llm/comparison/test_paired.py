@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bilevel_llm.comparison.paired import paired_interval
+from bilevel_llm.comparison.paired import paired_interval, paired_intervals
 
 
 def test_with_one_seed_it_is_the_bootstrap_over_rows() -> None:
@@ -69,3 +69,12 @@ def test_95_percent_of_the_intervals_hold_the_truth(seeds: int, rows: int, least
 
 def test_a_single_number_has_no_interval() -> None:
     assert not paired_interval([[1.0]], [[0.5]], [1]).known
+
+
+def test_several_differences_have_the_intervals_that_each_has_alone() -> None:
+    random = np.random.default_rng(3)
+    differences, counts = random.normal(size=(4, 3, 50)), random.integers(1, 9, 50)
+    together = paired_intervals(differences, counts, draws=500)
+    for one, difference in zip(together, differences, strict=True):
+        alone = paired_interval(difference, np.zeros_like(difference), counts, draws=500)
+        np.testing.assert_allclose([one.mean, one.low, one.high], [alone.mean, alone.low, alone.high], rtol=1e-12)
