@@ -63,7 +63,7 @@ class Verdict:
 
 
 RUN, HERE = "{run}", "{here}/"
-"""At the beginning of a command's word: the run directory, and the directory to which the recipe's paths are relative."""
+"""In commands: the run directory, at the beginning of a word; and the directory to which the recipe's paths are relative."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class NextStep:
     """A command that makes sense after a run.
 
     purpose: what it does, in a few words, such as "draw a data set by these weights".
-    words: the command line, word by word. A word may begin with `RUN`, or, for a relative path, with `HERE`, so that the
+    words: the command line, word by word. A word may begin with `RUN`, and relative paths in it, with `HERE`, so that the
         command is right also after the run was moved.
     """
 

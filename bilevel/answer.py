@@ -105,7 +105,7 @@ def command_line(words: Sequence[str], run: Path | None, here: Path | None = Non
     """The words as they are typed in a shell, where the run and its data are now."""
     prefix = "" if here is None or here == started_in() else f"{here}{os.sep}"
     placed = (word.replace(RUN, str(run), 1) if word.startswith(RUN) else word for word in words)
-    return shlex.join(prefix + word.removeprefix(HERE) if word.startswith(HERE) else word for word in placed)
+    return shlex.join(word.replace(HERE, prefix) for word in placed)
 
 
 def resume_words(run: Run) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ def compare(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep every tuned model and checkpoint, and write commands for lm-eval.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, say what there is to do, and stop.")
+    ] = False,
 ) -> None:
     """Tune the same model on the mixes of several methods, and say which is better, and whether that is more than noise.
 
@@ -37,7 +40,7 @@ def compare(
     from bilevel.plugins import load_plugins
     from bilevel.terminal import Terminal
     from bilevel.working_directory import entered
-    from bilevel_llm.comparison.run import load, run
+    from bilevel_llm.comparison.run import announce, load, run
 
     is_run = recipe.is_dir()
     with entered(recipe) as place, ExitStack() as leaving:
@@ -52,4 +55,5 @@ def compare(
             leaving=leaving,
         )
         # a pipe has no width to wrap at; one process speaks for all
-        run(comparing, Terminal(width=None if sys.stdout.isatty() else 160, quiet=rank() != 0))
+        console = Terminal(width=None if sys.stdout.isatty() else 160, quiet=rank() != 0)
+        (announce if dry_run else run)(comparing, console)

@@ -166,6 +166,20 @@ def load(
     return comparing
 
 
+def announce(comparing: Comparing, console: Console) -> None:
+    """Say what `run` would do."""
+    settings, cells = comparing.bench.settings, comparing.cells()
+    size = f"{settings.rows:,} rows" if settings.rows is not None else f"{settings.tokens:,} tokens"
+    for s in comparing.bench.sets:
+        console.print(f"test set {s.name}: {len(s.table):,} rows, {', '.join(s.metrics)}", markup=False)
+    console.print(f"every mix: {size}; fine-tuning: {settings.finetune.method}", markup=False)
+    for name in (BASE, *(method.label for method in comparing.methods)):
+        own = {id(cell): cell for (method, _), cell in cells.items() if method == name}
+        done = sum(cell.done for cell in own.values())
+        left = f"{len(own) - done} cell{'s' * (len(own) - done != 1)} to do"
+        console.print(f"{name}: {left}{f', {done} done' if done else ''}", markup=False)
+
+
 def run(comparing: Comparing, console: Console) -> None:
     """Run the cells that are not done, write the comparison after each, and show it at the end.
 

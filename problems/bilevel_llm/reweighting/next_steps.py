@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bilevel.account import HERE, RUN, NextStep
 from bilevel.errors import InputError
-from bilevel.plain import to_plain
 from bilevel.working_directory import leads_somewhere
 from bilevel_llm.data.reading import common_layout, first_rows
 from bilevel_llm.data.settings import ValidationSet
@@ -63,7 +62,7 @@ def _finetune(problem: LLMReweighting) -> list[str]:
     if all(dataclasses.replace(ValidationSet(one.path), name=one.name) == one for one in sets):
         words += [word for one in sets for pattern in one.patterns for word in ("--validation", _path(pattern))]
     else:
-        words += ["--set", f"problem.validation={json.dumps(to_plain(sets), ensure_ascii=False)}"]
+        words += ["--set", f"problem.validation={json.dumps([_written(one) for one in sets], ensure_ascii=False)}"]
     words += ["--max-length", str(problem.max_length), "--output", f"{RUN}/tuned"]
     defaults = {field.name: field.default for field in dataclasses.fields(problem)}
     for name in PASSED_ON:
@@ -71,6 +70,17 @@ def _finetune(problem: LLMReweighting) -> list[str]:
             option = ["--trust-remote-code"] if name == "trust_remote_code" else []
             words += [*option, "--set", f"problem.{name}={json.dumps(value)}"]
     return words
+
+
+def _written(one: ValidationSet) -> dict[str, Any]:
+    """A validation set as one would write it into a recipe: without what it does not say."""
+    said = {
+        field.name: getattr(one, field.name)
+        for field in dataclasses.fields(one)
+        if field.default is dataclasses.MISSING or getattr(one, field.name) != field.default
+    }
+    paths = [*map(_path, one.patterns)]
+    return said | {"path": paths if isinstance(one.path, list) else paths[0]}
 
 
 def _path(path: str) -> str:

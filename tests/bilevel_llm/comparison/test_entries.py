@@ -150,3 +150,16 @@ def test_methods_can_be_compared_with_several_of_them(recipe: Make, tmp_path: Pa
     assert set(pairs) == {(m, r) for m in others for r in ("uniform", "only clean")} | {("only clean", "uniform")}
     shift = pairs["only clean", "uniform"]
     assert pairs["only noise", "only clean"] == pytest.approx(pairs["only noise", "uniform"] - shift)
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_leaves_nothing(recipe: Make, tmp_path: Path) -> None:
+    entries: list[Any] = ["uniform", "learned", "single-sources"]
+    shown = bilevel("compare", recipe(methods=entries, seeds=[0, 1]), "--dry-run")
+    assert "learned: 2 cells to do" in shown
+    assert "only noise: 2 cells to do" in shown
+    assert "base: 1 cell to do" in shown
+    assert not (tmp_path / "out").exists()
+    bilevel("compare", recipe(methods=["uniform"]))
+    assert "uniform: 1 cell to do, 1 done" in bilevel("compare", recipe(methods=["uniform"], seeds=[0, 1]), "--dry-run")
+    with pytest.raises(InputError, match="no such file"):
+        bilevel("compare", recipe(test=[{"path": "no-such.jsonl"}]), "--dry-run", "--output", tmp_path / "new")

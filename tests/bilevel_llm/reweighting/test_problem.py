@@ -1,5 +1,6 @@
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilevel import LISA, SGD, AdamW, InputError, ScaleBiO, fit
+from bilevel.answer import command_line
 from bilevel.data import generator
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.data.settings import Source, ValidationSet
+from bilevel_llm.reweighting.next_steps import next_steps
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel_llm.tiny import FAMILIES, sentences, write_rows
 
@@ -184,6 +187,19 @@ def test_the_prior_pulls_and_its_pull_is_added_once_a_batch(problem: Make) -> No
         backend.close()
     divergence = 0.5 * math.log(1.5) + 0.5 * math.log(0.75)
     assert values[0.7] - values[0.0] == pytest.approx(0.7 * divergence, rel=1e-4)
+
+
+def test_the_command_to_go_on_names_of_a_validation_set_what_it_says(
+    problem: Make, data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(data["target"]).parent)
+    p = problem(validation=[ValidationSet("target.jsonl", "goal", max_rows=20)])
+    p.prepare()
+    finetune = next(step for step in next_steps(p, {"clean": 1.0, "other": 0.0, "noise": 0.0}) if "finetune" in step.words)
+    line = command_line(finetune.words, tmp_path / "run", here=Path("/elsewhere"))
+    asked = shlex.split(line)
+    (said,) = json.loads(next(word for word in asked if word.startswith("problem.validation=")).partition("=")[2])
+    assert said == {"path": "/elsewhere/target.jsonl", "name": "goal", "max_rows": 20}
 
 
 def test_several_validation_sets_count_by_their_weights(problem: Make, data: dict[str, str]) -> None:
