@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from bilevel.hookspecs import hookimpl
 from bilevel.loggers.progress import MOST_BARS, headline, time_left
+from bilevel.palette import ACCENT
 from bilevel.plaintext import escape
 from bilevel.terminal import in_notebook
 
@@ -57,8 +58,8 @@ class NotebookLogger:
 def as_html(run: Run) -> str:
     """What a run has come to, as HTML."""
     done = len(run.history)
-    bar = Markup("<progress value='{}' max='{}' style='width:20em'></progress> step {} of {}").format(
-        done, run.steps, done, run.steps
+    bar = Markup("<progress value='{}' max='{}' style='width:20em;accent-color:{}'></progress> step {} of {}").format(
+        done, run.steps, ACCENT[0], done, run.steps
     )
     if not run.history:
         return str(bar)
@@ -69,8 +70,8 @@ def as_html(run: Run) -> str:
     table = Markup("").join(
         Markup(
             "<tr><td style='text-align:left'>{}</td><td style='text-align:left'><div style='width:{:.2f}em;height:.7em;"
-            "background:#1460bc'></div></td><td>{:.3f}</td></tr>"
-        ).format(escape(name), 15 * abs(value) / largest, value)
+            "background:{}'></div></td><td>{:.3f}</td></tr>"
+        ).format(escape(name), 15 * abs(value) / largest, ACCENT[0], value)
         for name, value in rows[:MOST_BARS]
     )
     more = Markup("<tr><td>and {} more</td></tr>").format(len(rows) - MOST_BARS) if len(rows) > MOST_BARS else ""

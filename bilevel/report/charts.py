@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.palette import ACCENT, INK, LINE, MUTED, SHADE
 from bilevel.report.comparison import Comparison, DifferenceRow, difference_rows
-from bilevel.report.drawing import FONT, INK, LINE, MUTED, SERIES, SHADE, Chart, Inks, Label, shorten, thinned, tidy
+from bilevel.report.drawing import FONT, Chart, Inks, Label, shorten, thinned, tidy
 from bilevel.report.facts import byte_unit, constant
 from bilevel.report.findings import upper_rows
 from bilevel.report.groups import Group
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 10  # curves that have a colour and a label; a reader cannot follow more
-PLAIN = SERIES[0][0]
+PLAIN = ACCENT[0]
 
 
 def group_charts(group: Group, inks: Inks) -> list[Chart]:

@@ -16,36 +16,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from bilevel.palette import INK, LINE, MUTED, SERIES, THEME
 from bilevel.plaintext import IN_MATPLOTLIB, on_one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
-
-# (light, dark). Any two stay apart for eyes that lack one kind of cone, and each can be read as text on its background.
-SERIES = (
-    ("#1460bc", "#58a9ff"),
-    ("#cd331a", "#f69e5f"),
-    ("#108159", "#37c496"),
-    ("#8d487d", "#dc85cd"),
-    ("#616d14", "#e3cc4e"),
-    ("#403676", "#a8bfff"),
-    ("#991f2b", "#ff7f89"),
-    ("#6a555e", "#b6bfc4"),
-)
-INK = ("#1b1d21", "#e9eaec")
-MUTED = ("#62666e", "#9da3ad")
-LINE = ("#dcdee2", "#363a41")
-SHADE = ("#f1f2f4", "#22252a")
-THEME = {
-    "ink": INK,
-    "muted": MUTED,
-    "line": LINE,
-    "shade": SHADE,
-    **{f"series-{i}": pair for i, pair in enumerate(SERIES, 1)},
-}
-"""CSS variable -> its colour in light and in dark."""
 
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # past the palette's end the dashes change, so that no two curves look the same
 FONT = 12.0  # px at the chart's own size; a phone shows it at nine tenths of that

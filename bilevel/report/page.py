@@ -16,11 +16,12 @@ from bilevel.account import Table, Value, Verdict
 from bilevel.answer import REPORT, Command
 from bilevel.errors import InputError
 from bilevel.files import write_atomic
+from bilevel.palette import THEME
 from bilevel.plain import flatten
 from bilevel.plaintext import escape
 from bilevel.report.charts import comparison_charts, group_charts
 from bilevel.report.comparison import FILE, Comparison, difference_rows, read_comparison, score_rows
-from bilevel.report.drawing import THEME, Chart, Inks
+from bilevel.report.drawing import Chart, Inks
 from bilevel.report.facts import facts
 from bilevel.report.findings import statements, upper_rows
 from bilevel.report.groups import Group, differences, group_runs

@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from bilevel import SGD, Labels, Record, Run, ScaleBiO, fit
 from bilevel.account import Account
 from bilevel.history import History
 from bilevel.loggers.plot import draw
-from bilevel.loggers.progress import FIRST, ProgressLogger, expectation, headline
+from bilevel.loggers.progress import FIRST, ProgressLogger, bars, expectation, headline
+from bilevel.palette import ACCENT
 from bilevel.plugins import Plugins
 from bilevel.record import pace
+from bilevel.terminal import Terminal
 from bilevel_backends.torch_backend import TorchBackend
 from tests.conftest import Distance
 
@@ -49,6 +52,17 @@ def test_a_terminal_gets_a_panel_with_bars_and_time_left() -> None:
     assert "━" in text
     assert "x0" in text
     assert "gap" in text
+
+
+@pytest.mark.parametrize("colours", [None, "truecolor"])
+def test_bars_have_the_colour_of_charts_where_the_terminal_has_colours(colours: str | None) -> None:
+    screen = io.StringIO()
+    console = Terminal(file=screen, force_terminal=True, width=100, color_system=colours)
+    console.print(bars({"a": 1.0, "b": 0.5}))
+    accent = ";".join(str(int(ACCENT[0][place : place + 2], 16)) for place in (1, 3, 5))
+    assert re.findall(r"\x1b\[38;2;([\d;]+)m━", screen.getvalue())[:2] == ([accent] * 2 if colours else [])
+    assert screen.getvalue().count("━" * 16) >= 2
+    assert ("\x1b" in screen.getvalue()) == (colours is not None)
 
 
 def test_other_outputs_get_one_plain_line_a_step() -> None:

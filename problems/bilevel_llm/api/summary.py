@@ -8,6 +8,7 @@ from markupsafe import Markup
 from rich.table import Table
 
 from bilevel.answer import Answer
+from bilevel.palette import ACCENT
 from bilevel.plaintext import escape
 from bilevel.terminal import Terminal
 
@@ -45,8 +46,8 @@ def as_html(answer: Answer, state: str) -> str:
     rows = Markup("").join(
         Markup(
             "<tr><td style='text-align:left'>{}</td><td>{}</td><td>{}</td><td style='text-align:left'>"
-            "<div style='width:{:.2f}em;height:.7em;background:#1460bc'></div></td></tr>"
-        ).format(escape(name), weight, interval, max(0.0, min(1.0, answer.values[name])) * _BAR)
+            "<div style='width:{:.2f}em;height:.7em;background:{}'></div></td></tr>"
+        ).format(escape(name), weight, interval, max(0.0, min(1.0, answer.values[name])) * _BAR, ACCENT[0])
         for name, weight, interval in _rows(answer)
     )
     verdict = [] if answer.verdict is None else [Markup("<b>→ {}</b>").format(escape(answer.verdict.sentence()))]

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from bilevel.palette import ACCENT, SERIES
 from bilevel.report.charts import group_charts
-from bilevel.report.drawing import SERIES, Inks, shorten, spread, thinned
+from bilevel.report.drawing import Inks, shorten, spread, thinned
 from bilevel.report.groups import group_runs
 from bilevel.run_reader import read_run
 from tests.bilevel.conftest import Make
@@ -51,6 +52,11 @@ def test_colours_stay_apart_for_eyes_that_lack_a_cone(lacking: str, theme: int) 
 def test_labels_can_be_read(pair: tuple[str, str]) -> None:
     assert contrast(pair[0], "#ffffff") > 4.5
     assert contrast(pair[1], "#15171a") > 4.5
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#000000"])
+def test_a_bar_can_be_seen_on_any_background(background: str) -> None:
+    assert contrast(ACCENT[0], background) > 3
 
 
 def test_labels_are_spread_no_more_than_they_must() -> None:
