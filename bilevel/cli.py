@@ -150,6 +150,9 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Change a key of the recipe."),
     ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Plan for this machine: its GPU, or else its CPU, as measured in a few seconds.")
+    ] = False,
     gpus: Annotated[int, typer.Option(help="The number of GPUs; each has a process of its own.")] = 1,
     gpu_memory: Annotated[float, typer.Option(help="The memory of each GPU in GB (10^9 bytes).")] = 80.0,
     cpu_memory: Annotated[
@@ -177,8 +180,10 @@ def plan(
     from bilevel.plugins import load_plugins
 
     hardware = Hardware(gpus, gpu_memory, cpu_memory, peak_tflops, mfu, link, node_link, gpus_per_node)
+    if here and hardware != Hardware():
+        raise InputError("--here measures this machine, and other options describe one; leave out either")
     config = load_config(recipe, load_plugins(), changes=changes or [])
-    report = plan_run(config, hardware, labelled_share=labelled_share)
+    report = plan_run(config, None if here else hardware, labelled_share=labelled_share)
     Terminal(width=None if sys.stdout.isatty() else 160).print(report)
     if json is not None:
         write_atomic(json, report.to_json())

@@ -10,12 +10,14 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bilevel.answer import in_words
 from bilevel.backend import Placement
 from bilevel.config import Config
 from bilevel.errors import InputError
 from bilevel.planning.changes import Advice, Change, advise, quicken
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import GB, Hardware
+from bilevel.planning.here import measure
 from bilevel.planning.load import Setup
 from bilevel.planning.plan import Plan, make_plan
 
@@ -32,16 +34,18 @@ class PlanReport:
     otherwise: the bytes of the activations if activation checkpointing were switched.
     advice: what to do if it does not fit; None if it does.
     quicker: a setting that would make it quicker, if it fits and there is one.
+    steps: those of the run.
     """
 
     plan: Plan
+    steps: int
     otherwise: int
     advice: Advice | None
     quicker: Change | None
 
     def to_json(self) -> str:
         """All numbers: bytes, seconds, FLOPs, and the assumptions."""
-        content = {**_plain(self.plan), "activations_otherwise": self.otherwise, "advice": None}
+        content = {**_plain(self.plan), "steps": self.steps, "activations_otherwise": self.otherwise, "advice": None}
         content["quicker"] = _plain_change(self.quicker)
         if self.advice is not None:
             content["advice"] = {
@@ -54,14 +58,15 @@ class PlanReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         plan = self.plan
         yield Text(_headline(plan))
-        yield _memory(f"each of {plan.hardware.gpus} GPUs" if plan.hardware.gpus > 1 else "the GPU", plan.gpu)
+        yield _memory(_computing(plan.hardware), plan.gpu)
         checkpointed = plan.placement.activation_checkpointing
         yield Text(
             f"activations {'without' if checkpointed else 'with'} checkpointing: {_gb(self.otherwise)}\n", style="dim"
         )
-        yield _memory(f"CPU memory, all processes{_of_node(plan.hardware)}", plan.cpu)
+        beside = "beside it" if plan.hardware.on_cpu else f"CPU memory, all processes{_of_node(plan.hardware)}"
+        yield _memory(beside, plan.cpu)
         yield Text()
-        yield Text(_speed(plan))
+        yield Text(_speed(plan, self.steps))
         yield Text()
         yield _verdict(plan)
         if self.advice is not None:
@@ -71,9 +76,10 @@ class PlanReport:
             yield Text(_in_short(self.quicker.plan))
 
 
-def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0) -> PlanReport:
+def plan_run(config: Config, hardware: Hardware | None, *, labelled_share: float = 1.0) -> PlanReport:
     """Plan the run of a recipe. What is read depends on the problem's cost: for a language model, neither data nor weights.
 
+    hardware: None: the machine at hand, which is measured.
     labelled_share: the share of a batch's units that carry a loss.
 
     Raises `InputError` for a recipe that cannot be planned, or cannot run on that many GPUs.
@@ -86,13 +92,15 @@ def plan_run(config: Config, hardware: Hardware, *, labelled_share: float = 1.0)
     run = config.run
     copied = run.checkpoint_in_background and run.checkpoint_every is not None
     setup = Setup(config.backend, config.active, config.solver.workload(), run.seed, run.limit, copied)
-    placement = config.backend.placement(hardware.gpus)
+    placement = config.backend.placement(1 if hardware is None else hardware.gpus)
     model = Footprint(config.problem.cost(labelled_share), placement.dtype)
+    if hardware is None:
+        hardware = measure(model, setup)
     plan = make_plan(model, setup, hardware)
     draws = config.active.heaviest(model.blocks, model.sizes)
     otherwise = max(model.passing(plan.rows, d, recompute=not placement.activation_checkpointing).kept for d in draws)
     advice = None if plan.fits else advise(model, setup, hardware)
-    return PlanReport(plan, otherwise, advice, quicken(model, setup, plan) if plan.fits else None)
+    return PlanReport(plan, run.limit, otherwise, advice, quicken(model, setup, plan) if plan.fits else None)
 
 
 def _headline(plan: Plan) -> str:
@@ -112,8 +120,15 @@ def _memory(title: str, parts: Mapping[str, int]) -> Table:
     return table
 
 
-def _speed(plan: Plan) -> str:
-    if plan.step_seconds - plan.seconds["starting kernels"] < QUICK:
+def _computing(hardware: Hardware) -> str:
+    if hardware.on_cpu:
+        return "memory of this machine"
+    return f"each of {hardware.gpus} GPUs" if hardware.gpus > 1 else "the GPU"
+
+
+def _speed(plan: Plan, steps: int) -> str:
+    hardware = plan.hardware
+    if not hardware.measured and plan.step_seconds - plan.seconds["starting kernels"] < QUICK:
         return (
             f"{plan.flops / 1e9:,.3g} GFLOP and {plan.units:,.0f} {plan.unit} a step: so little that the time is that of "
             "Python and of starting kernels, which no plan knows"
@@ -121,18 +136,24 @@ def _speed(plan: Plan) -> str:
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in plan.seconds.items() if value)
     if plan.hidden >= QUICK:
         seconds += f"; communicating behind the computing {plan.hidden:.2f}"
-    hardware = plan.hardware
+    speed = (
+        f"{plan.flops / 1e12:,.3g} TFLOP a step at {hardware.peak_tflops:.3g} TFLOP/s, measured here in passes of this model"
+        if hardware.measured
+        else f"{plan.flops / 1e12:,.1f} TFLOP a step at {hardware.mfu:.0%} of {hardware.peak_tflops:g} TFLOP/s"
+    )
     return (
-        f"about {3600 / plan.step_seconds:,.0f} steps an hour, {plan.units / plan.step_seconds:,.0f} {plan.unit} a second\n"
-        f"{plan.step_seconds:.2f} s a step ({seconds}); {plan.flops / 1e12:,.1f} TFLOP a step "
-        f"at {hardware.mfu:.0%} of {hardware.peak_tflops:g} TFLOP/s"
+        f"about {3600 / plan.step_seconds:,.0f} steps an hour, {plan.units / plan.step_seconds:,.0f} {plan.unit} a second; "
+        f"{steps:,} steps take about {in_words(steps * plan.step_seconds)}\n"
+        f"{plan.step_seconds:.2g} s a step ({seconds}); {speed}"
     )
 
 
 def _verdict(plan: Plan) -> Text:
     hardware = plan.hardware
     found = f"{_gb(plan.gpu_bytes)} of {hardware.gpu_memory:g} GB on each GPU"
-    if hardware.cpu_memory is not None:
+    if hardware.on_cpu:
+        found = f"{_gb(plan.gpu_bytes + plan.cpu_bytes)} of the {hardware.gpu_memory:.1f} GB that are free"
+    elif hardware.cpu_memory is not None:
         found += f", {_gb(plan.cpu_bytes)} of {hardware.cpu_memory:g} GB of CPU memory{_of_node(hardware)}"
     return Text(f"{'fits' if plan.fits else 'does not fit'}: {found}", style="green" if plan.fits else "red")
 
@@ -158,6 +179,8 @@ def _advice(advice: Advice, placement: Placement) -> Iterator[RenderableType]:
 
 
 def _in_short(plan: Plan) -> str:
+    if plan.hardware.on_cpu:
+        return f"{_gb(plan.gpu_bytes + plan.cpu_bytes)}, {plan.step_seconds:.2g} s a step"
     cpu = f"{_gb(plan.cpu_bytes)} of CPU memory{_of_node(plan.hardware)}"
     return f"{_gb(plan.gpu_bytes)} on each GPU, {cpu}, {plan.step_seconds:.2f} s a step"
 

@@ -8,7 +8,7 @@ which gradients are needed at all is therefore found out rather than derived.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +103,14 @@ def trace_pass(
     return Pass(kept, memory.loss_peak, memory.block_peak, memory.flops, forward_flops, memory.operations)
 
 
+def flops_of(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+    """The floating-point operations of one call of an operation of torch; 0 of what is not counted in `Pass.flops`."""
+    packet = operation._overloadpacket
+    if packet in _FLOPS:
+        return _FLOPS[packet](args[0 if packet is _FUSED_ATTENTION else 1].shape, args[2].shape)
+    return int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
+
+
 def replace_parameters(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
     """Replace every parameter by a changed one, in place. A parameter that is used in several places stays one.
 
@@ -161,11 +169,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
-        packet = func._overloadpacket
-        if packet in _FLOPS:
-            self.flops += _FLOPS[packet](args[0 if packet is _FUSED_ATTENTION else 1].shape, args[2].shape)
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        self.flops += flops_of(func, args, kwargs or {}, out)
         return out
 
     def _count(self, tensor: Tensor) -> None:

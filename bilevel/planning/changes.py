@@ -153,6 +153,9 @@ def _written(value: Any) -> str:
 
 
 def _more_gpus(hardware: Hardware) -> list[Option]:
+    if hardware.on_cpu:
+        return []
+
     def option(gpus: int) -> Option:
         return Option((f"--gpus {gpus}",), lambda setup, machine: (setup, replace(machine, gpus=gpus)))
 

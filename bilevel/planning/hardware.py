@@ -32,6 +32,8 @@ class Hardware:
     communicator: GB of NCCL's own buffers, with several GPUs.
     fragmentation: the share of the allocator's memory that it cannot use.
     process: GB of CPU memory of a process that has loaded torch and CUDA, beside anything below.
+    on_cpu: whether the CPU computes. Then `gpu_memory` is that of the machine, and all that a run holds has to fit into it.
+    measured: whether `peak_tflops` and `launch` were measured in passes of the model at hand, see `bilevel.planning.here`.
 
     What follows `gpus_per_node` are assumptions for which the command has no option; see docs/explanation-memory.md.
     """
@@ -53,6 +55,8 @@ class Hardware:
     communicator: float = 1.0
     fragmentation: float = 0.05
     process: float = 3.0
+    on_cpu: bool = False
+    measured: bool = False
 
     def __post_init__(self) -> None:
         for name in ("gpus", "gpu_memory", "peak_tflops", "mfu", "link", "node_link", "gpus_per_node"):

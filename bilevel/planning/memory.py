@@ -35,7 +35,10 @@ def on_gpu(
         parts["marked weights"] = _marked(model, setup) * optimizer_share
     held = sum(parts.values())
     reserve = (hardware.context + (hardware.communicator if hardware.gpus > 1 else 0)) * GB + hardware.fragmentation * held
-    return {part: round(size) for part, size in (parts | {"CUDA, NCCL and allocator": reserve}).items()}
+    return {
+        part: round(size)
+        for part, size in (parts | {"allocator" if hardware.on_cpu else "CUDA, NCCL and allocator": reserve}).items()
+    }
 
 
 def _worst_moment(model: Footprint, placement: Placement, passes: list[Load], draw: frozenset[str]) -> dict[str, float]:

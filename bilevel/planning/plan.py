@@ -58,8 +58,10 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether each GPU, and the CPU if its memory was given, has enough memory."""
+        """Whether each GPU, and the CPU if its memory was given or it is what computes, has enough memory."""
         limit = self.hardware.cpu_memory
+        if self.hardware.on_cpu:
+            return self.gpu_bytes + self.cpu_bytes <= self.hardware.gpu_memory * GB
         return self.gpu_bytes <= self.hardware.gpu_memory * GB and (limit is None or self.cpu_bytes <= limit * GB)
 
     @property
@@ -87,6 +89,8 @@ def make_plan(model: Footprint, setup: Setup, hardware: Hardware) -> Plan:
         if rows % hardware.gpus:
             raise InputError(f"{level} batches have {rows} rows, which {hardware.gpus} GPUs cannot share equally")
     setup.active.at(0, model.blocks, setup.seed)  # says so if the rule does not fit the module
+    if placement.micro_batch_size == "auto" and hardware.on_cpu:
+        placement = replace(placement, micro_batch_size=None)  # as a run does there
     if placement.micro_batch_size == "auto":
         return _with_most_rows(model, setup, hardware, placement)
     return _plan(model, setup, hardware, placement)
