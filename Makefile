@@ -7,9 +7,10 @@ TRAINERS := .venv/trainers
 DOCS := .venv/docs
 OLDEST := .venv/oldest
 PEERS := .venv/peers
+RELEASE := .venv/release
 PACKAGES := $(basename $(notdir $(wildcard benchmarks/peers/requirements/*.txt)))
 
-.PHONY: venv test lint docs test-package test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study bench-peers demo clean
+.PHONY: venv test lint docs test-package test-image release-check test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study bench-peers demo clean
 
 venv: $(READY)
 
@@ -43,6 +44,22 @@ docs: $(DOCS)/ready
 
 test-package: $(READY)
 	$(BIN)/python tests/packaging/check_wheel.py
+
+# Needs docker.
+test-image:
+	docker build --target cpu --tag bilevel:cpu .
+	docker run --rm bilevel:cpu --version
+	docker run --rm bilevel:cpu list
+	docker run --rm --volume "$(CURDIR)/examples/smallest:/recipe:ro" bilevel:cpu run /recipe/recipe.yaml
+
+# Everything that has to be true of a release, and what the second person signs: RELEASING.md.
+release-check: $(RELEASE)/ready
+	$(BIN)/python -m tests.packaging.check_release --twine $(RELEASE)/bin/twine
+
+$(RELEASE)/ready: $(READY)
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --disable-pip-version-check twine
+	touch $@
 
 # One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores. Tests of a file
 # share what takes long to make, and go to the same worker.

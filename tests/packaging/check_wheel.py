@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,9 +37,9 @@ def main() -> None:
     print(f"packaging check passed in {time.monotonic() - started:.0f} s")
 
 
-def build(into: Path) -> Path:
-    """The sdist, and the wheel made from it, as an installer would that finds no wheel."""
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", into, ROOT)
+def build(into: Path, source: Path = ROOT, variables: Mapping[str, str] | None = None) -> Path:
+    """The sdist, and the wheel made from it, as an installer would that finds no wheel. Returns the wheel."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", into, source, variables=variables)
     (wheel,) = into.glob("*.whl")
     return wheel
 
@@ -120,9 +121,12 @@ def check_types(bin_: Path, elsewhere: Path) -> None:
     run(bin_ / "python", "-m", "mypy", "--strict", *cache, *files, cwd=elsewhere)
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end; it must succeed."""
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+def run(
+    *command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; it must succeed. variables: of its environment, beside the usual ones."""
+    environment = ENVIRONMENT | dict(variables or {})
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"packaging check: {' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}{done.stderr}")
     return done
