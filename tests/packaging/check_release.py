@@ -106,12 +106,13 @@ def build_twice(work: Path) -> dict[str, list[Path]]:
 
 
 def check_sdist(sdist: Path) -> None:
-    names = tarfile.open(sdist).getnames()
+    with tarfile.open(sdist) as packed:
+        names = packed.getnames()
     base = sdist.name.removesuffix(".tar.gz")
     for name in ("LICENSE", "CHANGELOG.md", "pyproject.toml", "tests/test_docs.py", "docs/index.md", "Makefile"):
         assert f"{base}/{name}" in names, f"{sdist.name} lacks {name}"
-    packed = [name for name in names if re.search(r"__pycache__|\.venv|/runs/|/\.git/", name)]
-    assert not packed, f"{sdist.name} has {', '.join(packed[:5])}"
+    left_over = [name for name in names if re.search(r"__pycache__|\.venv|/runs/|/\.git/", name)]
+    assert not left_over, f"{sdist.name} has {', '.join(left_over[:5])}"
 
 
 def check_use(work: Path, wheel: Path) -> None:
