@@ -43,10 +43,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "api/index.md", content=overview))
 
     pages = sorted(file.src_uri for file in files.documentation_pages() if "/" not in file.src_uri)
+    examples = [file.src_uri for file in files.documentation_pages() if file.src_uri.startswith("examples/")]
     config.nav = [
         "index.md",
         *({kind: [page for page in pages if page.startswith(prefix)]} for kind, prefix in KINDS.items()),
-        {"Examples": sorted(file.src_uri for file in files.documentation_pages() if file.src_uri.startswith("examples/"))},
+        {"Examples": sorted(examples, key=lambda uri: (uri != "examples/index.md", uri))},
         {"API": ["api/index.md", *(f"api/{package}.md" for package in packages)]},
         {"Development": list(SITE.values())},
     ]
