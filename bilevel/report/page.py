@@ -143,8 +143,12 @@ def signed(value: float) -> str:
 
 
 def span(interval: Interval) -> str:
-    """Format an interval as in a paper; a dash if there is none."""
-    return f"[{number(interval.low)}, {number(interval.high)}]" if interval.known else "–"
+    """Format an interval as in a paper, both ends with as many decimals; a dash if there is none."""
+    if not interval.known:
+        return "–"
+    if 0.01 <= max(abs(interval.low), abs(interval.high)) < 1000:
+        return f"[{interval.low:.3f}, {interval.high:.3f}]".replace("-", "−")
+    return f"[{number(interval.low)}, {number(interval.high)}]"
 
 
 def _seconds(value: float | None) -> str:

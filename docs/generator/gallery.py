@@ -8,6 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 PAGE = "examples/index.md"
+FIRST = "examples/reweighting.md"  # what most come for
 FOLDERS = {
     "smallest": "The smallest run: weights of clean and of flipped sources of numbers, in seconds (`examples/smallest`).",
     "python_docs": "The demo of the README: four sources of text and SmolLM2-135M, in minutes (`examples/python_docs`).",
@@ -20,7 +21,8 @@ FOLDERS = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page. The notebooks are files already."""
     uris = sorted(file.src_uri for file in files if file.src_uri.startswith("examples/"))
-    cards = [_card(uri, files, uris) for uri in uris if uri.endswith(".md")]
+    pages = sorted((uri for uri in uris if uri.endswith(".md")), key=lambda uri: (uri != FIRST, uri))
+    cards = [_card(uri, files, uris) for uri in pages]
     cards += [f"-   **{name}**\n\n    {sentence}\n" for name, sentence in FOLDERS.items()]
     content = '# Examples\n\n<div class="grid cards" markdown>\n\n' + "\n".join(cards) + "\n</div>\n"
     files.append(File.generated(config, PAGE, content=content))
@@ -32,7 +34,7 @@ def _card(uri: str, files: Files, uris: list[str]) -> str:
     assert file is not None
     text = file.content_string
     title, body = re.match(r"# (.+)\n+((?:.+\n?)+)", text).groups()  # type: ignore[union-attr]
-    sentence = re.split(r"(?<=[.?!])\s", " ".join(body.split()))[0].rstrip(":")
+    sentence = re.split(r"(?<=[.?!])\s(?=[A-Z])", " ".join(body.split()))[0].rstrip(":")
     name = uri.removeprefix("examples/")
     pictures = [each.removeprefix("examples/") for each in uris if each.startswith(uri[:-3]) and each.endswith(".png")]
     shown = f"    ![{title}]({pictures[0]})\n\n" if pictures else ""

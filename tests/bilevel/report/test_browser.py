@@ -22,6 +22,8 @@ FRAME = """<!doctype html><style>html, body {{ margin: 0 }} iframe {{ border: 0;
 document.querySelector("iframe").onload = (event) => {{
   const root = event.target.contentDocument.documentElement;
   document.body.dataset.measured = [root.clientWidth, root.scrollWidth, root.scrollHeight].join(" ");
+  const cells = [...event.target.contentDocument.querySelector("table.stack tr:has(.named)").querySelectorAll("td[data-label]")];
+  document.body.dataset.cells = cells.map((cell) => cell.getBoundingClientRect().top).join(" ");
 }};
 </script>"""
 
@@ -66,3 +68,13 @@ def test_the_page_fits_the_window_and_is_not_blank(page: Path, width: int, heigh
     different = (np.abs(shown - background).max(axis=2) > 0.2).mean()
     assert 0.01 < different < 0.5, f"{different:.2%} of the picture is not background"
     assert len(np.unique((shown * 8).astype(int).reshape(-1, 3), axis=0)) > 20, "no colours"
+
+
+def test_the_numbers_of_a_source_stand_in_one_row_on_a_phone(page: Path) -> None:
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.format(page=page.as_uri(), width=360, height=800))
+    found = re.search(r'data-cells="([^"]+)"', browse("--window-size=600,800", "--dump-dom", where=frame))
+    assert found, "the page did not load"
+    tops = found[1].split()
+    assert len(tops) == 3
+    assert len(set(tops)) == 1, f"average, interval and last step are {tops} px from the top"

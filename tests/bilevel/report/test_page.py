@@ -17,6 +17,7 @@ from bilevel.cli import app
 from bilevel.errors import InputError
 from bilevel.report.findings import upper_rows
 from bilevel.report.page import html, number, read, span, write
+from bilevel.statistics import Interval
 from bilevel_backends.torch_backend import TorchBackend
 from bilevel_llm.reweighting.problem import LLMReweighting
 from tests.bilevel.conftest import Make
@@ -304,3 +305,11 @@ def test_on_a_phone_the_rows_of_tables_are_stacked_and_every_cell_says_what_it_i
 
 def test_a_chart_without_a_caption_has_no_empty_one(make_run: Make) -> None:
     assert not re.search(r"<figcaption>\s*</figcaption>", page(make_run(findings=()))[0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.00094, 0.414, "[0.001, 0.414]"), (-0.5, 0.0004, "[−0.500, 0.000]"), (0.0001, 0.0002, "[0.0001, 0.0002]")],
+)
+def test_both_ends_of_an_interval_have_as_many_decimals(low: float, high: float, shown: str) -> None:
+    assert span(Interval((low + high) / 2, low, high)) == shown

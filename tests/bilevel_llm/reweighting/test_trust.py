@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bilevel.record import Record
+from bilevel_llm.reweighting.findings import order
 from bilevel_llm.reweighting.trust import Trust
 from bilevel_llm.reweighting.verdict import verdict
 
@@ -126,6 +127,11 @@ def test_a_pair_within_the_noise_is_named_and_the_others_are_not() -> None:
     assert not found.passed
     assert "fair and bad" in found.sentence
     assert "good" not in found.sentence
+
+
+def test_neighbors_within_the_noise_are_named_once_each() -> None:
+    assert order._chains([("a", "b"), ("b", "c"), ("d", "e")]) == [["a", "b", "c"], ["d", "e"]]
+    assert order._chains([]) == []
 
 
 def test_a_model_that_learns_nothing_makes_the_weights_useless() -> None:
