@@ -5,18 +5,16 @@ Usage: python studies/page.py
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from results import Cell, Results
+
+from bilevel.statistics import Interval, interval
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE))
-
-from results import Cell, Results  # noqa: E402
-
-from bilevel.statistics import Interval, interval  # noqa: E402
 
 PAGE = ROOT / "docs" / "explanation-evidence.md"
 

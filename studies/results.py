@@ -112,7 +112,7 @@ def distilled(directory: Path) -> dict[str, Any]:
 
 def _cell(directory: Path, cell: dict[str, Any]) -> dict[str, Any]:
     """A cell of comparison.json, with what the run that found its weights says of them."""
-    kept = {key: cell[key] for key in ("method", "seed", "metrics", "weights", "cost") if key in cell}
+    kept: dict[str, Any] = {key: cell[key] for key in ("method", "seed", "metrics", "weights", "cost") if key in cell}
     run = directory / "cells" / cell["method"] / f"seed-{cell['seed']}" / "weights"
     if (run / "account.json").exists():
         account = json.loads((run / "account.json").read_text(encoding="utf-8"))

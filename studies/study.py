@@ -17,17 +17,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import page
 import yaml
 from pydantic import BaseModel, ConfigDict
+from results import distilled
 
 from bilevel.errors import InputError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE))
-
-import page  # noqa: E402
-from results import distilled  # noqa: E402
 
 
 class Case(BaseModel):
