@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -276,6 +277,15 @@ def _check_budget(bench: Bench, methods: Sequence[Method], recipe: Recipe) -> No
                     bench.mix(method.known(seed), seed)
         except InputError as error:
             raise InputError(f"{where}: {method.label}: {error} (in a recipe: keys of compare)") from error
+        if method.most_rows is not None and settings.tokens is not None:
+            lengths = np.sort(np.concatenate([table.lengths for table in bench.problem.source_tables.values()]))
+            most = settings.max_repeats * int(lengths[-method.most_rows :].sum())
+            if most < settings.tokens:
+                raise InputError(
+                    f"{recipe.where([SECTION, 'tokens'])}: compare.tokens is {settings.tokens:,}, and the "
+                    f"{method.most_rows:,} rows that {method.label} selects have {most:,} at most (each row "
+                    f"{settings.max_repeats} times); ask for fewer, raise compare.max_repeats, or let it select more"
+                )
         if method.known is None and settings.rows is not None:
             drawn = sum(capacity.values()) if method.most_rows is None else method.most_rows * settings.max_repeats
             if drawn < settings.rows:

@@ -160,16 +160,27 @@ def evaluate(
 
 
 def table(scores: Mapping[str, Scores]) -> Table:
-    """The summaries as a table, with a row for each file."""
+    """The summaries as a table, with a row for each file, which has as much of its path as tells it from the others."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
+    names = _told_apart(list(scores))
     shown.add_column("file", overflow="fold")
     columns = {"rows": ",d", "tokens": ",d", "loss": ".4f", "perplexity": ".3f", "row_loss": ".4f", "token_accuracy": ".2%"}
     for name in columns:
         shown.add_column(name.replace("_", " "), justify="right")
-    for file, one in scores.items():
+    for name, one in zip(names, scores.values(), strict=True):
         summary = one.summary()
-        shown.add_row(file, *(format(summary[name], style) for name, style in columns.items()))
+        shown.add_row(name, *(format(summary[name], style) for name, style in columns.items()))
     return shown
+
+
+def _told_apart(paths: Sequence[str]) -> list[str]:
+    """The ends of paths, with as many folders as make them different."""
+    parts = [path.split("/") for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        ends = ["/".join(one[-length:]) for one in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(paths)
 
 
 def write(scores: Mapping[str, Scores], file: Path) -> None:

@@ -186,6 +186,16 @@ def test_a_step_size_that_is_not_given_is_found_on_the_data(model_directory: Any
     assert given.recipe.tree["solver"]["lr_z"] == 0.5
 
 
+def test_a_mix_can_be_drawn_from_all_rows_of_which_the_run_read_a_sample(model_directory: Any, tmp_path: Path) -> None:
+    sampled = {"path": str(write(tmp_path / "rows.jsonl")), "max_rows": 8}
+    result = reweight(model_directory(), output=tmp_path / "run", sources={"a": sampled, "b": ROWS}, target=sentences(9, 20))
+    weights = tmp_path / "weights.json"
+    weights.write_text('{"a": 1, "b": 0}')
+    with pytest.raises(InputError, match=r"has 8, .*--all-rows"):
+        result.mix(20, weights=str(weights), max_repeats=1)
+    assert len(set(result.mix(20, weights=str(weights), max_repeats=1, all_rows=True)["output"])) > 8
+
+
 STREAM = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
 
 

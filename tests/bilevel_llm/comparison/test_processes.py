@@ -12,7 +12,9 @@ from tests.bilevel_backends.distributed.conftest import launch
 from tests.bilevel_llm.comparison.conftest import bilevel
 from tests.bilevel_llm.tiny import write_rows
 
-METHODS: list[Any] = ["uniform", "learned", "odm", {"name": "less", "share": 0.5, "lr": 1e-3}]
+METHODS: list[Any] = [
+    "uniform", "learned", "odm", "doremi", {"name": "swarm", "runs": 5, "steps": 2}, {"name": "less", "share": 0.5, "lr": 1e-3},
+]  # fmt: skip
 
 
 def test_two_processes_compare_like_one(recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def test_another_model_may_be_tuned_than_the_weights_were_learned_on(
         ({"rows": 100, "on_shortfall": "error", "methods": [{"name": "n", "weights": {"clean": 0, "other": 0, "noise": 1}}]},
          "the mix needs 100 rows of 'noise', which has 24"),
         ({"methods": [{"name": "less", "share": 0.05}]}, "compare.rows is 40, and less can draw 20 at most"),
+        ({"methods": [{"name": "less", "share": 0.05}], "rows": None, "tokens": 9000}, r"compare.tokens is 9,000, and the 5 rows that less"),
         ({"on_shortfall": "report"}, "compare.on_shortfall is 'report'"),
         ({"test": [{"path": "no-such.jsonl"}]}, "no such file: no-such.jsonl"),
         ({"test": [{"path": "no-such.jsonl", "name": "x" * 181}]}, r"compare\.test\.0: name: longer than 180 bytes"),

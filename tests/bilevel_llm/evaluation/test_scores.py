@@ -1,3 +1,4 @@
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from bilevel import InputError
 from bilevel_llm.data.settings import DataFiles, ValidationSet
 from bilevel_llm.data.tokens import tokenize
-from bilevel_llm.evaluation.scores import evaluate, score
+from bilevel_llm.evaluation.scores import Scores, evaluate, score, table
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.files import find_model
 from tests.bilevel_llm.tiny import sentences, write_rows
@@ -123,3 +125,13 @@ def test_columns_are_named_for_files_and_a_sample_is_scored_as_one_set(
     assert len(sample.targets) == 6
     with pytest.raises(InputError, match="fields: 'promt' is no role"):
         evaluate(model, [asked], fields={"promt": "q"})
+
+
+def test_the_table_fits_a_terminal_and_names_files_by_what_tells_them_apart() -> None:
+    one = Scores(np.array([3]), np.array([6.0]), np.array([1]))
+    deep = "/very/long/path/of/somebody/with/many/folders/that/no/terminal/has/room/for"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table({f"{deep}/a/test.jsonl": one, f"{deep}/b/test.jsonl": one, f"{deep}/other.jsonl": one}))
+    lines = [line.split() for line in console.export_text().splitlines()[-3:]]
+    assert [line[0] for line in lines] == ["a/test.jsonl", "b/test.jsonl", "for/other.jsonl"]
+    assert all(line[1] == "1" for line in lines)

@@ -1,0 +1,157 @@
+"""The study: what is checked before its first cell, and the page that is made of its numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bilevel.config import build_parts, build_section
+from bilevel.plugins import load_plugins
+from bilevel.problem import Problem
+from bilevel.recipe import Recipe
+from bilevel_llm.comparison.settings import CompareSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def scripts_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "studies"))
+
+
+def cell(method: str, seed: int, loss: float, **more: Any) -> dict[str, Any]:
+    spent = {"seconds": 20.0 if method == "learned" else 0.0, "tokens": 9}
+    cost = {} if method == "base" else {"cost": {"weights": spent, "finetuning": {"seconds": 10.0, "tokens": 5}}}
+    return {"method": method, "seed": seed, "metrics": {"row_loss/t": loss, "token_accuracy/t": 0.25}, **cost, **more}
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    good, bad = {"a": 0.9, "b": 0.1}, {"a": 0.2, "b": 0.8}
+    cells = [
+        cell("base", 0, 3.0), cell("base", 1, 3.0),
+        *(cell("uniform", seed, 2.0 + seed / 10, weights={"a": 0.5, "b": 0.5}) for seed in (0, 1)),
+        cell("learned", 0, 1.8, weights=good, verdict="use"), cell("learned", 1, 1.9, weights=bad, verdict="longer"),
+        *(cell("only a", seed, 1.85, weights={"a": 1.0, "b": 0.0}) for seed in (0, 1)),
+        *(cell("only b", seed, 2.5, weights={"a": 0.0, "b": 1.0}) for seed in (0, 1)),
+    ]  # fmt: skip
+    return {
+        "name": "made up", "about": "main", "model": "m", "tuned_model": "m", "sources": {"a": 10, "b": 20},
+        "validation": {"v": 5}, "test": {"t": 7}, "tokens": 100, "max_length": 8, "seeds": [0, 1], "cells": cells,
+        "methods": ["base", "uniform", "learned", "only a", "only b"], "findings": [], "machine": "none",
+        "versions": {"bilevel": "0"},
+        "differences": [
+            {"method": "learned", "against": "uniform", "metric": "row_loss/t", "mean": -0.2, "low": -0.3, "high": -0.1},
+            {"method": "only a", "against": "learned", "metric": "row_loss/t", "mean": -0.01, "low": -0.02, "high": -0.005},
+        ],
+        **changes,
+    }  # fmt: skip
+
+
+def shown(*found: dict[str, Any]) -> str:
+    import page
+    from results import Results
+
+    text: str = page.text([Results.model_validate(one) for one in found])
+    return text
+
+
+def line(text: str, start: str) -> list[str]:
+    (found,) = (one for one in text.splitlines() if one.startswith(f"| {start} |"))
+    return [part.strip() for part in found.strip("|").split("|")]
+
+
+def test_the_page_shows_scores_differences_costs_and_verdicts() -> None:
+    text = shown(results())
+    scores = line(text, "**learned**")
+    assert scores[1].startswith("1.850")
+    assert scores[2] == "-0.200 [-0.300, -0.100]"
+    assert scores[3].startswith("25.0%")
+    assert scores[4] == "2.0"  # 20 of 10 seconds
+    assert scores[5] == "use: 1 of 2"
+    assert line(text, "made up")[3:] == ["uniform", "–"]
+
+
+def test_the_page_says_how_often_the_top_source_is_the_best_alone() -> None:
+    weights = [one for one in shown(results()).splitlines() if one.startswith("| learned |")]
+    assert weights == ["| learned | 0.55 ± 0.49 | 0.45 ± 0.49 | 1 of 2 |"]
+
+
+def test_the_page_says_what_speaks_against_learning() -> None:
+    text = shown(results()).partition("## When not to use it")[2]
+    assert "took 2.0 to 2.0 times as long" in text
+    assert "a in made up (-0.010 [-0.020, -0.005] nats) was better alone" in text
+    assert "made up (1 of 2)" in text
+    noise = {"method": "learned", "against": "uniform", "metric": "row_loss/t", "mean": -0.1, "low": -0.3, "high": 0.1}
+    assert "In made up, learned weights and equal ones are not told apart" in shown(results(differences=[noise]))
+    worse = {**noise, "mean": 0.2, "low": 0.1}
+    assert "In made up, learned weights were worse than equal ones" in shown(results(differences=[{**worse, "high": 0.3}]))
+
+
+def test_missing_cells_are_counted() -> None:
+    everything = results()
+    assert "cells are missing" not in shown(everything)
+    assert "2 cells are missing" in shown(results(cells=everything["cells"][:-2]))
+
+
+def test_the_page_in_the_documentation_is_that_of_the_results() -> None:
+    import page
+
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(page.read()), "run: python studies/page.py"
+
+
+def test_recipes_have_no_mistakes_and_equal_budgets() -> None:
+    """Without data: the sections are built, and nothing is read."""
+    import study
+
+    for case in study.read_study(ROOT / "studies" / "study.yaml"):
+        recipe = Recipe.read(ROOT / case.recipe)
+        for key, value in case.set.items():
+            recipe.put(key, value, "study.yaml")
+        settings = build_section(CompareSettings, recipe.tree["compare"], recipe, ("compare",))
+        build_parts(recipe, {"problem": Problem}, load_plugins(), ignored=["solver", "backend"])
+        assert settings.tokens is not None, case.name
+        assert settings.finetune.steps is None, case.name
+        assert settings.fresh_rows, case.name
+
+
+def study(where: Path, entries: list[dict[str, Any]], *options: str) -> "subprocess.CompletedProcess[str]":
+    """Call study.py with another study.yaml, in a copy of the scripts."""
+    for name in ("study.py", "page.py", "results.py"):
+        (where / "studies").mkdir(exist_ok=True)
+        (where / "studies" / name).write_text((ROOT / "studies" / name).read_text())
+    (where / "studies" / "study.yaml").write_text(yaml.safe_dump({"comparisons": entries}))
+    return subprocess.run(
+        [sys.executable, "studies/study.py", *options], cwd=where, capture_output=True, text=True, check=False
+    )
+
+
+def test_what_is_wrong_is_said_before_the_first_cell(tmp_path: Path) -> None:
+    """The launcher stands for bilevel: it refuses one recipe, and would write a file if it were to run the other."""
+    script = tmp_path / "bilevel.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "if 'gone' in ' '.join(sys.argv): sys.exit('error: no such file: gone.jsonl')\n"
+        "if '--dry-run' not in sys.argv: pathlib.Path('ran').touch()\n"
+    )
+    recipe = {"compare": {"tokens": 9, "finetune": {}}}
+    (tmp_path / "good.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "gone.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "rows.yaml").write_text(json.dumps({"compare": {"rows": 9}}))
+    entries = [{"name": name, "about": "main", "recipe": f"{name}.yaml"} for name in ("good", "gone", "rows")]
+    later = {"name": "later", "about": "transfer", "recipe": "gone.yaml", "after": "good"}
+    ended = study(tmp_path, entries, "--launcher", f"{sys.executable} {script}")
+    assert ended.returncode == 1
+    assert "gone: error: no such file: gone.jsonl" in ended.stderr
+    assert "rows: its methods would train on different numbers of tokens; give compare.tokens" in ended.stderr
+    assert "2 of 3 comparisons cannot be made; nothing was run" in ended.stderr
+    assert not (tmp_path / "ran").exists()
+    alone = study(tmp_path, [*entries, later], "later", "--launcher", f"{sys.executable} {script}")
+    assert "later: it takes the weights of 'good', which is not done; name that one, too" in alone.stderr
+    both = study(tmp_path, [*entries, later], "good", "later", "--check", "--launcher", f"{sys.executable} {script}")
+    assert "2 comparisons can be made" in both.stdout
+    unknown = study(tmp_path, entries, "better")
+    assert "there is no comparison 'better'; known: good, gone, rows" in unknown.stderr
