@@ -79,10 +79,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "SOBA", "Active", "AdamW", "All", "Backend",
     "BilevelError", "Blocks", "Box", "Constraint", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding",
-    "Forward", "InputError", "Interrupted", "Labels", "Linear", "Logger", "Loss", "Metrics", "NonFiniteError", "NonNegative", "Power",
-    "Problem", "Proximity", "Record", "Result", "Rounds", "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Simplex",
-    "Solver", "State", "Stratified", "Table", "Variable", "Vector", "WeightDecay", "Workload", "find_blocks", "fit",
-    "fit_many", "hookimpl",
+    "Forward", "InputError", "Interrupted", "Labels", "Linear", "Logger", "Loss", "Metrics", "NonFiniteError",
+    "NonNegative", "Power", "Problem", "Proximity", "Record", "Result", "Rounds", "Run", "RunError", "Runs", "ScaleBiO",
+    "Shard", "Simplex", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "WeightDecay", "Workload",
+    "find_blocks", "fit", "fit_many", "hookimpl",
 ]  # fmt: skip
 
 

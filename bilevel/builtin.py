@@ -22,7 +22,7 @@ def bilevel_solvers(register: Register) -> None:
 
 @hookimpl
 def bilevel_loggers(register: Register) -> None:
-    """Register the loggers that a recipe names. What shows every run is a plugin of its own, in `bilevel.loggers` as well."""
+    """Register the loggers that a recipe names. Those that show every run are plugins of their own."""
     register("wandb", "bilevel.loggers.wandb:Wandb")
     register("mlflow", "bilevel.loggers.mlflow:MLflow")
     register("trackio", "bilevel.loggers.trackio:Trackio")

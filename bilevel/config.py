@@ -209,10 +209,11 @@ def _with_loggers(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
     """The section run, with an object for each logger that it names. Raises `InputError` with a line for each wrong one."""
     section = dict(recipe.tree.get("run", {}))
     given = [] if section.get("loggers") is None else section["loggers"]
-    several = isinstance(given, list | tuple)
-    paths: list[tuple[str | int, ...]] = [("run", "loggers", i) for i in range(len(given))] if several else [("run", "loggers")]
+    entries: list[tuple[Any, tuple[str | int, ...]]] = [(given, ("run", "loggers"))]
+    if isinstance(given, list | tuple):
+        entries = [(entry, ("run", "loggers", index)) for index, entry in enumerate(given)]
     built, wrong = [], []
-    for entry, path in zip(given if several else [given], paths, strict=True):
+    for entry, path in entries:
         try:
             built.append(_build_logger(entry, recipe, path, plugins))
         except InputError as error:
@@ -232,8 +233,8 @@ def _build_logger(entry: Any, recipe: Recipe, path: tuple[str | int, ...], plugi
     if not isinstance(section, Mapping) or "name" not in section:
         where = ".".join(map(str, path))
         raise InputError(
-            f"{recipe.where(path)}: {where} is {entry!r}; write the name of a logger, or a mapping with a `name` and settings; "
-            "`bilevel list` shows the loggers"
+            f"{recipe.where(path)}: {where} is {entry!r}; write the name of a logger, or a mapping with a `name` "
+            "and settings; `bilevel list` shows the loggers"
         )
     cls = _class_of("logger", section["name"], recipe, path, plugins)
     built = build_section(cls, section, recipe, path)

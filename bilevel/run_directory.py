@@ -33,8 +33,8 @@ MAY_CHANGE = {
     *("run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"),
     "run.checkpoint_in_background",
 }
-"""Settings that may change when a run is resumed; any other change would make it another run. The loggers may change, too, and
-the backend except for its precision: a run can be resumed with more processes, or on another machine."""
+"""Settings that may change when a run is resumed; any other change would make it another run. Loggers may change, too, and
+so may the backend, except for its precision: a run can be resumed with more processes, or on another machine."""
 
 
 _STEP = re.compile(r"step-(\d{8,})")

@@ -75,7 +75,7 @@ def outcome_of(run: Run, error: BaseException | None) -> Outcome:
 
 @contextmanager
 def files_of(run: Run) -> Iterator[list[Path]]:
-    """The small files of a run (its recipe, weights, pictures), and the report on it, which is there as long as this is open."""
+    """The small files of a run: its recipe, weights, pictures, and the report on it, which is there within the context."""
     if run.output is None or not run.history:
         yield []
         return

@@ -76,7 +76,7 @@ def reweight(
         docs/reference.md lists them. By default: the solver `rounds`, LISA with two blocks, bfloat16 on a GPU and float32
         elsewhere.
     progress: show the progress of the run, in a terminal or a notebook.
-    loggers: where else to log the run, as in a recipe: `["wandb"]`, or with settings `[{"name": "mlflow", "experiment": "a"}]`.
+    loggers: where else to log the run, as in a recipe: `["wandb"]`, or `[{"name": "mlflow", "experiment": "mixes"}]`.
     trust_remote_code: run code that the model's directory brings.
 
     Raises `InputError`, naming the argument, for what has to be corrected, and whatever `bilevel.fit` raises.
@@ -98,7 +98,13 @@ def reweight(
         "solver": {"name": "rounds", "horizon": HORIZON, "lr_z": UNKNOWN if lr == "auto" else lr},
         "backend": {"name": backend, "dtype": _precision()},
         "active": {"name": "lisa", "blocks": 2, "period": 5},
-        "run": {"steps": steps, "seed": seed, "output": str(directory.path), "checkpoint_every": HORIZON, "loggers": loggers},
+        "run": {
+            "steps": steps,
+            "seed": seed,
+            "output": str(directory.path),
+            "checkpoint_every": HORIZON,
+            "loggers": loggers,
+        },
     }
     recipe = Recipe(tree, {}, "bilevel.reweight")
     for key, value in (settings or {}).items():
