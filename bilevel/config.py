@@ -237,9 +237,9 @@ def _build_logger(entry: Any, recipe: Recipe, path: tuple[str | int, ...], plugi
             "and settings; `bilevel list` shows the loggers"
         )
     cls = _class_of("logger", section["name"], recipe, path, plugins)
-    built = build_section(cls, section, recipe, path)
-    if not isinstance(built, Logger):
-        raise InputError(f"logger {section['name']!r}: {name_of(cls)} does not extend bilevel.Logger")
+    if not issubclass(cls, Logger) or "name" not in {field.name for field in dataclasses.fields(cls)}:
+        raise InputError(f"logger {section['name']!r}: {name_of(cls)} must extend bilevel.Logger, and have a field `name`")
+    built: Logger = build_section(cls, section, recipe, path)
     return built
 
 

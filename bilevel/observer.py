@@ -63,9 +63,10 @@ class Followers:
             if self._observer is not None:
                 self._observer.bilevel_run_end(run=run, error=error)
         finally:
-            for thread in self._threads:
+            begun = [thread for thread in self._threads if thread.begun]  # none, if the observer failed at the start
+            for thread in begun:
                 thread.tell("bilevel_run_end", run=run, error=error)
-            for thread in self._threads:
+            for thread in begun:
                 thread.finish()
 
 
@@ -78,6 +79,11 @@ class LoggerThread:
         self._events: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
         self._work: Background[None] | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether it was told anything."""
+        return self._work is not None
+
     def tell(self, event: str, **facts: Any) -> None:
         """Add an event, and return at once."""
         self._events.put((event, facts))
@@ -86,7 +92,7 @@ class LoggerThread:
 
     def finish(self) -> None:
         """Wait until the logger has been told all, but not for too long."""
-        assert self._work is not None  # it was told the end
+        assert self._work is not None  # it has begun
         self._work.wait(SILENT)
         if self._work.outcome is None:
             log.info("waiting for %s to take the rest of the run, %.0f seconds at the most", self._name, PATIENCE)
