@@ -84,7 +84,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     (place.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     place.run("recipe.yaml")
     place.run("--resume", "mine", "--set", "run.steps=8")
-    place.run("recipe.yaml", "--output", "lost", "--set", "run.steps=400", "--set", "solver.lr_z=1e30", fails=True)
+    wild = ("solver.optimizer_z={name: sgd}", "solver.lr_z=1e30", "run.steps=40")
+    place.run("recipe.yaml", "--output", "lost", *(word for change in wild for word in ("--set", change)), fails=True)
     return place
 
 
@@ -160,17 +161,19 @@ def test_wandb_marks_a_run_that_failed(place: Place) -> None:
 
 def test_trackio_has_every_number_of_every_step_once(place: Place) -> None:
     rows = place.trackio("mine", "SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id")
-    logged = {step: json.loads(metrics) for step, metrics in rows}
+    logged = [(step, json.loads(metrics)) for step, metrics in rows]
     history = place.history("mine")
-    steps = [step for step, metrics in rows if "lower_loss" in metrics]
-    assert steps == list(range(8))
-    assert [logged[record.step]["lower_loss"] for record in history] == [r.metrics["lower_loss"] for r in history]
+    steps = {step: numbers for step, numbers in logged if "lower_loss" in numbers}
+    assert [step for step, numbers in logged if "lower_loss" in numbers] == list(range(8))
+    assert [steps[record.step]["lower_loss"] for record in history] == [r.metrics["lower_loss"] for r in history]
     for name in history[0].upper:
-        assert [logged[record.step][f"upper/{name}"] for record in history] == [record.upper[name] for record in history]
-        assert f"result/{name}" in logged[8]
+        assert [steps[record.step][f"upper/{name}"] for record in history] == [record.upper[name] for record in history]
+        assert f"result/{name}" in logged[-1][1]
 
 
 def test_trackio_has_recipe_and_files(place: Place) -> None:
+    manifests = place.trackio("mine", "SELECT manifest FROM artifact_versions WHERE producer_run_name = ? ORDER BY version")
+    assert {Path(entry["path"]).name for entry in json.loads(manifests[-1][0])} == PICTURED
     ((config,),) = place.trackio("mine", "SELECT DISTINCT config FROM configs WHERE run_name = ?")
     assert json.loads(config)["problem"]["name"] == "ridge-reweighting"
 

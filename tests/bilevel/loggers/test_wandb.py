@@ -29,9 +29,7 @@ def run(output: Path | None, *, steps: int = 4, **fields: Any) -> Any:
     return fit(Distance(), backend=TorchBackend(device="cpu"), steps=steps, output=output, **fields)
 
 
-def test_every_number_the_recipe_the_result_and_the_files_are_logged(
-    wandb: Any, tmp_path: Path, plugins: Plugins
-) -> None:
+def test_every_number_the_recipe_the_result_and_the_files_are_logged(wandb: Any, tmp_path: Path, plugins: Plugins) -> None:
     result = run(tmp_path / "mine", observer=plugins.hooks, recipe={"problem": {"name": "distance"}, "run": {"seed": 0}})
     (logged,) = wandb.runs
     assert logged.settings["name"] == "mine"
