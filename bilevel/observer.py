@@ -78,6 +78,7 @@ class LoggerThread:
         self._hooks = hooks_of(logger)
         self._events: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
         self._work: Background[None] | None = None
+        self._given_up = False
 
     @property
     def begun(self) -> bool:
@@ -98,6 +99,7 @@ class LoggerThread:
             log.info("waiting for %s to take the rest of the run, %.0f seconds at the most", self._name, PATIENCE)
             self._work.wait(PATIENCE)
         if self._work.outcome is None:
+            self._given_up = True
             log.warning("%s has not taken all of the run in %.0f seconds; what is left may be lost", self._name, PATIENCE)
 
     def _listen(self) -> None:
@@ -109,7 +111,7 @@ class LoggerThread:
             try:
                 getattr(self._hooks, event)(**facts)
             except BaseException as error:  # a server that is down, a full disk, or whatever a package ends a thread by
-                if not broken:
+                if not broken and not self._given_up:
                     what = str(error).strip().partition("\n")[0] or "no reason is given"
                     log.warning("%s logs no more of this run: %s: %s", self._name, type(error).__name__, what)
                 broken = True

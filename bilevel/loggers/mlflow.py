@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -21,6 +23,8 @@ from bilevel.plain import flatten
 if TYPE_CHECKING:
     from bilevel.record import Record
     from bilevel.run import Run
+
+RETRIES = logging.getLogger("urllib3.connectionpool")
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
@@ -75,12 +79,15 @@ class _Follower:
         self._names: dict[str, str] = {}
         self._metrics: list[Any] = []  # that are not sent yet
         self._sent = 0.0
+        self._thread = 0
 
     @hookimpl
     def bilevel_run_start(self, run: Run) -> None:
         """Begin the run, or go on with it."""
         from mlflow.tracking import MlflowClient
 
+        self._thread = get_ident()
+        RETRIES.addFilter(self._silence)
         self._client = MlflowClient(tracking_uri=self._settings.tracking_uri)
         self._id = self._found(known_as(run, "mlflow").get("run_id")) or self._created(run)
         keep(run, "mlflow", {"run_id": self._id})
@@ -97,8 +104,13 @@ class _Follower:
     @hookimpl
     def bilevel_run_end(self, run: Run, error: BaseException | None) -> None:
         """Log what the run has come to, and its files, and end it."""
-        if not self._id:
-            return
+        try:
+            if self._id:
+                self._end(run, error)
+        finally:
+            RETRIES.removeFilter(self._silence)
+
+    def _end(self, run: Run, error: BaseException | None) -> None:
         try:
             outcome = outcome_of(run, error)
             self._add(outcome.numbers, len(run.history))
@@ -110,6 +122,10 @@ class _Follower:
                     self._client.log_artifact(self._id, str(file))
         finally:
             self._client.set_terminated(self._id, STATUS[ending(error)])
+
+    def _silence(self, record: logging.LogRecord) -> bool:
+        """Leave out what is said of each of MLflow's many tries to reach a server; what comes of them is one warning."""
+        return record.thread != self._thread
 
     def _found(self, known: str | None) -> str | None:
         """The run that this one goes on with, if MLflow still has it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import uuid4
@@ -51,12 +52,13 @@ class Wandb(Logger):
             return
         import wandb
 
-        try:
-            wandb.login()
-        except wandb.Error as error:
-            raise InputError(
-                f"wandb cannot log in: {error} Or set WANDB_API_KEY; with mode: offline, the run is kept for `wandb sync`"
-            ) from error
+        with suppress(wandb.CommError):  # a server that cannot be reached now may be reached later, and else is a warning
+            try:
+                wandb.login()
+            except (wandb.UsageError, ValueError) as error:
+                raise InputError(
+                    f"wandb cannot log in: {error} Or set WANDB_API_KEY; `mode: offline` keeps the run for `wandb sync`"
+                ) from error
 
     def follower(self) -> _Follower:
         """What logs one run."""

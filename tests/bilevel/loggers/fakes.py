@@ -6,12 +6,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 
-def fake_wandb(*, key: bool = True) -> Any:
-    """`wandb`, of which `runs` has what was made. Without a key, nobody can log in."""
+def fake_wandb(*, fails: str = "") -> Any:
+    """`wandb`, of which `runs` has what was made. `fails` is the error with which nobody can log in."""
     runs: list[Any] = []
 
-    class Error(Exception):
+    class UsageError(Exception):
         pass
+
+    class CommError(Exception):
+        pass
+
+    errors = {"UsageError": UsageError, "CommError": CommError}
 
     class Run:
         def __init__(self, settings: dict[str, Any]) -> None:
@@ -43,11 +48,11 @@ def fake_wandb(*, key: bool = True) -> Any:
         return run
 
     def login() -> bool:
-        if not key:
-            raise Error("No API key configured.")
+        if fails:
+            raise errors[fails]("No API key configured.")
         return True
 
-    return package("wandb", runs=runs, init=init, login=login, Error=Error, Artifact=Artifact, Settings=SimpleNamespace)
+    return package("wandb", runs=runs, init=init, login=login, Artifact=Artifact, Settings=SimpleNamespace, **errors)
 
 
 def package(name: str, **members: Any) -> Any:

@@ -1,6 +1,7 @@
 """What MLflow is sent, by a fake; `test_services.py` reads back what the real one has written."""
 
 import json
+import logging
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -190,3 +191,21 @@ def test_a_password_is_not_kept_in_a_recipe() -> None:
     with pytest.raises(InputError, match="MLflow.tracking_uri.*MLFLOW_TRACKING_PASSWORD"):
         MLflow(tracking_uri="https://me:secret@host")
     assert MLflow(tracking_uri="https://me@host").tracking_uri == "https://me@host"
+
+
+def test_a_server_that_is_down_is_one_warning_and_not_one_for_each_try(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    retries = logging.getLogger("urllib3.connectionpool")
+
+    def down(*arguments: Any, **named: Any) -> Any:
+        retries.warning("Retrying")
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(server, "create_run", down)
+    result = run(tmp_path / "run")
+    retries.warning("of somebody else")
+    assert len(result.history) == 4
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["mlflow logs no more of this run: ConnectionError: refused", "of somebody else"]
+    assert not retries.filters

@@ -101,11 +101,17 @@ def test_a_run_that_is_interrupted_is_told_as_one(wandb: Any, tmp_path: Path) ->
 
 
 def test_nobody_to_log_in_as_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(key=False))
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(fails="UsageError"))
     with pytest.raises(InputError, match="wandb cannot log in: No API key configured.*WANDB_API_KEY.*offline"):
         run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     run(tmp_path / "run", loggers=[Wandb(mode="offline")])
+
+
+def test_a_server_that_cannot_be_reached_at_the_start_does_not_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", fake := fake_wandb(fails="CommError"))
+    run(None)
+    assert len(fake.runs[0].logged) == 4
 
 
 def test_a_run_without_a_directory_is_logged_and_keeps_nothing(wandb: Any) -> None:
