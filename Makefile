@@ -78,7 +78,7 @@ $(LOGGERS)/ready: $(READY) tests/bilevel/loggers/loggers.txt
 	touch $@
 
 test-loggers: $(LOGGERS)/ready
-	PYTHONPATH=.:problems:backends:theory_checks OMP_NUM_THREADS=1 $(LOGGERS)/bin/python -m pytest -m loggers
+	PYTHONPATH=$(CURDIR):$(CURDIR)/problems:$(CURDIR)/backends:$(CURDIR)/theory_checks OMP_NUM_THREADS=1 $(LOGGERS)/bin/python -m pytest -m loggers
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -10,8 +10,6 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
-from bilevel.loop import Interrupted
-
 if TYPE_CHECKING:
     from bilevel.record import Record
     from bilevel.run import Run
@@ -51,6 +49,8 @@ def ending(error: BaseException | None) -> Ending:
     """How a run ended."""
     if error is None:
         return "finished"
+    from bilevel.loop import Interrupted  # with torch, for which commands that only list what is installed do not wait
+
     return "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
 
 
