@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 TRAINERS := .venv/trainers
+LOGGERS := .venv/loggers
 DOCS := .venv/docs
 OLDEST := .venv/oldest
 PEERS := .venv/peers
 RELEASE := .venv/release
 PACKAGES := $(basename $(notdir $(wildcard benchmarks/peers/requirements/*.txt)))
 
-.PHONY: venv test lint docs test-package test-image release-check test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study bench-peers demo clean
+.PHONY: venv test lint docs test-package test-image release-check test-fast test-oldest test-trainers test-loggers test-slow test-browser test-gpu soak study bench-peers demo clean
 
 venv: $(READY)
 
@@ -84,6 +85,17 @@ $(TRAINERS)/ready: $(READY) tests/bilevel_llm/exporters/trainers.txt
 
 test-trainers: $(TRAINERS)/ready
 	PYTHONPATH=$(TRAINERS) $(BIN)/pytest -m trainers
+
+# An environment of its own, as MLflow wants older versions of pyarrow and others. It sees everything else in .venv.
+$(LOGGERS)/ready: $(READY) tests/bilevel/loggers/loggers.txt
+	$(PYTHON) -m venv $(LOGGERS)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$site" > $$($(LOGGERS)/bin/python -c "$$site")/of-the-project.pth
+	$(LOGGERS)/bin/pip install --disable-pip-version-check -r tests/bilevel/loggers/loggers.txt
+	touch $@
+
+test-loggers: $(LOGGERS)/ready
+	PYTHONPATH=$(CURDIR):$(CURDIR)/problems:$(CURDIR)/backends:$(CURDIR)/theory_checks OMP_NUM_THREADS=1 $(LOGGERS)/bin/python -m pytest -m loggers
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bilevel.distribution import Distribution
     from bilevel.errors import BilevelError, InputError, NonFiniteError, RunError
     from bilevel.hookspecs import hookimpl
+    from bilevel.logger import Logger
     from bilevel.loop import Interrupted, Result, fit
     from bilevel.many import Runs, fit_many
     from bilevel.optimizer import SGD, AdamW
@@ -50,6 +51,7 @@ _HOMES = {
     "distribution": ("Distribution",),
     "errors": ("BilevelError", "InputError", "NonFiniteError", "RunError"),
     "hookspecs": ("hookimpl",),
+    "logger": ("Logger",),
     "loop": ("Interrupted", "Result", "fit"),
     "many": ("Runs", "fit_many"),
     "optimizer": ("SGD", "AdamW"),
@@ -77,10 +79,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AID", "BOME", "F2BA", "F2SA", "F3SA", "LISA", "MEHA", "PBGD", "SGD", "SOBA", "Active", "AdamW", "All", "Backend",
     "BilevelError", "Blocks", "Box", "Constraint", "Cosine", "Descent", "Distribution", "Evaluation", "F2SAp", "Finding",
-    "Forward", "InputError", "Interrupted", "Labels", "Linear", "Loss", "Metrics", "NonFiniteError", "NonNegative", "Power",
-    "Problem", "Proximity", "Record", "Result", "Rounds", "Run", "RunError", "Runs", "ScaleBiO", "Shard", "Simplex",
-    "Solver", "State", "Stratified", "Table", "Variable", "Vector", "WeightDecay", "Workload", "find_blocks", "fit",
-    "fit_many", "hookimpl",
+    "Forward", "InputError", "Interrupted", "Labels", "Linear", "Logger", "Loss", "Metrics", "NonFiniteError",
+    "NonNegative", "Power", "Problem", "Proximity", "Record", "Result", "Rounds", "Run", "RunError", "Runs", "ScaleBiO",
+    "Shard", "Simplex", "Solver", "State", "Stratified", "Table", "Variable", "Vector", "WeightDecay", "Workload",
+    "find_blocks", "fit", "fit_many", "hookimpl",
 ]  # fmt: skip
 
 

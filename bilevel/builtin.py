@@ -1,4 +1,4 @@
-"""Registers the solvers of the core, and what `bilevel new` writes."""
+"""Registers the solvers and loggers of the core, and what `bilevel new` writes."""
 
 from bilevel.hookspecs import Register, hookimpl
 
@@ -18,6 +18,14 @@ def bilevel_solvers(register: Register) -> None:
     register("meha", "bilevel.solvers.meha:MEHA")
     register("pbgd", "bilevel.solvers.pbgd:PBGD")
     register("soba", "bilevel.solvers.soba:SOBA")
+
+
+@hookimpl
+def bilevel_loggers(register: Register) -> None:
+    """Register the loggers that a recipe names. Those that show every run are plugins of their own."""
+    register("wandb", "bilevel.loggers.wandb:Wandb")
+    register("mlflow", "bilevel.loggers.mlflow:MLflow")
+    register("trackio", "bilevel.loggers.trackio:Trackio")
 
 
 @hookimpl

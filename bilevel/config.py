@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from bilevel.active import ActiveRule
 from bilevel.backend import Backend
 from bilevel.errors import InputError
-from bilevel.loop import Observer, Result
+from bilevel.logger import Logger
+from bilevel.loop import Result
+from bilevel.observer import Observer
 from bilevel.plain import name_of, to_plain
 from bilevel.plugins import Plugins
 from bilevel.problem import Problem
@@ -174,7 +176,7 @@ def _build(recipe: Recipe, section: str, objects: Mapping[str, type], plugins: P
         return _build_part(recipe, section, objects[section], plugins)
     if section == "active":
         return build_section(ActiveRule, recipe.tree.get("active", {"name": "all"}), recipe, ("active",))
-    run = build_section(RunSettings, recipe.tree.get("run", {}), recipe, ("run",))
+    run = build_section(RunSettings, _with_loggers(recipe, plugins), recipe, ("run",))
     if not run.output:
         raise InputError(f"{recipe.where(['run', 'output'])}: run.output is {'missing' if run.output is None else 'empty'}")
     return run
@@ -185,16 +187,60 @@ def _build_part(recipe: Recipe, kind: str, base: type, plugins: Plugins) -> Any:
     if isinstance(given, base):
         return given
     section = dict(given)
-    name = section.pop("name")
+    cls = _class_of(kind, section.pop("name"), recipe, (kind,), plugins)
+    return build_section(cls, section, recipe, (kind,))
+
+
+def _class_of(kind: str, name: Any, recipe: Recipe, path: tuple[str | int, ...], plugins: Plugins) -> Any:
+    """The dataclass that the section at `path` names. Raises `InputError`."""
+    where = recipe.where([*path, "name"])
     if not isinstance(name, str):
-        raise InputError(f"{recipe.where([kind, 'name'])}: {kind}.name is {name!r}; `bilevel list` shows the choices")
+        raise InputError(f"{where}: {'.'.join(map(str, path))}.name is {name!r}; `bilevel list` shows the choices")
     try:
         cls = plugins.find(f"{kind}s", name).load()
     except InputError as error:
-        raise InputError(f"{recipe.where([kind, 'name'])}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     if not dataclasses.is_dataclass(cls):
         raise InputError(f"{kind} {name!r}: {cls!r} is not a dataclass, so a recipe cannot build it")
-    return build_section(cls, section, recipe, (kind,))
+    return cls
+
+
+def _with_loggers(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
+    """The section run, with an object for each logger that it names. Raises `InputError` with a line for each wrong one."""
+    section = dict(recipe.tree.get("run", {}))
+    given = [] if section.get("loggers") is None else section["loggers"]
+    entries: list[tuple[Any, tuple[str | int, ...]]] = [(given, ("run", "loggers"))]
+    if isinstance(given, list | tuple):
+        entries = [(entry, ("run", "loggers", index)) for index, entry in enumerate(given)]
+    built, wrong = [], []
+    for entry, path in entries:
+        try:
+            built.append(_build_logger(entry, recipe, path, plugins))
+        except InputError as error:
+            wrong.append(str(error))
+    names = [getattr(logger, "name", None) for logger in built]
+    for name in {name: None for name in names if name is not None and names.count(name) > 1}:
+        wrong.append(f"{recipe.where(['run', 'loggers'])}: run.loggers has {name!r} more than once")
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return {**section, "loggers": built}
+
+
+def _build_logger(entry: Any, recipe: Recipe, path: tuple[str | int, ...], plugins: Plugins) -> Logger:
+    if isinstance(entry, Logger):
+        return entry
+    section = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(section, Mapping) or "name" not in section:
+        where = ".".join(map(str, path))
+        raise InputError(
+            f"{recipe.where(path)}: {where} is {entry!r}; write the name of a logger, or a mapping with a `name` "
+            "and settings; `bilevel list` shows the loggers"
+        )
+    cls = _class_of("logger", section["name"], recipe, path, plugins)
+    if not issubclass(cls, Logger) or "name" not in {field.name for field in dataclasses.fields(cls)}:
+        raise InputError(f"logger {section['name']!r}: {name_of(cls)} must extend bilevel.Logger, and have a field `name`")
+    built: Logger = build_section(cls, section, recipe, path)
+    return built
 
 
 def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tuple[str | int, ...]) -> Any:

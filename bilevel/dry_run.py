@@ -14,6 +14,7 @@ from bilevel.answer import in_words
 from bilevel.config import Config
 from bilevel.launch import rank
 from bilevel.loop import fit
+from bilevel.observer import check_loggers
 from bilevel.record import pace
 from bilevel.run_directory import RunDirectory
 
@@ -75,6 +76,8 @@ def rehearse(config: Config, *, resume: bool = False) -> Expectation:
     run = config.run
     assert run.output is not None  # a recipe must say it
     directory = RunDirectory(Path(run.output))
+    if rank() == 0:
+        check_loggers(run.loggers)
     if resume:
         directory.check_same(config.recipe)
     elif rank() == 0:

@@ -55,6 +55,11 @@ def bilevel_checks(register: Register) -> None:
 
 
 @hookspec
+def bilevel_loggers(register: Register) -> None:
+    """Register subclasses of `bilevel.Logger`, which a recipe names under `run.loggers`. Their hooks are those of a run."""
+
+
+@hookspec
 def bilevel_commands(register: Register) -> None:
     """Register subcommands of `bilevel`: functions whose annotated arguments are options, as typer reads them.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ from bilevel.divergence import Sizes
 from bilevel.errors import InputError, NonFiniteError, RunError
 from bilevel.keeper import Keeper
 from bilevel.lock import Lock
+from bilevel.logger import Logger
 from bilevel.micro_batch import choose_micro_batch
+from bilevel.observer import Followers, Observer, check_loggers
 from bilevel.plain import name_of, to_plain
 from bilevel.problem import Forward, Loss, Problem
 from bilevel.record import Record
@@ -53,19 +55,6 @@ class Result:
     history: Sequence[Record]
 
 
-class Observer(Protocol):
-    """Receives the events of a run; see the hooks of the same names."""
-
-    def bilevel_run_start(self, *, run: Run) -> Any:
-        """The run begins."""
-
-    def bilevel_step_end(self, *, run: Run, record: Record) -> Any:
-        """A step is done."""
-
-    def bilevel_run_end(self, *, run: Run, error: BaseException | None) -> Any:
-        """The run is over."""
-
-
 class Interrupted(RunError):
     """The run was asked to stop (Ctrl-C, SIGTERM), and did so after a whole step, with a checkpoint."""
 
@@ -87,6 +76,7 @@ def fit(
     warm_start: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Result:
     """Solve min_x f(x, y*(x)).
 
@@ -109,6 +99,7 @@ def fit(
         `bilevel.warm_start`. A run that is resumed has begun already.
     recipe: the content of recipe.yaml; by default the fields of the parts.
     observer: is called at the start, after every step and at the end.
+    loggers: follow the run as the observer does, each in a thread of its own, and never fail it; see `bilevel.Logger`.
 
     Only one process at a time, or job of several, may work in a directory; see `bilevel.lock`.
 
@@ -130,6 +121,7 @@ def fit(
     leaving = ExitStack()
     try:
         first = backend.shard.rank == 0
+        on_first(backend, lambda: check_loggers(loggers))
         if directory is not None:
             lock = _take(directory, backend, leaving, lambda d: d.check_same(recipe) if resume else d.check_free())
             leaving.callback(directory.close)
@@ -152,7 +144,7 @@ def fit(
             keeper.open(state)
         if directory is not None and micro_batch is not None:
             on_first(backend, lambda: directory.write({directory.micro_batch_file.name: micro_batch.to_json()}))
-        _loop(run, state, keeper, observer if first else None, until_usable)
+        _loop(run, state, keeper, Followers(observer, loggers) if first else None, until_usable)
         return Result(backend.weights(state.x), run.history)
     finally:
         leaving.close()

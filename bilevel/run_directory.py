@@ -6,6 +6,7 @@ metrics.jsonl     the record of every step, one a line
 micro_batch.json  how many rows a process takes at a time, if that was chosen; see `bilevel.micro_batch`
 account.json      findings, tables, labels, versions; see `bilevel.account`
 checkpoints/      step-00000020/ ...; complete ones only
+loggers/          by what services know this run; see `bilevel.loggers.identity`
 inputs/           data and models that were given in memory, which the recipe names
 .lock/            who is at work here, while someone is; see `bilevel.lock`
 + the problem's artifacts (weights.json), plots and TensorBoard events
@@ -32,15 +33,16 @@ MAY_CHANGE = {
     *("run.steps", "run.at_most", "run.output", "run.checkpoint_every", "run.keep_checkpoints"),
     "run.checkpoint_in_background",
 }
-"""Settings that may change when a run is resumed; any other change would make it another run. The backend may change, too,
-except for its precision: a run can be resumed with more processes, or on another machine."""
+"""Settings that may change when a run is resumed; any other change would make it another run. Loggers may change, too, and
+so may the backend, except for its precision: a run can be resumed with more processes, or on another machine."""
 
 
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 def _may_change(key: str) -> bool:
-    return key in MAY_CHANGE or (key.startswith("backend.") and key != "backend.dtype")
+    logs = key == "run.loggers" or key.startswith("run.loggers.")
+    return key in MAY_CHANGE or logs or (key.startswith("backend.") and key != "backend.dtype")
 
 
 class RunDirectory:
@@ -138,7 +140,7 @@ class RunDirectory:
         """Whether all that is there was left by a run that ended before its first step."""
         own = {
             *(self.recipe_file.name, WORKING_DIRECTORY, self.metrics_file.name, self.micro_batch_file.name),
-            "tensorboard",
+            *("tensorboard", "loggers", "wandb"),
         }
         empty = self.metrics_file.is_file() and self.metrics_file.stat().st_size == 0
         return empty and self._content() <= own

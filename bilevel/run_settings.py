@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bilevel.active import Active
 from bilevel.backend import Backend
-from bilevel.loop import Observer, Result, fit
+from bilevel.logger import Logger
+from bilevel.loop import Result, fit
+from bilevel.observer import Observer
+from bilevel.plain import RECIPE_RULES
 from bilevel.problem import Problem
 from bilevel.ranges import Count, Seed
 from bilevel.solver import Solver
@@ -26,7 +29,10 @@ class RunSettings:
     checkpoint_in_background: write checkpoints while the next steps are taken, from a copy in the CPU's memory.
     warm_start: the directory of another run, from whose last state this one begins, as far as its variables fit.
     at_most: the number of steps after which a run with `steps: auto` ends in any case.
+    loggers: where else the run is logged, such as wandb: a name, a mapping with a name and settings, or a list of these.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RECIPE_RULES
 
     steps: Count | Literal["auto"]
     output: str | None = None
@@ -36,6 +42,7 @@ class RunSettings:
     checkpoint_in_background: bool = True
     at_most: Count = 600
     warm_start: str | None = None
+    loggers: Sequence[Logger] = ()
 
     @property
     def limit(self) -> int:
@@ -70,4 +77,5 @@ class RunSettings:
             warm_start=self.warm_start,
             recipe=recipe,
             observer=observer,
+            loggers=self.loggers,
         )

@@ -19,6 +19,8 @@ from bilevel.run_settings import RunSettings
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAMED = ("problems", "solvers", "backends")
 """Kinds of parts of which a recipe names one each, in a section of its own."""
+LOGGERS = "loggers"
+"""The kind of which the section run names any number, each in short by its name, or with settings."""
 
 
 class _Generator(GenerateJsonSchema):
@@ -41,8 +43,8 @@ def schema_text(plugins: Plugins) -> str:
             definition.setdefault("additionalProperties", False)  # as everywhere in a recipe
     for kind in (RunSettings, *rules().values()):
         _explain(definitions[kind.__name__], kind)
-    sections: dict[str, Any] = {
-        kind[:-1]: {
+    parts: dict[str, Any] = {
+        kind: {
             "oneOf": [
                 _named(name, _resolved(found[(kind, name), "validation"], definitions), classes.get((kind, name)))
                 if (kind, name) in classes
@@ -50,8 +52,14 @@ def schema_text(plugins: Plugins) -> str:
                 for name in sorted(plugins.parts[kind])
             ]
         }
-        for kind in NAMED
+        for kind in (*NAMED, LOGGERS)
     }
+    sections = {kind[:-1]: parts[kind] for kind in NAMED}
+    definitions["Logger"] = {"anyOf": [{"enum": sorted(plugins.parts[LOGGERS])}, *parts[LOGGERS]["oneOf"]]}
+    one = {"$ref": "#/$defs/Logger"}
+    settings = definitions["RunSettings"]["properties"]
+    about = {key: settings[LOGGERS][key] for key in ("title", "description", "default")}
+    settings[LOGGERS] = {**about, "anyOf": [one, {"type": "array", "items": one}]}
     sections |= {name: found[name, "validation"] for name in ("active", "run")}
     schema = {
         "$schema": DIALECT,
@@ -65,7 +73,7 @@ def schema_text(plugins: Plugins) -> str:
 
 
 def _classes(plugins: Plugins) -> Iterator[tuple[tuple[str, str], type]]:
-    for kind in NAMED:
+    for kind in (*NAMED, LOGGERS):
         for part in plugins.parts[kind].values():
             try:
                 cls = part.load()

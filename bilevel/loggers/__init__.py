@@ -1,1 +1,5 @@
-"""Loggers: progress on the terminal, TensorBoard events and plots. Each is a plugin like any other."""
+"""What shows or logs a run while it goes on.
+
+Progress on the terminal and in notebooks, TensorBoard events and plots are plugins like any other, and follow every run.
+Weights & Biases, MLflow and trackio are parts of a recipe (`run.loggers`): subclasses of `bilevel.logger.Logger`.
+"""

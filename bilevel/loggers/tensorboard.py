@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bilevel.files import append_whole
 from bilevel.hookspecs import hookimpl
+from bilevel.loggers.content import numbers_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +50,7 @@ class TensorBoardLogger:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        named = {**record.parts, "upper": record.upper, "average": record.average}
-        known = {"seconds": record.seconds, "size": record.size, "optimizer_bytes": record.optimizer_bytes}
-        scalars = {**record.metrics, **known}
-        scalars |= {f"{group}/{name}": value for group, values in named.items() for name, value in values.items()}
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers_of(record).items()]
         self._add(step=record.step, summary=Summary(value=values))
 
     @hookimpl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from bilevel.config import Config
 from bilevel.errors import InputError
 from bilevel.launch import rank, world_size
+from bilevel.logger import Logger
+from bilevel.observer import check_loggers
 from bilevel.recipe import Recipe
 from bilevel.run_directory import RunDirectory
 from bilevel.trust import trusting_remote_code
@@ -46,6 +48,7 @@ def reweight(
     backend: str = "torch",
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
+    loggers: str | Sequence[str | Mapping[str, Any] | Logger] = (),
     trust_remote_code: bool = False,
 ) -> Reweighting:
     """Learn how much weight each source of training data deserves, for a model and a target.
@@ -73,6 +76,7 @@ def reweight(
         docs/reference.md lists them. By default: the solver `rounds`, LISA with two blocks, bfloat16 on a GPU and float32
         elsewhere.
     progress: show the progress of the run, in a terminal or a notebook.
+    loggers: where else to log the run, as in a recipe: `["wandb"]`, or `[{"name": "mlflow", "experiment": "mixes"}]`.
     trust_remote_code: run code that the model's directory brings.
 
     Raises `InputError`, naming the argument, for what has to be corrected, and whatever `bilevel.fit` raises.
@@ -94,7 +98,13 @@ def reweight(
         "solver": {"name": "rounds", "horizon": HORIZON, "lr_z": UNKNOWN if lr == "auto" else lr},
         "backend": {"name": backend, "dtype": _precision()},
         "active": {"name": "lisa", "blocks": 2, "period": 5},
-        "run": {"steps": steps, "seed": seed, "output": str(directory.path), "checkpoint_every": HORIZON},
+        "run": {
+            "steps": steps,
+            "seed": seed,
+            "output": str(directory.path),
+            "checkpoint_every": HORIZON,
+            "loggers": loggers,
+        },
     }
     recipe = Recipe(tree, {}, "bilevel.reweight")
     for key, value in (settings or {}).items():
@@ -102,6 +112,7 @@ def reweight(
     with trusting_remote_code(trust_remote_code):
         config, observer = prepared(recipe, progress=progress)
         if rank() == 0:
+            check_loggers(config.run.loggers)
             directory.check_free()
         with directory.owned() if rank() == 0 else nullcontext():
             if rank() == 0:

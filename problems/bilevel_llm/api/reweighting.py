@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from bilevel.account import Account, Finding, Verdict
 from bilevel.config import Config, load_config
 from bilevel.errors import InputError
-from bilevel.loop import Interrupted, Observer
+from bilevel.loop import Interrupted
+from bilevel.observer import Observer
 from bilevel.plugins import load_plugins
 from bilevel.recipe import Recipe
 from bilevel.record import Record
@@ -235,7 +236,7 @@ class Reweighting:
 
 
 def prepared(recipe: Recipe, *, progress: bool) -> tuple[Config, Observer]:
-    """The parts of a run, checked, and the loggers that are installed; those that show the progress only if asked for."""
+    """The parts of a run, checked, and the plugins that follow it; those that show the progress only if asked for."""
     plugins = load_plugins()
     if not progress:
         for name in PROGRESS:

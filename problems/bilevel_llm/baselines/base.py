@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel import Active, All, Backend, Finding, Result, Solver, Table
-from bilevel.loop import Observer
+from bilevel.observer import Observer
 from bilevel.plain import RECIPE_RULES
 from bilevel.record import average, total_seconds
 from bilevel.run_settings import RunSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 from bilevel import InputError
 from bilevel.config import Config
 from bilevel.launch import rank
-from bilevel.loop import Observer
+from bilevel.observer import Observer
 from bilevel.run_directory import RunDirectory
 from bilevel.terminal import Terminal
 from bilevel_llm.evaluation.scores import evaluate, table, write

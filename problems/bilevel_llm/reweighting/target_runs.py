@@ -28,7 +28,7 @@ from bilevel_llm.reweighting.saved_run import read_json, read_run
 from bilevel_llm.reweighting.targets import ALL, Mix, keep
 
 if TYPE_CHECKING:
-    from bilevel.loop import Observer
+    from bilevel.observer import Observer
     from bilevel.plugins import Plugins
     from bilevel_llm.reweighting.problem import LLMReweighting
 

@@ -1,5 +1,6 @@
 """`bilevel.reweight`, from what is in memory to weights, mixes and reports."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bilevel import InputError, Interrupted
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.api.inputs import Inputs
 from bilevel_llm.first_recipe.step_size import TRIED
+from tests.bilevel.loggers.fakes import fake_wandb
 from tests.bilevel_llm.tiny import WORDS, sentences
 
 QUICK = {"solver.horizon": 2, "active": {"name": "all"}, "backend.device": "cpu"}
@@ -277,3 +279,25 @@ def test_what_is_no_reweighting_run_is_not_loaded(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "new").begin({"problem": {"name": "llm-reweighting", "sources": []}})
     with pytest.raises(InputError, match="has not done a step"):
         bilevel.load_reweighting(tmp_path / "new")
+
+
+def test_a_run_is_logged_elsewhere_and_goes_on_there(
+    model_directory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", wandb := fake_wandb())
+    result = reweight(model_directory(), output=tmp_path / "run", loggers=["wandb"])
+    assert result.recipe.tree["run"]["loggers"][0]["name"] == "wandb"
+    result.extend(4, progress=False)
+    assert len({logged.id for logged in wandb.runs}) == 1
+    assert [step for logged in wandb.runs for step, _ in logged.logged] == [0, 1, 2, 3]
+    assert {"result/a", "result/b"} <= wandb.runs[-1].summary.keys()
+    assert "weights.json" in wandb.runs[-1].files
+
+
+def test_a_logger_that_is_not_installed_is_an_error_before_a_step_size_is_searched_for(
+    model_directory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bilevel.logger.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^trackio is not installed: pip install 'bilevel\[trackio\]'$"):
+        reweight(model_directory(), output=tmp_path / "run", loggers="trackio", lr="auto")
+    assert not (tmp_path / "run").exists()
