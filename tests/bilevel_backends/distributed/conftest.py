@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm.python import warm_python
+
 ROOT = Path(__file__).parents[3]
 LIMIT = 300  # seconds; a hang must not hold up the suite
 
@@ -25,7 +27,9 @@ def launch(*arguments: str, cwd: Path, processes: int = 2, gpus: bool = False) -
         "COLUMNS": "200",
         **({} if gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}),
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments]
+    python = sys.executable if gpus else warm_python()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+    command = [python, *launcher, python, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
