@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_json_lines(file: Path, kind: type[T]) -> Iterator[T]:
 def validated(file: Path | str, content: Any, kind: type[T]) -> T:
     """The content of a file as `kind`. Raises `DamagedError` naming file and key."""
     try:
-        return TypeAdapter(kind).validate_python(content)
+        return _checker(kind).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -53,3 +54,9 @@ def _parsed(where: Path | str, text: str, kind: type[T]) -> T:
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{where}: not JSON: {error}") from error
     return validated(where, content, kind)
+
+
+@functools.cache
+def _checker(kind: type[T]) -> TypeAdapter[T]:
+    """What checks content; making it takes longer than a check, and the lines of a file are checked one by one."""
+    return TypeAdapter(kind)

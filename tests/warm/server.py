@@ -82,7 +82,7 @@ def tell(client: socket.socket, number: int) -> None:
 
 
 def code_of(streams: list[int], words: list[str], folder: str, environment: dict[str, str]) -> int:
-    """Be the interpreter that was given these words: `-m MODULE ARGUMENTS`, or `FILE ARGUMENTS`."""
+    """Be the interpreter that was given these words: `-m MODULE ARGUMENTS` or `FILE ARGUMENTS`, after `-u` or not."""
     os.setsid()  # what is sent to the server's group is not for this process
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -92,6 +92,9 @@ def code_of(streams: list[int], words: list[str], folder: str, environment: dict
     os.environ.update(environment)
     for action in filter(None, environment.get("PYTHONWARNINGS", "").split(",")):
         warnings.simplefilter(action)  # type: ignore[arg-type]
+    if words[0] == "-u":  # as torchrun starts its processes
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        words = words[1:]
     try:
         if words[0] == "-m":
             sys.argv, sys.path[0] = words[1:], folder
