@@ -44,10 +44,10 @@ docs: $(DOCS)/ready
 test-package: $(READY)
 	$(BIN)/python tests/packaging/check_wheel.py
 
-# One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores. Tests of a file
-# share what takes long to make, and go to the same worker.
+# One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores. Which
+# tests share a worker, and which come first, is said in tests/conftest.py.
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 # Wheels of all the oldest versions exist for the oldest Python only.
 $(OLDEST)/ready: pyproject.toml oldest.txt
@@ -57,7 +57,7 @@ $(OLDEST)/ready: pyproject.toml oldest.txt
 
 # Old versions warn of newer ones beside them; that is no error here.
 test-oldest: $(OLDEST)/ready
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist loadfile -W default tests/bilevel tests/bilevel_problems tests/bilevel_backends \
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 -W default tests/bilevel tests/bilevel_problems tests/bilevel_backends \
 		$(addprefix tests/bilevel_llm/,data model finetuning reweighting)
 
 # In a folder of their own, so that no other test and no user of .venv meets them.

@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.warm.python import warm_python
 
-pytestmark = pytest.mark.xdist_group("warm python")  # one of them serves all
 ROOT = Path(__file__).parents[2]
 
 MOST = {  # all-gathers, reduce-scatters, all-reduces

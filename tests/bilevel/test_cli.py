@@ -15,7 +15,6 @@ import pytest
 from bilevel import cli
 from tests.warm.python import warm_python
 
-pytestmark = pytest.mark.xdist_group("warm python")  # one of them serves all
 RECIPE = """
 from tests.conftest import Distance
 from bilevel import SGD, ScaleBiO

@@ -13,7 +13,6 @@ from bilevel_backends.torch_backend import TorchBackend
 from tests.bilevel_backends.distributed.cases import CHECKED, LONG, ROUNDS, STEPS, Regularized, Sentences, run, tensors
 from tests.bilevel_backends.distributed.worker import EQUAL, KINDS, OF_EXPERTS
 
-pytestmark = pytest.mark.xdist_group("warm python")  # one of them serves all
 Work = Callable[..., Path]
 
 # float32 on both sides, in another order of summation; after 8 steps of at most 1e-2 a weight. Measured: 4e-6 at most.

@@ -12,7 +12,6 @@ import pytest
 
 from tests.bilevel_backends.distributed.conftest import NO_GPU, alone, environment, launch
 
-pytestmark = pytest.mark.xdist_group("warm python")  # one of them serves all
 SOON = 60  # seconds, most of which is the start of two processes; a hang would be cut off by the launch's own limit
 
 RECIPE = """

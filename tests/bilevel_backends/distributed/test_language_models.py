@@ -14,7 +14,6 @@ from tests.bilevel_backends.distributed.language import TUNINGS, WHOLE, reweight
 from tests.bilevel_backends.distributed.worker import KINDS
 from tests.bilevel_llm.conftest import data, model_directory  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.xdist_group("warm python")  # one of them serves all
 Work = Callable[..., Path]
 
 
