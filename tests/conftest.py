@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-
 from xdist.scheduler import LoadScopeScheduling
 
 from bilevel import Problem, Shard
 from bilevel.data import generator
 from bilevel.plugins import Plugins, load_plugins
 
-WARM = ("tests/bilevel_backends/distributed/", "tests/benchmarks/test_collectives.py", "tests/bilevel/test_cli.py")
+WARM = (
+    "tests/bilevel_backends/distributed/",
+    "tests/benchmarks/test_collectives.py",
+    "tests/bilevel/test_cli.py",
+    "tests/warm/",
+)
 """Tests that start processes, of which one `warm_python` serves all."""
 LONG = (*WARM, "tests/examples/", "tests/faults/", "tests/bilevel_theory/", "tests/bilevel_llm/comparison/")
 

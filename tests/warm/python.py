@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import weakref
 from pathlib import Path
 
 HERE = Path(__file__).parent
