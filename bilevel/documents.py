@@ -41,11 +41,12 @@ def read_json_lines(file: Path, kind: type[T]) -> Iterator[T]:
 def validated(file: Path | str, content: Any, kind: type[T]) -> T:
     """The content of a file as `kind`. Raises `DamagedError` naming file and key."""
     try:
-        return _checker(kind).validate_python(content)
+        checked: T = _checker(kind).validate_python(content)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DamagedError(f"{file}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+    return checked
 
 
 def _parsed(where: Path | str, text: str, kind: type[T]) -> T:
@@ -57,6 +58,6 @@ def _parsed(where: Path | str, text: str, kind: type[T]) -> T:
 
 
 @functools.cache
-def _checker(kind: type[T]) -> TypeAdapter[T]:
+def _checker(kind: type) -> TypeAdapter[Any]:
     """What checks content; making it takes longer than a check, and the lines of a file are checked one by one."""
     return TypeAdapter(kind)

@@ -23,7 +23,7 @@ WARM = (
 LONG = (*WARM, "tests/examples/", "tests/faults/", "tests/bilevel_theory/", "tests/bilevel_llm/comparison/")
 
 
-class ByFile(LoadScopeScheduling):
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Tests of a file share what takes long to make, and so do those of `WARM`: they go to the same worker."""
 
     def _split_scope(self, nodeid: str) -> str:
