@@ -24,8 +24,9 @@ $(READY): pyproject.toml constraints.txt
 test: checks test-fast
 
 # Each of them keeps one core busy.
+CHECKS := lint docs test-package test-trainers
 checks:
-	$(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint docs test-package test-trainers
+	$(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(CHECKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -64,7 +64,9 @@ def test_threads_wait_briefly_unless_the_user_has_settled_how(
 @pytest.mark.parametrize("command", ["--version", "--help", "list"])
 def test_the_command_line_does_not_load_torch_by_itself(command: str) -> None:
     """Loading it takes longer than all that such a command does."""
-    code = "import atexit, os, sys, bilevel.cli; atexit.register(lambda: os._exit('torch' in sys.modules)); bilevel.cli.main()"
+    code = (
+        "import atexit, os, sys, bilevel.cli; atexit.register(lambda: os._exit('torch' in sys.modules)); bilevel.cli.main()"
+    )
     subprocess.run([sys.executable, "-c", code, command], env=environment(), stdout=subprocess.DEVNULL, check=True)
 
 
