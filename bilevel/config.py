@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -251,19 +252,25 @@ def build_section(kind: Any, values: Mapping[str, Any], recipe: Recipe, path: tu
     known = {key: value for key, value in values.items() if key not in unknown}
     wrong = list(unknown.values())
     try:
-        built = TypeAdapter(kind).validate_python(known)
+        built = _builder(kind).validate_python(known)
         wrong += _misused(known, built, recipe, path)
     except ValidationError as error:
         wrong += _explain(error, recipe, path, {nearest(key, names or ()) for key in unknown})
         explained = {item["loc"][0] for item in error.errors() if item["loc"]}
         rest = {key: value for key, value in known.items() if key not in explained}
         with suppress(ValidationError, TypeError, OverflowError):  # what these say is not about the rest
-            wrong += _misused(rest, TypeAdapter(kind).validate_python(rest), recipe, path)
+            wrong += _misused(rest, _builder(kind).validate_python(rest), recipe, path)
     except (TypeError, OverflowError) as error:  # of a class's own checks, which pydantic lets through
         wrong.append(f"{recipe.where(path)}: {'.'.join(map(str, path))}: {error}")
     if wrong:
         raise InputError("\n".join(wrong))
     return built
+
+
+@functools.cache
+def _builder(kind: Any) -> TypeAdapter[Any]:
+    """What builds a class from its settings; making it takes longer than to use it."""
+    return TypeAdapter(kind)
 
 
 def _misused(given: Any, built: Any, recipe: Recipe, path: tuple[str | int, ...]) -> Iterator[str]:

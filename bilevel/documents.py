@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,12 @@ def read_json_lines(file: Path, kind: type[T]) -> Iterator[T]:
 def validated(file: Path | str, content: Any, kind: type[T]) -> T:
     """The content of a file as `kind`. Raises `DamagedError` naming file and key."""
     try:
-        return TypeAdapter(kind).validate_python(content)
+        checked: T = _checker(kind).validate_python(content)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DamagedError(f"{file}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+    return checked
 
 
 def _parsed(where: Path | str, text: str, kind: type[T]) -> T:
@@ -53,3 +55,9 @@ def _parsed(where: Path | str, text: str, kind: type[T]) -> T:
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{where}: not JSON: {error}") from error
     return validated(where, content, kind)
+
+
+@functools.cache
+def _checker(kind: type) -> TypeAdapter[Any]:
+    """What checks content; making it takes longer than a check, and the lines of a file are checked one by one."""
+    return TypeAdapter(kind)

@@ -2,14 +2,43 @@
 
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from xdist.scheduler import LoadScopeScheduling
 
 from bilevel import Problem, Shard
 from bilevel.data import generator
 from bilevel.plugins import Plugins, load_plugins
+
+WARM = (
+    "tests/bilevel_backends/distributed/",
+    "tests/benchmarks/test_collectives.py",
+    "tests/bilevel/test_cli.py",
+    "tests/warm/",
+)
+"""Tests that start processes, of which one `warm_python` serves all."""
+LONG = (*WARM, "tests/examples/", "tests/faults/", "tests/bilevel_theory/", "tests/bilevel_llm/comparison/")
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Tests of a file share what takes long to make, and so do those of `WARM`: they go to the same worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "warm" if nodeid.startswith(WARM) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    config.option.loadscopereorder = False  # by the number of tests
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is left with it while the others are done."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.fixture(autouse=True, scope="session")

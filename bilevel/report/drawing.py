@@ -105,15 +105,14 @@ class Chart:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout, facecolor="none")
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         labels = list(self.draw(axes))
         texts = [_write(axes, label) for label in labels]
         if title:
             axes.set_title(on_one_line(title), loc="left", color=INK[0], fontsize=FONT + 2)
-        layout.execute(figure)  # leaves room for the labels
-        figure.set_layout_engine("none")
+        layout.execute(figure)  # leaves room for the labels; once, as an engine of the figure's own would draw it once more
         _place(axes, labels, texts)
         return figure
 

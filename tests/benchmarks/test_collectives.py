@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.warm.python import warm_python
+
 ROOT = Path(__file__).parents[2]
 
 MOST = {  # all-gathers, reduce-scatters, all-reduces
@@ -26,7 +28,7 @@ MOST = {  # all-gathers, reduce-scatters, all-reduces
 
 def test_a_step_sends_no_more_messages_than_it_needs(tmp_path: Path) -> None:
     file = tmp_path / "counts.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # fmt: skip
+    environment = {**os.environ, "PYTHON_EXEC": warm_python(), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # fmt: skip
     command = [sys.executable, str(ROOT / "benchmarks" / "collectives.py"), "--json", str(file)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -34,6 +34,12 @@ from tests.bilevel_llm.tiny import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many short runs would draw one at its end, which takes longer than the run."""
+    monkeypatch.setattr("bilevel.loggers.plot.draw", lambda history, account: b"a picture")
+
+
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Name of a family -> a saved model of it."""

@@ -142,8 +142,8 @@ class Regularized(Sentences):
 SOLVER = ScaleBiO(penalty=5.0, lr_x=0.1, lr_z=1e-2, optimizer_z=AdamW(eps=1e-5, clip=1.0), warmup=2)
 ROUNDS = Rounds(horizon=5, penalty=5.0, lr_z=1e-2, optimizer_z=AdamW(eps=1e-5, clip=1.0))
 ACTIVE = LISA(blocks=2, period=3, embedding="train", head="train", rest="train")
-STEPS = 12
-CHECKED = (4, 8, 12)
+STEPS, LONG = 8, 12  # blocks are drawn three or four times: one comes back, and one stays when another goes
+CHECKED = (4, 8)
 
 
 def run(backend: Backend, output: Path, **settings: Any) -> Any:

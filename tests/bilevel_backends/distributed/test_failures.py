@@ -1,7 +1,6 @@
 """A process that fails takes the others with it, says why, and loses nothing."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bilevel_backends.distributed.conftest import ROOT, launch
+from tests.bilevel_backends.distributed.conftest import NO_GPU, alone, environment, launch
 
 SOON = 60  # seconds, most of which is the start of two processes; a hang would be cut off by the launch's own limit
 
@@ -61,10 +60,9 @@ def test_a_killed_process_ends_the_job(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_step(tmp_path: Path) -> None:
     write(tmp_path, "poison=5", "deepspeed")
-    ended = launch("-m", "bilevel", "run", "recipe.py", cwd=tmp_path)
-    assert ended.returncode != 0
-    assert "step 5: g(z) is nan" in ended.stderr
-    assert codes(ended) == {1}
+    ended = alone("-m", "bilevel", "run", "recipe.py", cwd=tmp_path)
+    assert [process.returncode for process in ended] == [1, 1]
+    assert "step 5: g(z) is nan" in ended[0].stderr
 
 
 @pytest.mark.parametrize(
@@ -80,26 +78,20 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_step(tmp_pa
 )
 def test_what_the_user_has_to_mend_ends_all_processes_with_code_2(tmp_path: Path, problem: str, words: str) -> None:
     write(tmp_path, problem)
-    ended = launch("-m", "bilevel", "run", "recipe.py", cwd=tmp_path)
-    assert words in " ".join(ended.stderr.split())
-    assert ended.stderr.count("error: ") == 1
-    assert codes(ended) == {2}
+    ended = alone("-m", "bilevel", "run", "recipe.py", cwd=tmp_path)
+    assert words in " ".join(ended[0].stderr.split())
+    assert sum(process.stderr.count("error: ") for process in ended) == 1
+    assert [process.returncode for process in ended] == [2, 2]
     assert not (tmp_path / "out").exists()
 
 
 def test_a_preempted_job_checkpoints_and_goes_on_with_resume(tmp_path: Path) -> None:
+    """Launched as users do it, with nothing imported before."""
     write(tmp_path, "pause=0.05")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "-m", "bilevel", "run", "recipe.py", "--set", "run.checkpoint_every=1000"]  # fmt: skip
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=tmp_path, env=environment(**NO_GPU), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:
         metrics = tmp_path / "out" / "metrics.jsonl"
         while job.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
@@ -116,11 +108,12 @@ def test_a_preempted_job_checkpoints_and_goes_on_with_resume(tmp_path: Path) -> 
 
 def test_a_checkpoint_that_misses_a_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path)
-    assert launch("-m", "bilevel", "run", "recipe.py", "--set", "run.steps=2", cwd=tmp_path).returncode == 0
+    made = alone("-m", "bilevel", "run", "recipe.py", "--set", "run.steps=2", cwd=tmp_path)
+    assert [process.returncode for process in made] == [0, 0]
     lost = tmp_path / "out" / "checkpoints" / "step-00000002" / "z-00002-of-00002.safetensors"
     lost.unlink()
-    ended = launch("-m", "bilevel", "run", "recipe.py", "--set", "run.steps=4", "--resume", cwd=tmp_path)
+    ended = alone("-m", "bilevel", "run", "recipe.py", "--set", "run.steps=4", "--resume", cwd=tmp_path)
     assert "z-00002-of-00002.safetensors cannot be read: No such file or directory; no checkpoint in" in " ".join(
-        ended.stderr.split()
+        ended[0].stderr.split()
     )
-    assert codes(ended) == {2}
+    assert [process.returncode for process in ended] == [2, 2]

@@ -20,7 +20,7 @@ from bilevel.pieces import PieceFile
 from bilevel_backends.deepspeed_backend import DeepSpeedBackend
 from bilevel_backends.fsdp_backend import FSDPBackend
 from tests.bilevel_backends.distributed.alone import skip_no_collective
-from tests.bilevel_backends.distributed.cases import ROUNDS, SOLVER, Regularized, Sentences, run
+from tests.bilevel_backends.distributed.cases import LONG, ROUNDS, SOLVER, Regularized, Sentences, run
 
 
 def backend_of(kind: str, **settings: Any) -> Backend:
@@ -28,6 +28,7 @@ def backend_of(kind: str, **settings: Any) -> Backend:
     return FSDPBackend(**fields) if kind == "fsdp" else DeepSpeedBackend(zero_stage=int(kind[-1]), **fields)  # type: ignore[arg-type]
 
 
+SWITCHES = 15
 KINDS = ("zero0", "zero1", "zero2", "zero3", "fsdp")
 OF_EXPERTS = [kind for kind in KINDS if kind != "fsdp" or hasattr(FSDPModule, "set_reduce_scatter_unused_params")]
 """Before torch 2.13, all processes of FSDP must use the same parameters, as its backend says."""
@@ -56,9 +57,9 @@ def equal(where: Path) -> None:
     for kind in KINDS:
         backend = backend_of(kind, dtype="bfloat16")
         note_at_end(backend, where / f"{kind}-bfloat16-{os.environ['RANK']}.json")
-        run(backend, where / f"{kind}-bfloat16")
-        run(backend_of(kind), where / f"{kind}-rounds", solver=ROUNDS)
-        run(backend_of(kind, micro_batch_size=2, dtype="float64"), where / f"{kind}-regularized", problem=Regularized())
+        run(backend, where / f"{kind}-bfloat16", steps=LONG)
+        run(backend_of(kind), where / f"{kind}-rounds", solver=ROUNDS, steps=LONG)
+        run(backend_of(kind, micro_batch_size=4, dtype="float64"), where / f"{kind}-regularized", problem=Regularized())
 
 
 def groups(where: Path) -> None:
@@ -70,7 +71,6 @@ def groups(where: Path) -> None:
         run(backend, where / f"{kind}-bfloat16", steps=4)
     if os.environ["RANK"] == "0":
         shutil.copytree(where / "fsdp", where / "resumed")
-        shutil.rmtree(where / "resumed" / "checkpoints" / "step-00000012")
         shutil.rmtree(where / "resumed" / "checkpoints" / "step-00000008")
     torch.distributed.barrier()
     run(backend_of("fsdp", shard_group=2, micro_batch_size=2), where / "resumed", resume=True)
@@ -116,16 +116,16 @@ def resume(where: Path) -> None:
             if start == "same":
                 backend = backend_of(kind)
                 write_late(backend, lambda: time.sleep(0.5))
-                run(backend, source, steps=8)
+                run(backend, source, steps=5)
             if os.environ["RANK"] == "0":
                 shutil.copytree(source, output)
                 if start == "late":
-                    shutil.rmtree(output / "checkpoints" / "step-00000008")
+                    shutil.rmtree(output / "checkpoints" / "step-00000005")
             torch.distributed.barrier()
             with reads() as sizes:
                 run(backend_of(kind), output, resume=True)
             (where / f"{output.name}-{os.environ['RANK']}.json").write_text(json.dumps(sum(sizes)))
-    run(backend_of("zero2"), where / "half", steps=8)  # for one process to go on with
+    run(backend_of("zero2"), where / "half", steps=5)  # for one process to go on with
 
     def fail() -> None:
         if os.environ["RANK"] == "1":
@@ -174,7 +174,7 @@ def reads() -> Iterator[list[int]]:
 
 
 def switches(where: Path) -> None:
-    """Thirty switches: time, bytes, hooks and memory."""
+    """Many switches: time, bytes, hooks and memory."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         backend, problem = backend_of(kind), Sentences()
@@ -182,7 +182,7 @@ def switches(where: Path) -> None:
         state = SOLVER.init(problem, backend)
         z = state.replicas["z"]
         seconds, sizes, hooks, memory = [], [], [], []
-        for t in range(30):
+        for t in range(SWITCHES):
             blocks = LISA(blocks=1, period=1).at(t, z.blocks, 0)
             before = backend.weights(z)
             started = time.perf_counter()
@@ -200,7 +200,7 @@ def switches(where: Path) -> None:
             hooks.append(sum(len(p._post_accumulate_grad_hooks or ()) for p in module.parameters()))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         found[kind] = {
-            "seconds": sorted(seconds)[15], "sizes": sizes, "hooks": hooks, "growth_kb": memory[-1] - memory[10],
+            "seconds": sorted(seconds)[SWITCHES // 2], "sizes": sizes, "hooks": hooks, "growth_kb": memory[-1] - memory[SWITCHES // 3],
         }  # fmt: skip
         backend.close()
     (where / f"switches-{os.environ['RANK']}.json").write_text(json.dumps(found))
