@@ -126,6 +126,7 @@ class Reweighting:
         format: str = AS_THEY_ARE,
         max_repeats: int = MAX_REPEATS,
         on_shortfall: OnShortfall = "error",
+        all_rows: bool = False,
         seed: int = 0,
         allow_changed_data: bool = False,
     ) -> Dataset:
@@ -136,6 +137,7 @@ class Reweighting:
             is held in memory.
         weights: "average", "final", or a JSON file {source: weight}.
         format: "source" leaves rows as they are; the name of a format, such as "messages", writes all in that one.
+        all_rows: draw from all rows of the sources, also where the run read a sample of them (`max_rows`).
 
         See `bilevel_llm.mixing.draw.make_mix` for the rest, and for what it raises.
         """
@@ -144,7 +146,7 @@ class Reweighting:
             if not allow_changed_data:
                 run.check_data()
             drawn = make_mix(
-                run.problem,
+                run.with_all_rows().problem if all_rows else run.problem,
                 run.weights,
                 rows=rows,
                 tokens=tokens,

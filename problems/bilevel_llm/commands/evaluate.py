@@ -43,6 +43,6 @@ def evaluate(
         device=device,
         trust_remote_code=remote_code_is_trusted(),
     )
-    Terminal().print(evaluation.table(scores))
+    evaluation.show(scores, Terminal())
     if json is not None:
         evaluation.write(scores, json)

@@ -19,6 +19,7 @@ from torch import nn
 
 from bilevel import InputError, NonFiniteError
 from bilevel.files import write_atomic
+from bilevel.terminal import Terminal
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.packing import Packing
 from bilevel_llm.data.padding import PaddedRows
@@ -159,17 +160,19 @@ def evaluate(
     return {path: score(module, table, packed=packed) for path, table in tables.items()}
 
 
-def table(scores: Mapping[str, Scores]) -> Table:
-    """The summaries as a table, with a row for each file."""
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    shown.add_column("file", overflow="fold")
+def show(scores: Mapping[str, Scores], terminal: Terminal) -> None:
+    """Print the summaries as a table, with a row for each file. Paths stand below it, each whole in a line of its own."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("file", justify="right")
     columns = {"rows": ",d", "tokens": ",d", "loss": ".4f", "perplexity": ".3f", "row_loss": ".4f", "token_accuracy": ".2%"}
     for name in columns:
-        shown.add_column(name.replace("_", " "), justify="right")
-    for file, one in scores.items():
+        table.add_column(name.replace("_", " "), justify="right")
+    for number, one in enumerate(scores.values(), 1):
         summary = one.summary()
-        shown.add_row(file, *(format(summary[name], style) for name, style in columns.items()))
-    return shown
+        table.add_row(str(number), *(format(summary[name], style) for name, style in columns.items()))
+    terminal.print(table)
+    for number, file in enumerate(scores, 1):
+        terminal.print(f"file {number}: {file}", soft_wrap=True)
 
 
 def write(scores: Mapping[str, Scores], file: Path) -> None:

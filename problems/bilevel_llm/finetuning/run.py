@@ -10,7 +10,7 @@ from bilevel.launch import rank
 from bilevel.loop import Observer
 from bilevel.run_directory import RunDirectory
 from bilevel.terminal import Terminal
-from bilevel_llm.evaluation.scores import evaluate, table, write
+from bilevel_llm.evaluation.scores import evaluate, show, write
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.export import check_new, export_model
 
@@ -56,4 +56,4 @@ def run(config: Config, *, resume: bool, observer: Observer) -> None:
             trust_remote_code=problem.trust_remote_code,
         )
         write(scores, scored)
-        Terminal().print(table(scores))
+        show(scores, Terminal())

@@ -146,6 +146,14 @@ def test_a_mix_can_be_written_and_is_returned(done: Any, tmp_path: Path) -> None
     assert (tmp_path / "mix.parquet.json").exists()
 
 
+def test_a_mix_draws_from_the_sample_of_the_run_or_from_all_rows(model_directory: Any, tmp_path: Path) -> None:
+    sampled = {"path": str(write(tmp_path / "rows.jsonl")), "max_rows": 10}
+    result = reweight(model_directory(), sources={"a": sampled, "b": sampled}, output=tmp_path / "run")
+    with pytest.raises(InputError, match="--all-rows"):
+        result.mix(24, max_repeats=1)
+    assert len(result.mix(24, max_repeats=1, all_rows=True)) == 24
+
+
 def test_without_an_output_every_run_has_a_directory_of_its_own(
     model_directory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

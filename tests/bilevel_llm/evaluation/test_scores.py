@@ -1,3 +1,4 @@
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from bilevel import InputError
+from bilevel.terminal import Terminal
 from bilevel_llm.data.settings import DataFiles, ValidationSet
 from bilevel_llm.data.tokens import tokenize
-from bilevel_llm.evaluation.scores import evaluate, score
+from bilevel_llm.evaluation.scores import Scores, evaluate, score, show
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.files import find_model
 from tests.bilevel_llm.tiny import sentences, write_rows
@@ -123,3 +125,12 @@ def test_columns_are_named_for_files_and_a_sample_is_scored_as_one_set(
     assert len(sample.targets) == 6
     with pytest.raises(InputError, match="fields: 'promt' is no role"):
         evaluate(model, [asked], fields={"promt": "q"})
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_paths_are_shown_whole_however_narrow_the_terminal_is(width: int) -> None:
+    path = "/data/" + "a long directory/" * 12 + "rows.jsonl"
+    shown = io.StringIO()
+    one = Scores(np.array([2]), np.array([1.0]), np.array([1]))
+    show({path: one, "short.jsonl": one}, Terminal(file=shown, width=width))
+    assert shown.getvalue().splitlines()[-2:] == [f"file 1: {path}", "file 2: short.jsonl"]
