@@ -148,10 +148,14 @@ def test_a_mix_can_be_written_and_is_returned(done: Any, tmp_path: Path) -> None
 
 def test_a_mix_draws_from_the_sample_of_the_run_or_from_all_rows(model_directory: Any, tmp_path: Path) -> None:
     sampled = {"path": str(write(tmp_path / "rows.jsonl")), "max_rows": 10}
-    result = reweight(model_directory(), sources={"a": sampled, "b": sampled}, output=tmp_path / "run")
+    result = reweight(
+        model_directory(), sources={"a": sampled, "b": sampled}, target=sentences(2, 20), output=tmp_path / "run"
+    )
+    even = tmp_path / "even.json"
+    even.write_text('{"a": 0.5, "b": 0.5}')
     with pytest.raises(InputError, match="--all-rows"):
-        result.mix(24, max_repeats=1)
-    assert len(result.mix(24, max_repeats=1, all_rows=True)) == 24
+        result.mix(24, weights=str(even), max_repeats=1)
+    assert len(result.mix(24, weights=str(even), max_repeats=1, all_rows=True)) == 24
 
 
 def test_without_an_output_every_run_has_a_directory_of_its_own(
