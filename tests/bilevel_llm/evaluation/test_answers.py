@@ -113,6 +113,15 @@ def test_nothing_is_no_answer() -> None:
     assert not same_answer("1", None)
 
 
+@pytest.mark.parametrize("text", ["#### " + "7" * 5000, "7" * 5000, "\\boxed{1/" + "7" * 5000 + "}", "1 " * 5000])
+def test_the_endless_digits_of_a_model_that_repeats_itself_are_an_answer_but_not_the_right_one(text: str) -> None:
+    assert not same_answer("7", final_answer(text))
+
+
+def test_a_percentage_is_not_its_fraction() -> None:
+    assert not same_answer(normalize("50\\%"), normalize("0.5"))
+
+
 def test_numbers_are_exact() -> None:
     assert number("0.1") == Fraction(1, 10)
     assert number("9007199254740993") == Fraction(9007199254740993)  # not a float's
