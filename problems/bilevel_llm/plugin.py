@@ -33,6 +33,7 @@ def bilevel_exporters(register: Register) -> None:
     register("llamafactory", "bilevel_llm.exporters.llamafactory:LlamaFactory")
     register("trl", "bilevel_llm.exporters.trl:TRL")
     register("axolotl", "bilevel_llm.exporters.axolotl:Axolotl")
+    register("megatron", "bilevel_llm.exporters.megatron:Megatron")
     register("json", "bilevel_llm.exporters.plain:JsonWeights")
     register("csv", "bilevel_llm.exporters.plain:CsvWeights")
 

@@ -184,13 +184,63 @@ def test_axolotl_gets_the_mix(
     assert yaml.safe_load(text)["datasets"] == [{"path": str(file), "ds_type": "json", **entry}]
 
 
+def test_axolotl_from_0_20_keeps_parts_that_make_the_shares(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    """axolotl would keep int(weight * rows) of each; the weights are .5, .3 and .2."""
+    run = make_run({"web": talks("web", 90), "books": talks("books", 600), "chat": talks("chat", 50)})
+    (text,) = export(run, "axolotl", plugins, trainer_version="0.20.0").values()
+    entries = yaml.safe_load(text)["datasets"]
+    assert [Path(entry["path"]).stem for entry in entries] == ["web", "books", "chat"]
+    assert max(entry["weight"] for entry in entries) == 1
+    kept = [entry["weight"] * rows for entry, rows in zip(entries, (90, 600, 50), strict=True)]
+    assert [rows / sum(kept) for rows in kept] == pytest.approx([AVERAGE[name] for name in ("web", "books", "chat")])
+    with pytest.raises(InputError, match=r"repeats no row, so --stop all cannot be had"):
+        export(run, "axolotl", plugins, trainer_version="0.20.0", stop="all")
+    with pytest.raises(InputError, match=r"what axolotl 0\.21 reads is not known"):
+        export(run, "axolotl", plugins, trainer_version="0.21")
+
+
+# ---------------------------------------------------------------------------------------------------------------- Megatron
+
+
+def long_and_short(rows: int, words: int) -> list[dict[str, Any]]:
+    return [{"text": f"{i % 10} " + "x" * words} for i in range(rows)]
+
+
+def test_a_blend_has_the_shares_of_tokens_that_the_shares_of_rows_are(
+    make_run: MakeRun, plugins: Plugins, tmp_path: Path
+) -> None:
+    """Every byte is a token; the rows of `web` have 3, those of the others 12 tokens, and one that begins or ends a text."""
+    run = make_run({"web": long_and_short(40, 1), "books": long_and_short(20, 10), "chat": long_and_short(30, 10)})
+    (text,) = export(run, "megatron", plugins).values()
+    blend = json.loads(text)
+    shares = {Path(prefix).name: float(share) for share, prefix in zip(blend[::2], blend[1::2], strict=True)}
+    tables = read_run(run, plugins).problem.source_tables
+    tokens = {name: AVERAGE[name] * len(table.ids) / len(table) for name, table in tables.items()}
+    assert shares == pytest.approx({f"{name}_text_document": n / sum(tokens.values()) for name, n in tokens.items()})
+    assert shares["web_text_document"] < 0.3 < AVERAGE["web"]
+
+
+def test_a_source_of_several_files_is_blended_by_their_tokens(make_run: MakeRun, plugins: Plugins, tmp_path: Path) -> None:
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", long_and_short(10, n)) for n in (2, 8)]
+    run = make_run(
+        {"web": Source("web", [*map(str, files)]), "books": long_and_short(20, 10), "chat": long_and_short(10, 10)}
+    )
+    blend = json.loads(*export(run, "megatron", plugins).values())
+    shares = dict(zip(map(Path, blend[1::2]), map(float, blend[::2]), strict=True))
+    short, long = (shares[file.with_name(f"{file.stem}_text_document")] for file in map(Path, files))
+    table = read_run(run, plugins).problem.source_tables["web"]
+    assert long / short == pytest.approx(table.lengths[10:].sum() / table.lengths[:10].sum())
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 # --------------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("sources", "to", "settings", "says"),
     [
-        (None, "axolotl", {}, "axolotl has no weights for data sets; `bilevel mix RUN --format messages"),
+        (None, "axolotl", {}, "axolotl before 0.20 has no weights for data sets; `bilevel mix RUN --format messages"),
+        (None, "megatron", {}, "source 'web': a blend is of texts, and the rows are"),
         (None, "trl", {}, "source 'web': TRL reads messages of role and content"),
         (None, "trl", {"trainer_version": "9.0"}, "what trl 9.0 reads is not known; known: >=0.25,<1.17"),
         (None, "llamafactory", {"trainer_version": "0.7.1"}, "what llamafactory 0.7.1 reads is not known"),

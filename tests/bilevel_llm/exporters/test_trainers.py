@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -163,3 +164,19 @@ def test_axolotl_loads_the_mix(axolotl_settings: dict[str, Any], monkeypatch: py
     (entry,) = axolotl_settings["datasets"]
     data = loading.load_dataset_with_config(dictionary({**entry, "split": "train"}), use_auth_token=False)
     assert Counter(row["source"] for row in data["_bilevel"]) == {"web": 15, "books": 9, "chat": 6}
+
+
+# ---------------------------------------------------------------------------------------------------------------- Megatron
+
+
+def test_nemo_reads_the_blend(make_run: MakeRun, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function by which NeMo Automodel, like Megatron-LM, takes a list of weights and prefixes apart."""
+    run = make_run({name: [{"text": f"{name} {i}"} for i in range(20)] for name in ("web", "books", "chat")})
+    write(export(run, "megatron", plugins), tmp_path / "blend.json")
+    parts = ("components", "components.datasets", "components.datasets.llm", "components.datasets.llm.megatron")
+    load = modules_of("nemo_automodel", parts, monkeypatch)
+    reader = load("components.datasets.llm.megatron.megatron_utils")
+    prefixes, weights = reader.get_blend_from_list(json.loads((tmp_path / "blend.json").read_text()))
+    assert [Path(prefix).name for prefix in prefixes] == [f"{name}_text_document" for name in ("web", "books", "chat")]
+    assert sum(weights) == pytest.approx(1)
+    assert weights[0] > weights[1] > weights[2]
