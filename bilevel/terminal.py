@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,11 +19,46 @@ from bilevel.plaintext import escape
 # Live bars, by the names that rich has for their parts; a bar that is full looks like the others.
 BARS = Theme({"bar.complete": ACCENT[0], "bar.finished": ACCENT[0], "bar.pulse": ACCENT[0]})
 
+REFRESH = 0.5  # seconds between two updates of what a notebook shows; each is a message to the browser
+
 
 def in_notebook() -> bool:
     """Whether a notebook shows what is printed: output that can be replaced, but no terminal."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+class NotebookLine:
+    """A line below the cell of a notebook, while something is worked on: it is replaced, and removed at the end.
+
+    Outside of notebooks nothing is shown.
+    """
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+        self._said = 0.0
+
+    def __enter__(self) -> NotebookLine:
+        return self
+
+    def say(self, words: str) -> None:
+        """Show what is being done. Words that follow each other too fast to be read are left out."""
+        if not in_notebook() or time.monotonic() - self._said < REFRESH:
+            return
+        from IPython.display import HTML, display
+
+        line, self._said = HTML(f"<small>{html.escape(escape(words))}</small>"), time.monotonic()
+        if self._shown is None:
+            self._shown = display(line, display_id=True)
+        else:
+            self._shown.update(line)
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown is not None:
+            from IPython.display import HTML
+
+            self._shown.update(HTML(""))
+            self._shown = None
 
 
 class Terminal(Console):

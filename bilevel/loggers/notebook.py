@@ -11,12 +11,10 @@ from bilevel.hookspecs import hookimpl
 from bilevel.loggers.progress import MOST_BARS, headline, time_left
 from bilevel.palette import ACCENT
 from bilevel.plaintext import escape
-from bilevel.terminal import in_notebook
+from bilevel.terminal import REFRESH, in_notebook
 
 if TYPE_CHECKING:
     from bilevel.run import Run
-
-EVERY = 0.5  # seconds between two updates; each is a message to the browser
 
 
 class NotebookLogger:
@@ -38,7 +36,7 @@ class NotebookLogger:
     @hookimpl
     def bilevel_step_end(self, run: Run) -> None:
         """Show the step."""
-        if time.monotonic() - self._updated >= EVERY:
+        if time.monotonic() - self._updated >= REFRESH:
             self._update(run)
 
     @hookimpl

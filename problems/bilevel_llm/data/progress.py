@@ -9,6 +9,7 @@ from pathlib import Path
 from rich import progress
 from rich.console import Console
 
+from bilevel.terminal import NotebookLine
 from bilevel_llm.data.files import size_of
 
 log = logging.getLogger("bilevel.llm")
@@ -17,10 +18,13 @@ _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Progress:
-    """Counts rows, and shows which part of the files has been read: as a bar on a terminal, elsewhere by a line at times."""
+    """Counts rows, and shows which part of the files has been read.
 
-    def __init__(self, bar: progress.Progress, total: int) -> None:
-        self._bar = bar
+    It does so by a bar on a terminal, a line that is replaced in a notebook, and elsewhere a line at times.
+    """
+
+    def __init__(self, bar: progress.Progress, line: NotebookLine, total: int) -> None:
+        self._bar, self._line = bar, line
         self._task = bar.add_task("tokenizing", total=total, rows=0)
         self._total, self._read, self._rows = total, 0, 0
         self._next = time.monotonic() + _EVERY
@@ -37,10 +41,12 @@ class Progress:
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self._read, rows=self._rows)
+        part = self._read / self._total if self._total else 1.0
+        words = f"tokenizing: {part:.0%} of the files read, {self._rows:,} rows tokenized"
+        self._line.say(words)
         if self._bar.disable and time.monotonic() > self._next:
             self._next = time.monotonic() + _EVERY
-            part = self._read / self._total if self._total else 1.0
-            log.info("tokenizing: %.0f%% of the files read, %s rows tokenized", 100 * part, f"{self._rows:,}")
+            log.info(words)
 
 
 @contextmanager
@@ -55,5 +61,8 @@ def reading(files: Sequence[Path]) -> Iterator[Progress]:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Progress(bar, sum(map(size_of, files)))
+    with (
+        progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        NotebookLine() as line,
+    ):
+        yield Progress(bar, line, sum(map(size_of, files)))

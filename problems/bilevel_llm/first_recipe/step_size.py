@@ -20,6 +20,7 @@ from bilevel.blocks import Blocks
 from bilevel.loop import fit
 from bilevel.optimizer import Optimizer
 from bilevel.solvers.shared import lower_step, place
+from bilevel.terminal import NotebookLine
 
 log = logging.getLogger("bilevel.init")
 
@@ -67,9 +68,9 @@ class StepSize:
 
 def find_step_size(problem: Problem[Any], backend: Backend, active: Active, optimizer: Optimizer, seed: int) -> StepSize:
     """Try step sizes from the smallest on, until the loss falls by less again. Nothing is written."""
-    watch = _Watch()
     solver = _Trials((0.0, *TRIED), optimizer)
-    with suppress(_Enough, NonFiniteError):
+    with NotebookLine() as line, suppress(_Enough, NonFiniteError):
+        watch = _Watch(line)
         steps = STEPS * len(solver.lrs)
         fit(problem, solver, backend, steps=steps, seed=seed, active=_EachAlike(active), observer=watch)
     return StepSize(watch.trials())
@@ -83,6 +84,7 @@ class _Enough(Exception):
 class _Watch:
     """Collects the losses, and ends the search."""
 
+    line: NotebookLine
     losses: list[float] = field(default_factory=list)
 
     def bilevel_run_start(self, *, run: Run) -> None:
@@ -91,6 +93,10 @@ class _Watch:
     def bilevel_step_end(self, *, run: Run, record: Record) -> None:
         """Keep the loss; stop where the last trial was clearly worse than the best one."""
         self.losses.append(record.metrics["lower_loss"])
+        trial = (len(self.losses) - 1) // STEPS
+        self.line.say(
+            f"looking for a step size: {f'trying {TRIED[trial - 1]:g}' if trial else 'how the loss varies by itself'}"
+        )
         if len(self.losses) % STEPS == 0:
             trials = self.trials()
             if trials:
