@@ -138,13 +138,13 @@ class DrawnRows:
 class Drawn:
     """What a comparison needs to know of a mix; its card says more.
 
-    notes: what a reader should know about how it was drawn.
+    departures: where it is not what the weights ask for.
     """
 
     rows: int
     tokens: int
     sources: Mapping[str, DrawnRows]
-    notes: Sequence[str] = ()
+    departures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Cell:
             return
         self._mix_file.unlink(missing_ok=True)  # the mix is whole, but its card was never written
         mix = self.bench.mix(self.found, self.seed)
-        for note in mix.notes():
+        for note in mix.departures():
             log.warning("mix of %s, seed %d: %s", self.method.label if self.method else "", self.seed, note)
         mix.write(self._mix_file, {"weights": self.found.origin})
 

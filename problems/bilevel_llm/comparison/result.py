@@ -138,15 +138,16 @@ def _findings(bench: Bench, methods: Sequence[str], cells: Mapping[tuple[str, in
     if len(bench.settings.seeds) == 1:
         words = "one seed: the intervals are over test rows alone; another seed would give other numbers"
         found.append(Finding("one-seed", True, words))
-    for method in methods:
-        said: dict[Finding, list[int]] = {}
-        for (name, seed), cell in cells.items():
-            if name == method and cell.method is not None:
-                for finding in [*cell.found.findings, *(Finding("mix", True, note) for note in cell.drawn.notes)]:
-                    said.setdefault(finding, []).append(seed)
-        for finding, seeds in said.items():
-            where = f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-            found.append(dataclasses.replace(finding, sentence=f"{where}: {finding.sentence}"))
+    said: dict[Finding, dict[str, list[int]]] = {}
+    for (method, seed), cell in cells.items():
+        if cell.method is not None:
+            for finding in [*cell.found.findings, *(Finding("mix", True, note) for note in cell.drawn.departures)]:
+                said.setdefault(finding, {}).setdefault(method, []).append(seed)
+    for finding, where in said.items():
+        for seeds in dict.fromkeys(map(tuple, where.values())):
+            named = ", ".join(method for method in methods if tuple(where.get(method, ())) == seeds)
+            words = f"{named}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {finding.sentence}"
+            found.append(dataclasses.replace(finding, sentence=words))
     return found
 
 

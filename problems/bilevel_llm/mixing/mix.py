@@ -165,11 +165,16 @@ class Mix:
             "on_shortfall": self.on_shortfall,
             "sources": sources,
             "notes": self.notes(),
+            "departures": self.departures(),
             "versions": {"bilevel": version("bilevel")},
         }
 
     def notes(self) -> list[str]:
         """What a user should know before using the mix."""
+        return [*self.of_sources(), *self.departures()]
+
+    def of_sources(self) -> list[str]:
+        """What is so of the sources, whatever the weights are."""
         notes = [
             f"rows of {pool.name!r} that also occur in the validation data, and are left out: {pool.withheld:,}"
             for pool in self.pools
@@ -180,6 +185,11 @@ class Mix:
             for pool in self.pools
             if pool.table.sampled_from is not None
         ]
+        return notes
+
+    def departures(self) -> list[str]:
+        """Where the mix is not what the weights ask for."""
+        notes = []
         for pool, quota, count in zip(self.pools, self.quotas, self.counts, strict=True):
             if count < quota:
                 limit = f"it has {len(pool.rows):,}, used at most {self.max_repeats} times each"

@@ -103,6 +103,7 @@ def test_fresh_rows_give_each_seed_a_sample_of_its_own(recipe: Make, tmp_path: P
     assert [found["data"]["sources"]["clean"]["rows"] for found in hashes] == [12, 12]
 
     before = (tmp_path / "out" / "comparison.json").read_text()
+    assert "is a sample of" not in before, "that is so of every method"
     bilevel("compare", where, "--set", "compare.seeds=[0,1,2]")
     after = cells(tmp_path / "out")
     assert [cell for key, cell in after.items() if key[1] < 2] == json.loads(before)["cells"]
@@ -150,6 +151,15 @@ def test_methods_can_be_compared_with_several_of_them(recipe: Make, tmp_path: Pa
     assert set(pairs) == {(m, r) for m in others for r in ("uniform", "only clean")} | {("only clean", "uniform")}
     shift = pairs["only clean", "uniform"]
     assert pairs["only noise", "only clean"] == pytest.approx(pairs["only noise", "uniform"] - shift)
+
+
+def test_what_is_so_of_several_methods_is_said_once(recipe: Make, tmp_path: Path) -> None:
+    """`noise` has too few rows for either."""
+    own = [{"name": name, "weights": {"clean": 0.2, "other": 0, "noise": 0.8}} for name in ("one", "two")]
+    bilevel("compare", recipe(methods=["uniform", *own], seeds=[0, 1], rows=50, max_repeats=1))
+    findings = [f["sentence"] for f in json.loads((tmp_path / "out" / "comparison.json").read_text())["findings"]]
+    (short,) = (sentence for sentence in findings if "fewer than its weight asks" in sentence)
+    assert short.startswith("one, two, seeds 0, 1: 'noise' gives")
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_leaves_nothing(recipe: Make, tmp_path: Path) -> None:
