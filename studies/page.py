@@ -80,7 +80,13 @@ def _summary(mains: Sequence[Results]) -> list[str]:
                 ", ".join(losses) or "–",
             ]
         )
-    columns = ("case", "learned − swarm's best mix, nats", "its cost, as a part of the swarm's", "better than", "worse than")
+    columns = (
+        "case",
+        "learned − swarm's best mix, nats",
+        "its tokens, as a part of the swarm's",
+        "better than",
+        "worse than",
+    )
     return [
         "## In short",
         _table(columns, rows),
@@ -129,16 +135,25 @@ def _scores(one: Results, metric: str, more: Sequence[str]) -> str:
                 _mean_and_half(interval([cell.metrics[metric] for cell in cells])),
                 *(_signed(difference(one, method, reference)) for reference in references),
                 *(_mean_and_half(interval([cell.metrics[name] for cell in cells]), name) for name in more),
-                f"{cost:.1f}" if (cost := _cost(one, method)) is not None else "",
+                *(f"{cost:.1f}" if (cost := _cost(one, method, of)) is not None else "" for of in ("tokens", "seconds")),
                 _own_words(cells),
             ]
         )
     names = [_words(name) for name in more]
-    columns = ["method", f"{_words(metric)}, nats", *(f"− {name}" for name in references), *names, "cost", "its own verdict"]
+    columns = [
+        "method",
+        f"{_words(metric)}, nats",
+        *(f"− {name}" for name in references),
+        *names,
+        "tokens",
+        "time",
+        "its own verdict",
+    ]
     return (
         _table(columns, rows)
-        + "\n\n`cost`: the time to find the weights, as a multiple of one fine-tuning. `its own verdict`: in how many seeds "
-        "a run says that its weights are to be used; for the swarm, the R² of its law on runs that it has not seen."
+        + "\n\n`tokens`, `time`: what finding the weights takes, as a multiple of one fine-tuning: tokens that go "
+        "through a model (forward, and mostly backward), and seconds, which depend on what else a machine did. `its own "
+        "verdict`: in how many seeds a run says that its weights are to be used; for the swarm, the R² of its law on runs that it has not seen."
     )
 
 
@@ -177,7 +192,7 @@ def _variants(results: Sequence[Results]) -> str:
             ]
         )
     return _table(
-        ["", "learned weights (the four largest)", "to be used", "− uniform, nats", "− swarm", "− truth", "cost"], rows
+        ["", "learned weights (the four largest)", "to be used", "− uniform, nats", "− swarm", "− truth", "tokens"], rows
     )
 
 
@@ -188,9 +203,9 @@ def _when_not(results: Sequence[Results]) -> list[str]:
         return []
     costs = [cost for one in mains if (cost := _cost(one, OURS)) is not None]
     found = [
-        f"* **When one fine-tuning run is cheap.** Learning took {min(costs):.1f} to {max(costs):.1f} times as long as one "
-        "fine-tuning on a mix of this size. With two or three sources, fine-tuning on each mix that you have in mind is a "
-        "direct answer.",
+        f"* **When one fine-tuning run is cheap.** Learning took {min(costs):.1f} to {max(costs):.1f} times the tokens "
+        "of one fine-tuning on a mix of this size. With two or three sources, fine-tuning on each mix that you have in "
+        "mind is a direct answer.",
     ]
     told = [(one, d) for one in mains if (d := difference(one, OURS, UNIFORM)) is not None]
     if open_ := [one.name for one, d in told if d.low <= 0 <= d.high]:
@@ -259,11 +274,14 @@ def _cells(one: Results, method: str) -> list[Cell]:
     return cells[:1] if method == "base" else cells  # scored once
 
 
-def _cost(one: Results, method: str) -> float | None:
-    """The time to find the weights, as a multiple of a fine-tuning, which is the same for all methods."""
-    cells = [cell.cost for cell in _cells(one, method) if cell.cost is not None]
-    tuning = [cell.cost.finetuning.seconds for cell in one.cells if cell.cost is not None]
-    return mean(cost.weights.seconds for cost in cells) / mean(tuning) if cells else None
+def _cost(one: Results, method: str, of: str = "tokens") -> float | None:
+    """What finding the weights takes, as a multiple of a fine-tuning, which is the same for all methods.
+
+    of: "tokens" that go through a model, or "seconds".
+    """
+    cells = [getattr(cell.cost.weights, of) for cell in _cells(one, method) if cell.cost is not None]
+    tuning = [getattr(cell.cost.finetuning, of) for cell in one.cells if cell.cost is not None]
+    return float(mean(cells) / mean(tuning)) if cells else None
 
 
 def _own_words(cells: Iterable[Cell]) -> str:

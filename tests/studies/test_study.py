@@ -70,8 +70,8 @@ def test_the_page_shows_scores_differences_costs_and_verdicts() -> None:
     assert scores[1].startswith("1.850")
     assert scores[2] == "-0.200 [-0.300, -0.100]"
     assert scores[3].startswith("25.0%")
-    assert scores[4] == "2.0"  # 20 of 10 seconds
-    assert scores[5] == "use: 1 of 2"
+    assert scores[4:6] == ["1.8", "2.0"]  # 9 of 5 tokens, 20 of 10 seconds
+    assert scores[6] == "use: 1 of 2"
     assert line(text, "made up")[3:] == ["uniform", "–"]
 
 
@@ -82,7 +82,7 @@ def test_the_page_says_how_often_the_top_source_is_the_best_alone() -> None:
 
 def test_the_page_says_what_speaks_against_learning() -> None:
     text = shown(results()).partition("## When not to use it")[2]
-    assert "took 2.0 to 2.0 times as long" in text
+    assert "took 1.8 to 1.8 times the tokens" in text
     assert "a in made up (-0.010 [-0.020, -0.005] nats) was better alone" in text
     assert "made up (1 of 2)" in text
     noise = {"method": "learned", "against": "uniform", "metric": "row_loss/t", "mean": -0.1, "low": -0.3, "high": 0.1}
