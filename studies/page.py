@@ -153,7 +153,8 @@ def _scores(one: Results, metric: str, more: Sequence[str]) -> str:
         _table(columns, rows)
         + "\n\n`tokens`, `time`: what finding the weights takes, as a multiple of one fine-tuning: tokens that go "
         "through a model (forward, and mostly backward), and seconds, which depend on what else a machine did. `its own "
-        "verdict`: in how many seeds a run says that its weights are to be used; for the swarm, the R² of its law on runs that it has not seen."
+        "verdict`: in how many seeds a run says that its weights are to be used; for the swarm, the R² of its law "
+        "on runs that it has not seen."
     )
 
 
