@@ -39,7 +39,7 @@ def test_an_entry_may_learn_with_a_solver_of_its_own(recipe: Make, tmp_path: Pat
     assert [kept[label]["run"]["steps"] for label in runs] == [4, 3]
     assert [kept[label]["active"]["name"] for label in runs] == ["all", "lisa"]
     assert len((runs["fast"] / "metrics.jsonl").read_text().splitlines()) == 3
-    bilevel("report", runs["fast"])  # it is a run as any other
+    bilevel("report", runs["fast"], "--output", tmp_path / "report.html")  # it is a run as any other
     with pytest.raises(InputError, match=r"the method fast\.steps was 3 and is now 5"):
         bilevel("compare", recipe(methods=["learned", {**other, "steps": 5}]))
 
