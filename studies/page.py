@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import yaml
 from results import Cell, Results
 
 from bilevel.statistics import Interval, interval
@@ -21,6 +22,7 @@ PAGE = ROOT / "docs" / "explanation-evidence.md"
 OURS, UNIFORM, SWARM, TRUTH, ONLY = "learned", "uniform", "swarm", "truth", "only "
 OTHERS = (UNIFORM, "less", "doremi", "odm")
 NEAR = 0.005  # nats: as good as the best mix
+TIE = 1e-6  # weights that differ by less are equal
 
 QUESTIONS = {
     "main": "Are learned weights better?",
@@ -34,7 +36,13 @@ QUESTIONS = {
 
 def write() -> None:
     """Write the page."""
-    PAGE.write_text(text(read()), encoding="utf-8")
+    PAGE.write_text(text(read(), planned()), encoding="utf-8")
+
+
+def planned() -> list[str]:
+    """The names of all comparisons of the study."""
+    entries = yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))["comparisons"]
+    return [entry["name"] for entry in entries]
 
 
 def read() -> list[Results]:
@@ -43,8 +51,8 @@ def read() -> list[Results]:
     return sorted(found, key=lambda one: (list(QUESTIONS).index(one.about), one.name))
 
 
-def text(results: Sequence[Results]) -> str:
-    """The page."""
+def text(results: Sequence[Results], planned: Sequence[str] = ()) -> str:
+    """The page. planned: the comparisons that it should show."""
     by_question = {about: [one for one in results if one.about == about] for about in QUESTIONS}
     parts = [
         "# Evidence: what learned weights are worth",
@@ -55,6 +63,8 @@ def text(results: Sequence[Results]) -> str:
         "source and target rows. Intervals are 95%, over test rows and seeds, and not corrected for their number.",
         *_summary(by_question["main"]),
     ]
+    if missing := [name for name in planned if name not in [one.name for one in results]]:
+        parts.append(f"Not measured yet: {', '.join(missing)}.")
     for about, title in QUESTIONS.items():
         if by_question[about]:
             parts += [f"## {title}"]
@@ -169,7 +179,8 @@ def _weights(one: Results, metric: str) -> str:
             continue
         columns = [_mean_and_spread([cell.weights[name] for cell in cells if cell.weights]) for name in names]
         right = sum(_top(cell) == best.get(cell.seed) for cell in cells)
-        rows.append([method, *columns, f"{right} of {len(cells)}" if best else "–"])
+        tied = all(_top(cell) is None for cell in cells)
+        rows.append([method, *columns, "–" if tied or not best else f"{right} of {len(cells)}"])
     return _table(["weights", *names, "top source is the best one alone"], rows) + (
         "\n\nMeans over seeds ± their standard deviation. The best source alone is found by fine-tuning on each of them."
     )
@@ -204,7 +215,7 @@ def _when_not(results: Sequence[Results]) -> list[str]:
         return []
     costs = [cost for one in mains if (cost := _cost(one, OURS)) is not None]
     found = [
-        f"* **When one fine-tuning run is cheap.** Learning took {min(costs):.1f} to {max(costs):.1f} times the tokens "
+        f"* **When one fine-tuning run is cheap.** Learning took {_range(costs)} times the tokens "
         "of one fine-tuning on a mix of this size. With two or three sources, fine-tuning on each mix that you have in "
         "mind is a direct answer.",
     ]
@@ -239,9 +250,7 @@ def _when_not(results: Sequence[Results]) -> list[str]:
         if (cells := _cells(one, OURS)) and any(cell.verdict not in (None, "use") for cell in cells)
     ]
     if unsure:
-        found.append(
-            f"* **When the run says so.** Seeds whose run said to use its weights: {', '.join(unsure)}; elsewhere, all."
-        )
+        found.append(f"* **When the run says so.** Seeds whose run said to use its weights: {', '.join(unsure)}.")
     return ["## When not to use it", "\n".join(found)]
 
 
@@ -257,7 +266,7 @@ def difference(one: Results, method: str, against: str) -> Interval | None:
     return None
 
 
-def best_sources(one: Results, metric: str) -> dict[int, str]:
+def best_sources(one: Results, metric: str) -> dict[int, str | None]:
     """Seed -> the source that is best to be trained on alone; empty if that was not tried."""
     alone = [cell for cell in one.cells if cell.method.startswith(ONLY)]
     seeds = {cell.seed for cell in alone}
@@ -265,9 +274,11 @@ def best_sources(one: Results, metric: str) -> dict[int, str]:
     return {seed: _top(cell) for seed, cell in best.items()}
 
 
-def _top(cell: Cell) -> str:
+def _top(cell: Cell) -> str | None:
+    """The source with the largest weight; None if several have it."""
     weights = cell.weights or {}
-    return max(weights, key=lambda name: weights[name])
+    first, second = sorted(weights, key=lambda name: -weights[name])[:2]
+    return first if weights[first] > weights[second] + TIE else None
 
 
 def _cells(one: Results, method: str) -> list[Cell]:
@@ -313,6 +324,11 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 def _signed(found: Interval | None) -> str:
     return "" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _ratio(one: float | None, other: float | None) -> str:

@@ -82,13 +82,25 @@ def test_the_page_says_how_often_the_top_source_is_the_best_alone() -> None:
 
 def test_the_page_says_what_speaks_against_learning() -> None:
     text = shown(results()).partition("## When not to use it")[2]
-    assert "took 1.8 to 1.8 times the tokens" in text
+    assert "took 1.8 times the tokens" in text
     assert "a in made up (-0.010 [-0.020, -0.005] nats) was better alone" in text
     assert "made up (1 of 2)" in text
     noise = {"method": "learned", "against": "uniform", "metric": "row_loss/t", "mean": -0.1, "low": -0.3, "high": 0.1}
     assert "In made up, learned weights and equal ones are not told apart" in shown(results(differences=[noise]))
     worse = {**noise, "mean": 0.2, "low": 0.1}
     assert "In made up, learned weights were worse than equal ones" in shown(results(differences=[{**worse, "high": 0.3}]))
+
+
+def test_equal_weights_have_no_top_source() -> None:
+    (weights,) = (one for one in shown(results()).splitlines() if one.startswith("| uniform | 0.50"))
+    assert weights.endswith("| – |")
+
+
+def test_what_was_planned_and_not_measured_is_named() -> None:
+    import page
+    from results import Results
+
+    assert "Not measured yet: another." in page.text([Results.model_validate(results())], ["made up", "another"])
 
 
 def test_missing_cells_are_counted() -> None:
@@ -100,7 +112,7 @@ def test_missing_cells_are_counted() -> None:
 def test_the_page_in_the_documentation_is_that_of_the_results() -> None:
     import page
 
-    assert page.PAGE.read_text(encoding="utf-8") == page.text(page.read()), "run: python studies/page.py"
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(page.read(), page.planned()), "run: python studies/page.py"
 
 
 def test_recipes_have_no_mistakes_and_equal_budgets() -> None:
