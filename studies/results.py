@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from importlib.metadata import version
@@ -143,4 +144,4 @@ def _name(model: str) -> str:
 def _machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"

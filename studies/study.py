@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import page
 import yaml
@@ -45,7 +45,7 @@ class Case(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    about: str
+    about: Literal[tuple(page.QUESTIONS)]  # type: ignore[valid-type]  # known when this is read
     recipe: str
     set: dict[str, Any] = {}
     after: str | None = None
@@ -117,7 +117,7 @@ def wrong_with(case: Case, cases: list[Case], launcher: list[str]) -> str:
     settings = recipe["compare"] | {k.removeprefix("compare."): v for k, v in case.set.items() if k.startswith("compare.")}
     if settings.get("tokens") is None or settings.get("finetune", {}).get("steps") is not None:
         return f"{case.name}: its methods would train on different numbers of tokens; give compare.tokens, and no steps"
-    if case.after is not None and not (ROOT / "studies" / "results" / f"{slug(case.after)}.json").exists():
+    if case.after is not None and not (HERE / "results" / f"{slug(case.after)}.json").exists():
         waits = case.after in [other.name for other in cases]
         return "" if waits else f"{case.name}: it takes the weights of {case.after!r}, which is not done; name that one, too"
     tried = subprocess.run([*launcher, *case.command(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -24,20 +24,14 @@ DRAWS = 10_000  # the ends are then known to within about 3% of the interval's w
 _BLOCK = 1 << 22  # resampling counts held at once: 32 MiB
 
 
-def paired_interval(a: ArrayLike, b: ArrayLike, counts: ArrayLike, *, draws: int = DRAWS) -> Interval:
-    """The mean difference a - b and its 95% interval. The same data give the same interval.
-
-    a, b: for each seed and test row, in the same order, the sum over what the row counts. Shape: (seeds, rows).
-    counts: what each row counts, positive. Shape: (rows,).
-    """
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return paired_intervals(difference[None], counts, draws=draws)[0]
-
-
 def paired_intervals(differences: ArrayLike, counts: ArrayLike, *, draws: int = DRAWS) -> list[Interval]:
-    """The intervals of several differences on the same rows, each as if it were the only one, in the time of one.
+    """The mean differences a - b of several pairs on the same rows, with their 95% intervals, in the time of one.
 
-    differences: a - b, for each pair, seed and test row. Shape: (pairs, seeds, rows).
+    Each is as if it were the only one. The same data give the same intervals.
+
+    differences: for each pair, seed and test row, in the same order, that of the sums over what the row counts. Shape:
+        (pairs, seeds, rows).
+    counts: what each row counts, positive. Shape: (rows,).
     """
     difference, weight = np.asarray(differences, np.float64), np.asarray(counts, np.float64)
     pairs, seeds, rows = difference.shape

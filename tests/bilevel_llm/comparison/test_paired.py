@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from bilevel_llm.comparison.paired import paired_interval, paired_intervals
+from bilevel.statistics import Interval
+from bilevel_llm.comparison.paired import DRAWS, paired_intervals
+
+
+def paired_interval(a: ArrayLike, b: ArrayLike, counts: ArrayLike, *, draws: int = DRAWS) -> Interval:
+    """The interval of one pair."""
+    (found,) = paired_intervals([np.subtract(a, b)], counts, draws=draws)
+    return found
 
 
 def test_with_one_seed_it_is_the_bootstrap_over_rows() -> None:
