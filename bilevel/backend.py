@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from bilevel.blocks import Blocks
@@ -18,7 +19,7 @@ from bilevel.constraint import Constraint
 from bilevel.errors import InputError
 from bilevel.optimizer import SGD, AdamW
 from bilevel.plain import RECIPE_RULES
-from bilevel.problem import Loss, Shard
+from bilevel.problem import Forward, Loss, Shard
 from bilevel.regularizer import Regularizer
 from bilevel.sealed import Seal
 
@@ -309,6 +310,18 @@ class Backend(Checked, ABC):
     @abstractmethod
     def evaluate(self, loss: Callable[[B], Loss], batch: Sequence[B]) -> Evaluation:
         """Evaluate the loss without gradients."""
+
+    def measure(
+        self, variable: Variable, what: Callable[[Forward, B], Mapping[str, Tensor]], batch: B
+    ) -> Mapping[str, float]:
+        """The numbers that `what` finds about a variable, as means over processes, each of which has the whole batch."""
+
+        def loss(batch: B) -> Loss:
+            numbers = what(variable, batch)
+            return torch.stack(list(numbers.values())).sum(), numbers
+
+        parts = self.evaluate(loss, [batch]).parts
+        return {name: value / self.shard.world_size for name, value in parts.items()}
 
     @abstractmethod
     def step(self, variable: Variable, *, lr: float) -> float:

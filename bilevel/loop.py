@@ -30,7 +30,7 @@ from bilevel.logger import Logger
 from bilevel.micro_batch import choose_micro_batch
 from bilevel.observer import Followers, Observer, check_loggers
 from bilevel.plain import name_of, to_plain
-from bilevel.problem import Forward, Loss, Problem
+from bilevel.problem import Problem
 from bilevel.record import Record
 from bilevel.run import Run
 from bilevel.run_directory import RunDirectory
@@ -139,7 +139,7 @@ def fit(
         state = begin(solver, problem, backend)
         if warm_start is not None and not (resume and directory is not None and on_first(backend, directory.saved)):
             begin_from(Path(warm_start), run, state)
-        problem.examine(partial(_measure, backend, state))
+        problem.examine(partial(backend.measure, next(iter(state.replicas.values()))))
         if keeper is not None:
             keeper.open(state)
         if directory is not None and micro_batch is not None:
@@ -149,20 +149,6 @@ def fit(
     finally:
         leaving.close()
         backend.close()
-
-
-def _measure(
-    backend: Backend, state: State, what: Callable[[Forward, Any], Mapping[str, Tensor]], batch: Any
-) -> Mapping[str, float]:
-    """The numbers that `what` finds about the lower variable: their means over processes."""
-    y = next(iter(state.replicas.values()))
-
-    def loss(batch: Any) -> Loss:
-        numbers = what(y, batch)
-        return torch.stack(list(numbers.values())).sum(), numbers
-
-    parts = backend.evaluate(loss, [batch]).parts
-    return {name: value / backend.shard.world_size for name, value in parts.items()}
 
 
 def _take(

@@ -12,6 +12,7 @@ scores.json   every metric; rows-NAME.npz, answers-NAME.jsonl     done: scored
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 import logging
 import shutil
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bilevel import Backend, InputError
 from bilevel.agreement import first_then_others, on_first, together_at_length
@@ -32,7 +35,8 @@ from bilevel.record import total_seconds, total_size
 from bilevel.run_directory import RunDirectory
 from bilevel_llm.comparison.held_out import HeldOut, ModelScores, RowScores, joined, score_model
 from bilevel_llm.comparison.methods import Found, Method
-from bilevel_llm.comparison.settings import CompareSettings, Metric
+from bilevel_llm.comparison.settings import BASE, CompareSettings, Metric
+from bilevel_llm.evaluation.placed_model import placed
 from bilevel_llm.finetuning.recipe import Length, finetune_config
 from bilevel_llm.mixing.draw import make_mix
 from bilevel_llm.mixing.mix import Mix, card_file
@@ -170,6 +174,11 @@ class Cell:
     seed: int = 0
 
     @property
+    def name(self) -> str:
+        """The method and the seed."""
+        return f"{self.method.label}, seed {self.seed}" if self.method is not None else BASE
+
+    @property
     def done(self) -> bool:
         """Whether all stages are done."""
         return self._scores_file.exists()
@@ -223,6 +232,7 @@ class Cell:
         if self.method is not None:
             self._find(self.method)
             self._on_first(self._draw)
+            self._on_first(self._take_over)
             self._tune()
         if not self._there(self._scores_file):
             self._score()
@@ -249,8 +259,22 @@ class Cell:
         self._mix_file.unlink(missing_ok=True)  # the mix is whole, but its card was never written
         mix = self.bench.mix(self.found, self.seed)
         for note in mix.departures():
-            log.warning("mix of %s, seed %d: %s", self.method.label if self.method else "", self.seed, note)
+            log.warning("mix of %s: %s", self.name, note)
         mix.write(self._mix_file, {"weights": self.found.origin})
+
+    def _take_over(self) -> None:
+        """Take what a finished cell of this seed has found, if its mix is the same: the same model would be tuned."""
+        if self._tuning_file.exists() or self.bench.keep_models:
+            return
+        for directory in sorted(self.directory.parent.parent.glob(f"*/{self.directory.name}")):
+            other = Cell(self.bench, directory)
+            if other.done and filecmp.cmp(self._mix_file, other._mix_file, shallow=False):
+                log.info("%s: the mix is that of %s, and so are the scores", self.name, directory.parent.name)
+                shutil.copytree(directory / "tuned", self.directory / "tuned", dirs_exist_ok=True)
+                scores = [*directory.glob("rows-*.npz"), *directory.glob("answers-*.jsonl"), other._scores_file]
+                for file in (*scores, other._tuning_file):  # the last one says that the rest is there
+                    write_atomic(self.directory / file.name, file.read_bytes())
+                return
 
     def _tune(self) -> None:
         if self._there(self._tuning_file):
@@ -270,20 +294,20 @@ class Cell:
         self._on_first(keep)
 
     def _score(self) -> None:
-        """Every process scores a part of the rows, on a model of its own."""
+        """All processes score together."""
         bench = self.bench
+        problem, settings = bench.problem, bench.settings
         files = find_model(bench.model if self.method is None else str(self.directory / "model"))
-        parts = together_at_length(
+        on_cpu = torch.device(bench.device).type == "cpu"
+        with placed(
+            files,
             bench.meeting,
-            lambda: score_model(
-                files,
-                bench.sets,
-                shard=bench.meeting.shard,
-                max_new_tokens=bench.settings.max_new_tokens,
-                device=bench.device,
-                trust_remote_code=bench.problem.trust_remote_code,
-            ),
-        )
+            on_cpu=on_cpu,
+            attention=problem.attention,
+            trust_remote_code=problem.trust_remote_code,
+        ) as model:
+            found = score_model(model, bench.sets, max_new_tokens=settings.max_new_tokens)
+        parts = bench.meeting.all_gather(found)
         self._on_first(lambda: self._keep(joined(parts)))
 
     def _keep(self, found: ModelScores) -> None:

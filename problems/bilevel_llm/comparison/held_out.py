@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bilevel import InputError, Shard
+from bilevel import InputError
 from bilevel.errors import DamagedError
 from bilevel.files import write_atomic
 from bilevel.launch import local_rank
@@ -22,12 +22,10 @@ from bilevel_llm.data.chat import Template
 from bilevel_llm.data.near_duplicates import report_near_duplicates, rows_of_table
 from bilevel_llm.data.overlap import without_rows
 from bilevel_llm.data.tokens import TokenTable, default_cache, report_table, rows_of, tokenize
-from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, generate, make_questions
-from bilevel_llm.evaluation.scores import score
+from bilevel_llm.evaluation.generation import Question, check_room, exact_matches, make_questions
+from bilevel_llm.evaluation.placed_model import PlacedModel
 from bilevel_llm.model.files import ModelFiles
-from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.limits import check_limits
-from bilevel_llm.model.suitability import examine
 from bilevel_llm.reweighting.problem import LLMReweighting
 
 log = logging.getLogger("bilevel.llm")
@@ -184,28 +182,15 @@ def read_held_out(
     return HeldOut(test.name, test.metrics, table, int(known.sum()), questions)
 
 
-def score_model(
-    files: ModelFiles, sets: Sequence[HeldOut], *, shard: Shard, max_new_tokens: int, device: str, trust_remote_code: bool
-) -> ModelScores:
-    """This process's part of a model's scores on every test set; see `joined`.
-
-    Every process has a whole model. On a CPU it is scored in float32: bfloat16 would add rounding to differences that are
-    small, and is no faster.
-    """
-    model = files.load_model(trust_remote_code=trust_remote_code).to(device)
-    if device == "cpu":
-        model.float()
-    module = LanguageModel(model)
-    tokenizer = files.load_tokenizer(trust_remote_code)
-    packed = examine(module, tokenizer)
-    part = (shard.rank, shard.world_size)
+def score_model(model: PlacedModel, sets: Sequence[HeldOut], *, max_new_tokens: int) -> ModelScores:
+    """This process's part of a model's scores on every test set; see `joined`. All processes call it."""
     scores, written = {}, {}
     for held_out in sets:
         sums: dict[str, NDArray[np.float64]] = {}
         counts: dict[str, NDArray[np.float64]] = {}
         ones = np.ones(len(held_out.table))
         if set(held_out.metrics) - {"exact_match"}:
-            found = score(module, held_out.table, packed=packed, part=part)
+            found = model.score(held_out.table)
             targets = found.targets.astype(np.float64)
             sums = {
                 "loss": found.losses,
@@ -214,7 +199,7 @@ def score_model(
             }
             counts = {"loss": targets, "row_loss": ones, "token_accuracy": targets}
         if "exact_match" in held_out.metrics:
-            texts = generate(model, tokenizer, held_out.questions, max_new_tokens, part)
+            texts = model.answers(held_out.questions, max_new_tokens)
             sums["exact_match"] = exact_matches(held_out.questions, texts).astype(np.float64)
             counts["exact_match"], written[held_out.name] = ones, texts
         scores[held_out.name] = RowScores(sums, counts)

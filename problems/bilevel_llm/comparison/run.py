@@ -193,8 +193,7 @@ def run(comparing: Comparing, console: Console) -> None:
         for (name, seed), cell in cells.items():
             if (name, seed) not in done:
                 left = len({id(other) for key, other in cells.items() if key not in done})
-                words = name if cell.method is None else f"{name}, seed {seed}"
-                console.print(Text(f"{words} ({left} cells to do)", style="bold"))
+                console.print(Text(f"{cell.name} ({left} cells to do)", style="bold"))
                 cell.run()
                 done |= {key for key, other in cells.items() if other is cell}
                 finished = {key: cells[key] for key in cells if key in done}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bilevel import InputError
@@ -76,50 +76,70 @@ def exact_matches(questions: Sequence[Question], texts: Sequence[str | None]) ->
     return np.array(right, np.bool_)
 
 
-@torch.inference_mode()
-def generate(
-    model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int, part: tuple[int, int] = (0, 1)
-) -> list[str | None]:
-    """Greedy answers, up to the end of turn or where the next question of the plain template would begin.
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Questions that are answered together.
 
-    part: (i, n) answers batch i of every n, and leaves the other answers at None: n processes share the work.
+    ids, mask: their tokens, padded on the left, since answers grow on the right. Shape: (questions, length).
+    numbers: of the questions.
     """
-    from transformers import GenerationConfig
 
-    device = next(model.parameters()).device
-    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    ends = sorted({q.end for q in questions if q.end is not None} | _ends(model, tokenizer))
-    how = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
-    )
-    texts: list[str | None] = [None] * len(questions)
-    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), i))  # alike in length, little padding
-    for batch in islice(_batches(questions, order, max_new_tokens, part[1]), part[0], None, part[1]):
-        length = len(questions[batch[0]].prompt)
-        prompts = [as_ids(questions[i].prompt) for i in batch]
-        ids, mask = (
-            pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left")  # answers grow on the right
-            for rows, fill in ((prompts, pad), ([torch.ones_like(prompt) for prompt in prompts], 0))
-        )
-        written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=how)
-        for i, text in zip(batch, tokenizer.batch_decode(written[:, length:], skip_special_tokens=True), strict=True):
-            texts[i] = text.partition(_NEXT_QUESTION)[0]
-    return texts
+    ids: Tensor
+    mask: Tensor
+    numbers: Sequence[int]
 
 
-def _batches(
-    questions: Sequence[Question], order: Sequence[int], max_new_tokens: int, processes: int
-) -> Iterator[Sequence[int]]:
-    """Questions of about the same length, at least one batch for every process."""
-    start, most = 0, -(-len(order) // processes)
+def prompts(questions: Sequence[Question], tokenizer: Any, max_new_tokens: int, processes: int = 1) -> list[Prompts]:
+    """Questions in batches of about the same length, so that little is padded; at least one for each process."""
+    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), i))
+    start, most, batches = 0, -(-len(order) // processes), []
     while start < len(order):
-        size = _TOKENS // (len(questions[order[start]].prompt) + max_new_tokens)
-        yield order[start : start + min(most, max(1, size))]
-        start += min(most, max(1, size))
+        size = max(1, _TOKENS // (len(questions[order[start]].prompt) + max_new_tokens))
+        numbers = order[start : start + min(most, size)]
+        rows = [as_ids(questions[i].prompt) for i in numbers]
+        ids, mask = (
+            pad_sequence(of, batch_first=True, padding_value=fill, padding_side="left")
+            for of, fill in ((rows, _pad(tokenizer)), ([torch.ones_like(row) for row in rows], 0))
+        )
+        batches.append(Prompts(ids, mask, numbers))
+        start += len(numbers)
+    return batches
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
+class Greedy:
+    """Answers greedily, up to the end of turn or where the next question of the plain template would begin.
+
+    settings: the model's `generation_config`.
+    together: whether other processes hold parts of the model, so that all have to write as many tokens.
+    """
+
+    def __init__(
+        self, settings: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int, *, together: bool = False
+    ) -> None:
+        from transformers import GenerationConfig
+
+        ends = sorted({q.end for q in questions if q.end is not None} | _ends(settings, tokenizer))
+        self._tokenizer, self._together = tokenizer, together
+        self._how = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad(tokenizer), eos_token_id=ends or None,
+            use_cache=True,
+        )  # fmt: skip
+
+    def __call__(self, write: Callable[..., Tensor], prompts: Prompts) -> list[str]:
+        """The answers. write: the model's `generate`, by whatever way it is called."""
+        written = write(
+            input_ids=prompts.ids, attention_mask=prompts.mask, generation_config=self._how, synced_gpus=self._together
+        )
+        texts = self._tokenizer.batch_decode(written[:, prompts.ids.shape[1] :], skip_special_tokens=True)
+        return [text.partition(_NEXT_QUESTION)[0] for text in texts]
+
+
+def _pad(tokenizer: Any) -> int:
+    return next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+
+
+def _ends(settings: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a text, according to the model and its tokenizer."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = getattr(settings, "eos_token_id", None)
     known = set(ends) if isinstance(ends, list) else {ends}
     return {token for token in known | {tokenizer.eos_token_id} if token is not None}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import nn
 
-from bilevel import InputError, NonFiniteError
+from bilevel import Forward, InputError, NonFiniteError
+from bilevel.batch import map_tensors
 from bilevel.files import write_atomic
 from bilevel_llm.data.chat import Template
 from bilevel_llm.data.packing import Packing
@@ -30,6 +30,8 @@ from bilevel_llm.model.language_model import LanguageModel
 from bilevel_llm.model.limits import check_limits
 from bilevel_llm.model.suitability import examine
 from bilevel_llm.model.token_losses import token_losses
+
+TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,41 +75,72 @@ class Scores:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """Rows of a table that are scored together.
+
+    padded: their tokens, and what is to be predicted.
+    packing: which places of them are computed; None for all.
+    numbers: of the rows in the table. Shape: (rows,).
+    """
+
+    padded: PaddedRows
+    packing: Packing | None
+    numbers: NDArray[np.int64]
+
+
+class Tally:
+    """Collects the scores of a table's rows, batch by batch; a row that no batch had keeps zeros."""
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+        self._losses, self._correct = np.zeros(len(table)), np.zeros(len(table), np.int64)
+
+    def add(self, model: Forward, batch: RowBatch) -> None:
+        """Score a batch, which is on the model's device."""
+        padded, rows = batch.padded, len(batch.numbers)
+        logits = model(padded.ids, padded.positions, *([] if batch.packing is None else [batch.packing]))
+        owners = padded.row.cpu().numpy()
+        losses = token_losses(logits, padded.targets).double().cpu().numpy()
+        hits = (logits.argmax(-1) == padded.targets).cpu().numpy()
+        self._losses[batch.numbers] = np.bincount(owners, losses, rows)
+        self._correct[batch.numbers] = np.bincount(owners, hits, rows).astype(np.int64)
+
+    def scores(self) -> Scores:
+        """What was collected. Raises `NonFiniteError`, naming the row, if a loss is not finite."""
+        if not np.isfinite(self._losses).all():
+            bad = int(np.flatnonzero(~np.isfinite(self._losses))[0])
+            raise NonFiniteError(
+                f"the model's loss on row {bad} of {len(self._table)} is {self._losses[bad]}; its weights may hold NaN"
+            )
+        return Scores(self._table.supervised, self._losses, self._correct)
+
+
+def row_batches(table: TokenTable, *, packed: bool = False, tokens_per_batch: int = TOKENS_PER_BATCH) -> list[RowBatch]:
+    """Every row of a table once, with others of about its length and in a fixed order.
+
+    So little is padded, and the same call gives the same numbers. For the settings, see `score`.
+    """
+    batches = []
+    for numbers in _batches(table.lengths, tokens_per_batch):
+        padded = PaddedRows.of([table.row(int(number)) for number in numbers])
+        batches.append(RowBatch(padded, Packing.of(padded.ids, padded.positions) if packed else None, numbers))
+    return batches
+
+
 @torch.inference_mode()
-def score(
-    model: nn.Module,
-    table: TokenTable,
-    *,
-    packed: bool = False,
-    tokens_per_batch: int = 4096,
-    part: tuple[int, int] = (0, 1),
-) -> Scores:
+def score(model: nn.Module, table: TokenTable, *, packed: bool = False, tokens_per_batch: int = TOKENS_PER_BATCH) -> Scores:
     """Score every row of a table once.
 
     model: a `LanguageModel`, on the device to be used.
     packed: whether to compute tokens without padding, and equal ones once: what `suitability.examine` returns.
     tokens_per_batch: tokens of one forward pass, padding included; a longer row is a batch of its own. It
         bounds the memory of the logits (4096 x vocabulary x 4 bytes), and changes no result beyond rounding.
-    part: (i, n) takes batch i of every n, and leaves the scores of all other rows at 0: n processes share the work, and
-        their scores add up to those of one.
-
-    Rows are batched with others of about their length, in a fixed order, so that little is padded and the same call gives
-    the same numbers.
     """
-    device = next(model.parameters()).device
-    losses, correct = np.zeros(len(table)), np.zeros(len(table), np.int64)
-    for rows in islice(_batches(table.lengths, tokens_per_batch), part[0], None, part[1]):
-        padded = PaddedRows.of([table.row(int(row)) for row in rows])
-        packing = [Packing.of(padded.ids, padded.positions).to(device)] if packed else []
-        logits, targets = model(padded.ids.to(device), padded.positions.to(device), *packing), padded.targets.to(device)
-        owners = padded.row.numpy()
-        here = np.bincount(owners, token_losses(logits, targets).double().cpu().numpy(), len(rows))
-        hits = np.bincount(owners, (logits.argmax(-1) == targets).cpu().numpy(), len(rows))
-        losses[rows], correct[rows] = here, hits.astype(np.int64)
-    if not np.isfinite(losses).all():
-        bad = int(np.flatnonzero(~np.isfinite(losses))[0])
-        raise NonFiniteError(f"the model's loss on row {bad} of {len(table)} is {losses[bad]}; its weights may hold NaN")
-    return Scores(table.supervised, losses, correct)
+    device, tally = next(model.parameters()).device, Tally(table)
+    for batch in row_batches(table, packed=packed, tokens_per_batch=tokens_per_batch):
+        tally.add(model, map_tensors(lambda tensor: tensor.to(device), batch))
+    return tally.scores()
 
 
 def evaluate(

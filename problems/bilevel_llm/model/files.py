@@ -23,6 +23,8 @@ from bilevel_llm.model.stored_weights import INDEX, WHOLE, StoredWeights, has_we
 
 log = logging.getLogger("bilevel.llm")
 
+GENERATION = "generation_config.json"
+
 ReadWeight = Callable[[str], torch.Tensor]
 """Parameter name -> its values."""
 
@@ -124,11 +126,15 @@ class ModelFiles:
     def _skeleton(self, attention: str | None, trust_remote_code: bool) -> tuple[Any, StoredWeights]:
         """The causal LM with buffers and without memory for its weights, and the weights, which agree about what is tied."""
         from accelerate import init_empty_weights
+        from transformers import GenerationConfig
 
         stored = StoredWeights(self.path)
         with init_empty_weights(include_buffers=False):
             model = self._from_config(attention, trust_remote_code, stored)
         model.tie_weights()
+        if (self.path / GENERATION).is_file():
+            with explained(f"{GENERATION} in {self.path}"):
+                model.generation_config = GenerationConfig.from_pretrained(self.path)
         for name, aliases in _aliases(model).items():
             stored.require_numbers([name])
             stored.require_same(aliases)

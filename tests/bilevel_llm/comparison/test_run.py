@@ -78,6 +78,28 @@ def test_models_go_when_they_are_scored_unless_they_are_kept(recipe: Make, tmp_p
     assert not (tmp_path / "out" / "lm-eval.sh").exists()
 
 
+def test_equal_mixes_are_tuned_once(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [
+        "uniform",
+        *({"name": name, "weights": {"clean": 1, "other": w, "noise": w}} for name, w in (("thirds", 1), ("clean", 0))),
+    ]
+    tuned: list[str] = []
+    export = cells.export_model
+
+    def exported(run: Path, model: Path) -> None:
+        tuned.append(f"{run.parents[1].name} {run.parent.name}")
+        export(run, model)
+
+    monkeypatch.setattr(cells, "export_model", exported)
+    bilevel("compare", recipe(methods=methods, seeds=[0, 1]))
+    assert tuned == ["uniform seed-0", "clean seed-0", "uniform seed-1", "clean seed-1"]
+    uniform, thirds, clean = (tmp_path / "out" / "cells" / name for name in ("uniform", "thirds", "clean"))
+    for name in ("scores.json", "tuning.json", "rows-target.npz"):
+        assert (thirds / "seed-0" / name).read_bytes() == (uniform / "seed-0" / name).read_bytes()
+        assert (clean / "seed-0" / name).read_bytes() != (uniform / "seed-0" / name).read_bytes() or name == "tuning.json"
+    assert cell(tmp_path / "out", "thirds", 1)["metrics"] == cell(tmp_path / "out", "uniform", 1)["metrics"]
+
+
 def test_a_budget_of_tokens_is_the_same_for_every_method(recipe: Make, tmp_path: Path) -> None:
     """To within a batch, 8 rows of 64 tokens at most, of which the last one is not cut."""
     bilevel("compare", recipe(rows=None, tokens=2000))
@@ -145,7 +167,7 @@ def test_stopped_anywhere_it_ends_as_if_it_had_not_been(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: int
 ) -> None:
     """Ctrl-C within a stage of a cell, with others finished. (The first mix is drawn by the check before the start.)"""
-    methods = ["uniform", "learned"]
+    methods = [{"name": "clean", "weights": {"clean": 1, "other": 0, "noise": 0}}, "learned"]
     bilevel("compare", recipe(methods=methods), "--output", tmp_path / "whole")
     calls = []
     real = getattr(cells, stage)

@@ -9,7 +9,7 @@ import torch
 
 from bilevel import InputError
 from bilevel_llm.data.rows import Row, Turn
-from bilevel_llm.evaluation.generation import exact_matches, generate, make_questions
+from bilevel_llm.evaluation.generation import Greedy, exact_matches, make_questions, prompts
 from bilevel_llm.model.files import find_model
 from tests.bilevel_llm.tiny import make_tokenizer
 
@@ -51,8 +51,11 @@ def test_prompts_of_different_lengths_in_one_batch_get_the_greedy_answer_of_each
     """Against one forward a token, without padding or cache."""
     tokenizer = make_tokenizer()
     questions = make_questions([row("?" * n, "#### 1") for n in (1, 9, 4)], tokenizer, "model")
+    (batch,) = prompts(questions, tokenizer, 6)
+    texts = Greedy(model.generation_config, tokenizer, questions, 6)(model.generate, batch)
     with torch.inference_mode():
-        for question, text in zip(questions, generate(model, tokenizer, questions, 6), strict=True):
+        for number, text in zip(batch.numbers, texts, strict=True):
+            question = questions[number]
             ids = list(question.prompt)
             for _ in range(6):
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
@@ -61,14 +64,11 @@ def test_prompts_of_different_lengths_in_one_batch_get_the_greedy_answer_of_each
             assert text == tokenizer.decode(ids[len(question.prompt) :], skip_special_tokens=True)
 
 
-def test_several_processes_share_the_questions_and_give_the_answers_of_one(model: Any) -> None:
+def test_there_is_a_batch_of_prompts_for_every_process() -> None:
     tokenizer = make_tokenizer()
     questions = make_questions([row("?" * n, "#### 1") for n in (1, 9, 4, 2, 7)], tokenizer, "model")
-    parts = [generate(model, tokenizer, questions, 4, (rank, 3)) for rank in range(3)]
-    given = [[text for text in texts if text is not None] for texts in zip(*parts, strict=True)]
-    assert [len(texts) for texts in given] == [1] * 5
-    assert all(any(text is not None for text in part) for part in parts)
-    assert [text for (text,) in given] == generate(model, tokenizer, questions, 4)
+    batches = prompts(questions, tokenizer, 4, processes=3)
+    assert [batch.numbers for batch in batches] == [[1, 4], [2, 3], [0]]
 
 
 def test_a_right_final_answer_counts_whatever_stands_before_it() -> None:
