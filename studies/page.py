@@ -26,12 +26,17 @@ TIE = 1e-6  # weights that differ by less are equal
 
 QUESTIONS = {
     "main": "Are learned weights better?",
+    "answers": "Are more questions answered rightly?",
+    "budget": "What does a smaller budget give?",
     "transfer": "Do weights carry over to another model?",
     "sources": "How many sources?",
     "target": "How many rows of the target?",
     "size": "What if a source has ten times more rows?",
 }
 """What a comparison is there for -> the title of its part of the page. "main" comes first."""
+
+SERIES = ("sources", "target", "size")
+"""Those whose comparisons have a line each, and not tables of their own."""
 
 
 def write() -> None:
@@ -68,7 +73,7 @@ def text(results: Sequence[Results], planned: Sequence[str] = ()) -> str:
     for about, title in QUESTIONS.items():
         if by_question[about]:
             parts += [f"## {title}"]
-            parts += _mains(by_question[about]) if about in ("main", "transfer") else [_variants(by_question[about])]
+            parts += _variants(by_question[about]) if about in SERIES else _mains(by_question[about])
     parts += _when_not(results)
     return "\n\n".join(parts) + "\n"
 
@@ -111,6 +116,7 @@ def _mains(results: Sequence[Results]) -> list[str]:
     for one in results:
         metric, *more = one.cells[0].metrics
         parts += [f"### {one.name}", _facts(one), _scores(one, metric, more), _weights(one, metric)]
+        parts += _answered(one)
         missing = len(one.methods) * len(one.seeds) - len(one.cells)
         if missing:
             parts.append(f"{missing} cells are missing.")
@@ -118,6 +124,17 @@ def _mains(results: Sequence[Results]) -> list[str]:
         if flagged:
             parts.append("\n".join(f"* {sentence}" for sentence in flagged[:12]))
     return parts
+
+
+def _answered(one: Results) -> list[str]:
+    """How many questions are answered rightly, where that was measured."""
+    right = [value for cell in one.cells for name, value in cell.metrics.items() if name.startswith("exact_match")]
+    if not right:
+        return []
+    return [
+        f"The model as it is answers {right[0]:.0%} of the questions rightly, and at most {max(right):.0%} after "
+        "fine-tuning on any mix. Where it is next to none, only losses tell methods apart."
+    ]
 
 
 def _facts(one: Results) -> str:
@@ -135,7 +152,7 @@ def _facts(one: Results) -> str:
 
 def _scores(one: Results, metric: str, more: Sequence[str]) -> str:
     """Scores, differences and costs of every method."""
-    references = [name for name in (UNIFORM, SWARM) if name in one.methods]
+    references = [name for name in (UNIFORM, SWARM, TRUTH) if name in one.methods]
     rows = []
     for method in one.methods:
         cells = _cells(one, method)
@@ -186,7 +203,7 @@ def _weights(one: Results, metric: str) -> str:
     )
 
 
-def _variants(results: Sequence[Results]) -> str:
+def _variants(results: Sequence[Results]) -> list[str]:
     """One line for each comparison of a series."""
     rows = []
     for one in results:
@@ -203,9 +220,8 @@ def _variants(results: Sequence[Results]) -> str:
                 f"{cost:.1f}" if (cost := _cost(one, OURS)) is not None else "",
             ]
         )
-    return _table(
-        ["", "learned weights (the four largest)", "to be used", "− uniform, nats", "− swarm", "− truth", "tokens"], rows
-    )
+    columns = ["", "learned weights (the four largest)", "to be used", "− uniform, nats", "− swarm", "− truth", "tokens"]
+    return [_table(columns, rows)]
 
 
 def _when_not(results: Sequence[Results]) -> list[str]:
@@ -244,14 +260,30 @@ def _when_not(results: Sequence[Results]) -> list[str]:
     ]
     if alone:
         found.append(f"* **When one source is all that is needed:** {'; '.join(alone)} was better alone.")
-    unsure = [
-        f"{one.name} ({sum(cell.verdict == 'use' for cell in cells)} of {len(cells)})"
-        for one in results
-        if (cells := _cells(one, OURS)) and any(cell.verdict not in (None, "use") for cell in cells)
-    ]
-    if unsure:
-        found.append(f"* **When the run says so.** Seeds whose run said to use its weights: {', '.join(unsure)}.")
+    if warned := _warned(results):
+        found.append(warned)
     return ["## When not to use it", "\n".join(found)]
+
+
+def _warned(results: Sequence[Results]) -> str:
+    """What it meant when a run did not say that its weights are to be used."""
+    pairs = [
+        (one, cell, other)
+        for one in results
+        for cell in _cells(one, OURS)
+        for other in _cells(one, UNIFORM)
+        if other.seed == cell.seed and cell.verdict not in (None, "use")
+    ]
+    if not pairs:
+        return ""
+    metric = next(iter(pairs[0][1].metrics))
+    better = sum(cell.metrics[metric] < other.metrics[metric] for _, cell, other in pairs)
+    runs = sum(cell.verdict is not None for one in results for cell in _cells(one, OURS))
+    where = [f"{one.name} ({n})" for one in results if (n := sum(case is one for case, _, _ in pairs))]
+    return (
+        f"* **When the run says that its weights are not to be used yet.** {len(pairs)} of {runs} did: {', '.join(where)}. "
+        f"That is caution: in {better} of these {len(pairs)}, the weights were better than equal ones all the same."
+    )
 
 
 def difference(one: Results, method: str, against: str) -> Interval | None:
