@@ -17,6 +17,7 @@ from bilevel.statistics import Interval, interval
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
+RESULTS = HERE / "results"
 PAGE = ROOT / "docs" / "explanation-evidence.md"
 
 OURS, UNIFORM, SWARM, TRUTH, ONLY = "learned", "uniform", "swarm", "truth", "only "
@@ -39,9 +40,9 @@ SERIES = ("sources", "target", "size")
 """Those whose comparisons have a line each, and not tables of their own."""
 
 
-def write() -> None:
-    """Write the page."""
-    PAGE.write_text(text(read(), planned()), encoding="utf-8")
+def write(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Write the page. results: the directory with the numbers."""
+    (ROOT / page).write_text(text(read(ROOT / results), planned()), encoding="utf-8")
 
 
 def planned() -> list[str]:
@@ -50,9 +51,9 @@ def planned() -> list[str]:
     return [entry["name"] for entry in entries]
 
 
-def read() -> list[Results]:
+def read(results: Path = RESULTS) -> list[Results]:
     """All results, by question and name."""
-    found = [Results.model_validate_json(file.read_text(encoding="utf-8")) for file in (HERE / "results").glob("*.json")]
+    found = [Results.model_validate_json(file.read_text(encoding="utf-8")) for file in results.glob("*.json")]
     return sorted(found, key=lambda one: (list(QUESTIONS).index(one.about), one.name))
 
 
@@ -226,7 +227,7 @@ def _variants(results: Sequence[Results]) -> list[str]:
 
 def _when_not(results: Sequence[Results]) -> list[str]:
     """Where the numbers speak against learning weights."""
-    mains = [one for one in results if one.about == "main"]
+    mains = [one for one in results if one.about == "main" and OURS in one.methods]
     if not mains:
         return []
     costs = [cost for one in mains if (cost := _cost(one, OURS)) is not None]

@@ -3,7 +3,7 @@
 What is finished is not repeated, in whatever call it was done. After each comparison its numbers are written to results/,
 and the page anew. `studies/README.md` says where the data come from.
 
-Usage: python studies/study.py [NAME ...] [--launcher COMMAND] [--check]
+Usage: python studies/study.py [NAME ...] [--check] [--launcher COMMAND] [--set KEY=VALUE ... --into DIRECTORY]
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,9 @@ from bilevel.errors import InputError
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
+CELLS = Path("runs") / "study"
+"""Where the cells of the study are, as it is in the repository."""
+
 
 def slug(name: str) -> str:
     """A name as that of a file."""
@@ -39,7 +44,8 @@ class Case(BaseModel):
     name: what it is called in results/ and on the page.
     about: the question that it is there for, one of `page.QUESTIONS`.
     set: key -> value, as for `--set`.
-    after: the comparison whose weights it takes; it can only be checked when that is done.
+    after: the comparison whose weights it takes; it can only be checked when that is done. In `set`, {after} stands for its
+        directory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,17 +56,41 @@ class Case(BaseModel):
     set: dict[str, Any] = {}
     after: str | None = None
 
-    @property
-    def output(self) -> Path:
-        """Where its cells are."""
-        return Path("runs") / "study" / slug(self.name)
+    def directory(self, cells: Path) -> Path:
+        """Where its cells are, below those of all comparisons."""
+        return cells / slug(self.name)
 
-    def command(self) -> list[str]:
-        """The words after `bilevel`."""
-        changes = [
-            word for key, value in self.set.items() for word in ("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
-        ]
-        return ["compare", self.recipe, *changes, "--output", str(self.output)]
+    def command(self, cells: Path, changes: Sequence[str] = ()) -> list[str]:
+        """The words after `bilevel`. changes: of all recipes, KEY=VALUE."""
+        own = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.set.items()]
+        if self.after is not None:
+            own = [words.replace("{after}", str(cells / slug(self.after))) for words in own]
+        changed = [word for words in (*own, *changes) for word in ("--set", words)]
+        return ["compare", self.recipe, *changed, "--output", str(self.directory(cells))]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study is made, and with what.
+
+    launcher: what runs bilevel. changes: of all recipes, KEY=VALUE.
+    cells: the directory of all comparisons. results, page: what comes of them.
+    """
+
+    launcher: Sequence[str]
+    changes: Sequence[str]
+    cells: Path
+    results: Path
+    page: Path
+
+    @classmethod
+    def of(cls, launcher: str, changes: Sequence[str], into: Path | None) -> Place:
+        """The repository's own, or a directory of somebody's."""
+        words = shlex.split(launcher)
+        if into is None:
+            return cls(words, changes, CELLS, page.RESULTS, page.PAGE)
+        into = into.resolve()
+        return cls(words, changes, into, into / "results", into / "page.md")
 
 
 def main() -> None:
@@ -73,10 +103,18 @@ def main() -> None:
         help="what runs bilevel, such as 'torchrun --nproc-per-node 8 -m bilevel'",
     )
     parser.add_argument("--check", action="store_true", help="say what is wrong with data and recipes, and stop")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of all recipes; needs --into"
+    )
+    parser.add_argument(
+        "--into", type=Path, metavar="DIRECTORY", help="where cells, results and page go, if not to the repository's"
+    )
     given = parser.parse_args()
+    if given.set and given.into is None:
+        sys.exit("--set makes another study; say where it is to be, with --into")
     cases = chosen(read_study(HERE / "study.yaml"), given.names)
-    launcher = shlex.split(given.launcher)
-    wrong = [words for case in cases if (words := wrong_with(case, cases, launcher))]
+    place = Place.of(given.launcher, given.set, given.into)
+    wrong = [words for case in cases if (words := wrong_with(case, cases, place))]
     if wrong:
         sys.exit("\n".join(wrong) + f"\n{len(wrong)} of {len(cases)} comparisons cannot be made; nothing was run")
     if given.check:
@@ -84,10 +122,10 @@ def main() -> None:
         return
     for case in cases:
         print(f"\n{case.name}", flush=True)
-        if subprocess.run([*launcher, *case.command()], cwd=ROOT, check=False).returncode:
+        if subprocess.run([*place.launcher, *case.command(place.cells, place.changes)], cwd=ROOT, check=False).returncode:
             sys.exit(f"stopped in {case.name!r}; the same command goes on with it")
-        keep(case)
-        page.write()
+        keep(case, place)
+        page.write(place.results, place.page)
 
 
 def read_study(file: Path) -> list[Case]:
@@ -108,7 +146,7 @@ def chosen(cases: list[Case], names: list[str]) -> list[Case]:
     return [known[name] for name in names] or cases
 
 
-def wrong_with(case: Case, cases: list[Case], launcher: list[str]) -> str:
+def wrong_with(case: Case, cases: list[Case], place: Place) -> str:
     """What keeps a comparison from being made, or from being fair; empty if nothing does.
 
     cases: all that are to be made.
@@ -117,19 +155,25 @@ def wrong_with(case: Case, cases: list[Case], launcher: list[str]) -> str:
     settings = recipe["compare"] | {k.removeprefix("compare."): v for k, v in case.set.items() if k.startswith("compare.")}
     if settings.get("tokens") is None or settings.get("finetune", {}).get("steps") is not None:
         return f"{case.name}: its methods would train on different numbers of tokens; give compare.tokens, and no steps"
-    if case.after is not None and not (HERE / "results" / f"{slug(case.after)}.json").exists():
+    if case.after is not None and not results_file(case.after, place).exists():
         waits = case.after in [other.name for other in cases]
         return "" if waits else f"{case.name}: it takes the weights of {case.after!r}, which is not done; name that one, too"
-    tried = subprocess.run([*launcher, *case.command(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [*place.launcher, *case.command(place.cells, place.changes), "--dry-run"]
+    tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return f"{case.name}: {tried.stderr.strip()}" if tried.returncode else ""
 
 
-def keep(case: Case) -> None:
-    """Write the numbers of a comparison to results/."""
-    file = HERE / "results" / f"{slug(case.name)}.json"
-    file.parent.mkdir(exist_ok=True)
-    content = {"name": case.name, "about": case.about, **distilled(ROOT / case.output)}
+def keep(case: Case, place: Place) -> None:
+    """Write the numbers of a comparison to the results."""
+    file = results_file(case.name, place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"name": case.name, "about": case.about, **distilled(ROOT / case.directory(place.cells))}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def results_file(name: str, place: Place) -> Path:
+    """Where the numbers of a comparison are."""
+    return ROOT / place.results / f"{slug(name)}.json"
 
 
 if __name__ == "__main__":

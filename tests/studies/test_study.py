@@ -139,6 +139,16 @@ def test_recipes_have_no_mistakes_and_equal_budgets() -> None:
         assert settings.fresh_rows, case.name
 
 
+def test_weights_are_carried_from_where_the_earlier_comparison_is() -> None:
+    import study
+
+    case = study.Case(name="B!", about="transfer", recipe="r.yaml", after="Case A", set={"run": "{after}/seed-{seed}"})
+    words = case.command(Path("there"), ["backend.name=fsdp"])
+    assert words == [
+        "compare", "r.yaml", "--set", 'run="there/case-a/seed-{seed}"', "--set", "backend.name=fsdp", "--output", "there/b",
+    ]  # fmt: skip
+
+
 def study(where: Path, entries: list[dict[str, Any]], *options: str) -> "subprocess.CompletedProcess[str]":
     """Call study.py with another study.yaml, in a copy of the scripts."""
     for name in ("study.py", "page.py", "results.py"):
@@ -174,5 +184,7 @@ def test_what_is_wrong_is_said_before_the_first_cell(tmp_path: Path) -> None:
     assert "later: it takes the weights of 'good', which is not done; name that one, too" in alone.stderr
     both = study(tmp_path, [*entries, later], "good", "later", "--check", "--launcher", f"{sys.executable} {script}")
     assert "2 comparisons can be made" in both.stdout
+    changed = study(tmp_path, entries, "good", "--set", "backend.name=fsdp")
+    assert "--set makes another study; say where it is to be, with --into" in changed.stderr
     unknown = study(tmp_path, entries, "better")
     assert "there is no comparison 'better'; known: good, gone, rows" in unknown.stderr

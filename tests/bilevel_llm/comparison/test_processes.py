@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.bilevel_backends.distributed.conftest import launch
+from tests.bilevel_backends.distributed.conftest import NO_GPU, environment, launch
 from tests.bilevel_llm.comparison.conftest import bilevel
 from tests.bilevel_llm.tiny import write_rows
+from tests.studies.test_study import study
+from tests.warm.python import warm_python
 
 METHODS: list[Any] = [
     "uniform", "learned", "odm", "doremi", {"name": "swarm", "runs": 5, "steps": 2}, {"name": "less", "share": 0.5, "lr": 1e-3},
@@ -49,3 +51,20 @@ def test_two_processes_compare_like_one(recipe: Callable[..., Path], tmp_path: P
         lines = [(tmp_path / n / "cells" / method / "seed-0" / "answers-sums.jsonl").read_text() for n in ("one", "two")]
         assert len(lines[0].splitlines()) == 7
         assert lines[0] == lines[1]
+
+
+def test_a_study_runs_under_a_launcher_with_other_settings_and_in_a_place_of_its_own(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = recipe(methods=["uniform"], tokens=300, rows=None, finetune={"lr": 1e-3, "batch_size": 2})
+    entries = [{"name": "first", "about": "main", "recipe": str(where), "set": {"problem.batch_size": 6}}]
+    changes = ("problem.validation_batch_size=6", "backend={name: fsdp, dtype: float32}")
+    options = [word for change in changes for word in ("--set", change)]
+    for key, value in environment(**NO_GPU, PYTHON_EXEC=warm_python()).items():
+        monkeypatch.setenv(key, value)
+    launcher = f"{warm_python()} -m torch.distributed.run --standalone --nproc-per-node 2 -m bilevel"
+    ended = study(tmp_path, entries, "--launcher", launcher, *options, "--into", str(tmp_path / "there"))
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+    assert json.loads((tmp_path / "there/results/first.json").read_text())["cells"][-1]["method"] == "uniform"
+    assert "| uniform |" in (tmp_path / "there/page.md").read_text()
+    assert not (tmp_path / "studies/results").exists()
