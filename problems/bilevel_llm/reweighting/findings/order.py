@@ -10,8 +10,7 @@ def order(trust: Trust) -> Sequence[Finding]:
     """Compares neighbors in the ranking, and the first with the last; see `bilevel.evidence.Evidence.t_value`."""
     if trust.judged is None:
         return []
-    first, last = trust.ranked[0], trust.ranked[-1]
-    if not trust.is_clear(first, last):
+    if not trust.judged.ordered:
         words = (
             "no order: not even the heaviest and the lightest source differ by more than the noise of draws and rows, so "
             "that equal weights may serve as well"
