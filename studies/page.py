@@ -129,11 +129,12 @@ def _mains(results: Sequence[Results]) -> list[str]:
 
 def _answered(one: Results) -> list[str]:
     """How many questions are answered rightly, where that was measured."""
-    right = [value for cell in one.cells for name, value in cell.metrics.items() if name.startswith("exact_match")]
-    if not right:
+    key = next((name for name in one.cells[0].metrics if name.startswith("exact_match")), None)
+    if key is None:
         return []
+    before, after = ([cell.metrics[key] for cell in one.cells if (cell.method == "base") == base] for base in (True, False))
     return [
-        f"The model as it is answers {right[0]:.0%} of the questions rightly, and at most {max(right):.0%} after "
+        f"The model as it is answers {before[0]:.1%} of the questions rightly, and at most {max(after):.1%} after "
         "fine-tuning on any mix. Where it is next to none, only losses tell methods apart."
     ]
 
@@ -283,7 +284,7 @@ def _warned(results: Sequence[Results]) -> str:
     where = [f"{one.name} ({n})" for one in results if (n := sum(case is one for case, _, _ in pairs))]
     return (
         f"* **When the run says that its weights are not to be used yet.** {len(pairs)} of {runs} did: {', '.join(where)}. "
-        f"That is caution: in {better} of these {len(pairs)}, the weights were better than equal ones all the same."
+        f"In {better} of these {len(pairs)}, the weights were better than equal ones all the same."
     )
 
 

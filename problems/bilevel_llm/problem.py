@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bilevel import Forward, InputError, Loss, Problem, Shard, Stratified
 from bilevel.cost import Cost
 from bilevel.data import Stream
-from bilevel.problem import Measure, initialization_may_be_deferred
+from bilevel.problem import Measure
 from bilevel.trust import remote_code_is_trusted
 from bilevel_llm.data.batches import TokenBatch, micro_batches
 from bilevel_llm.data.chat import Template
@@ -136,15 +136,11 @@ class LanguageModelProblem(Problem[TokenBatch]):
     def lower(self) -> nn.Module:
         """The language model; its weights are left in their files where the backend will read them one by one."""
         settings = (self.attention, self.trust_remote_code)
-        read: ReadWeight | None = None
-        if self.lora is not None and self.lora.quantize is not None:
-            model = self._files.load_model(*settings, how_to_load())
-            keep_weights_as_they_are(model)
-        elif initialization_may_be_deferred():
-            model, read = self._files.load_skeleton(*settings)
-        else:
-            model = self._files.load_model(*settings)
-        return self._as_trained(model, read)
+        if self.lora is None or self.lora.quantize is None:
+            return self._as_trained(*self._files.load(*settings))
+        model = self._files.load_model(*settings, how_to_load())
+        keep_weights_as_they_are(model)
+        return self._as_trained(model, None)
 
     def examine(self, measure: Measure) -> None:
         """The model must be causal, and must treat the rows of a batch one by one; see whether it can take packed rows."""

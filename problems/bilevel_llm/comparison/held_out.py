@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -178,7 +177,7 @@ def read_held_out(
     questions: list[Question] = []
     if "exact_match" in test.metrics:
         questions = make_questions(rows_of(table, test), tokenizer, template)
-        check_room(questions, _config(files, problem.trust_remote_code), max_new_tokens)
+        check_room(questions, files.load_config(problem.trust_remote_code), max_new_tokens)
     return HeldOut(test.name, test.metrics, table, int(known.sum()), questions)
 
 
@@ -211,9 +210,3 @@ def pick_device(name: str | None) -> str:
     if name in (None, "auto"):
         return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     return str(name)
-
-
-def _config(files: ModelFiles, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=trust_remote_code)

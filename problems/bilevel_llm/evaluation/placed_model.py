@@ -13,7 +13,6 @@ from torch import Tensor
 from bilevel import Backend, Shard
 from bilevel.blocks import find_blocks
 from bilevel.optimizer import AdamW
-from bilevel.problem import initialization_may_be_deferred
 from bilevel_llm.data.tokens import TokenTable
 from bilevel_llm.evaluation.generation import Greedy, Prompts, Question, prompts
 from bilevel_llm.evaluation.scores import RowBatch, Scores, Tally, row_batches
@@ -36,7 +35,7 @@ class WritingModel(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Turn(Generic[T]):
+class Dealt(Generic[T]):
     """What a process does in one pass.
 
     counts: whether the result is wanted. Otherwise the process only takes part, as the others need it.
@@ -46,11 +45,11 @@ class Turn(Generic[T]):
     counts: bool
 
 
-def turns(batches: Sequence[T], shard: Shard) -> list[Turn[T]]:
+def deal(batches: Sequence[T], shard: Shard) -> list[Dealt[T]]:
     """This process's batches: every `world_size`-th, and repeated ones so that all processes have as many."""
     rounds = -(-len(batches) // shard.world_size)
     return [
-        Turn(batches[number % len(batches)], number < len(batches))
+        Dealt(batches[number % len(batches)], number < len(batches))
         for number in range(shard.rank, rounds * shard.world_size, shard.world_size)
     ]
 
@@ -61,14 +60,11 @@ class PlacedModel:
     def __init__(self, files: ModelFiles, backend: Backend, *, attention: str | None, trust_remote_code: bool) -> None:
         self._backend = backend
         self._tokenizer = files.load_tokenizer(trust_remote_code)
-        self._settings: list[Any] = []
+        self._settings = files.load_generation_settings(trust_remote_code)
 
         def build() -> LanguageModel:
-            if initialization_may_be_deferred():
-                model, read = files.load_skeleton(attention, trust_remote_code)
-            else:
-                model, read = files.load_model(attention, trust_remote_code), None
-            self._settings.append(model.generation_config)
+            model, read = files.load(attention, trust_remote_code)
+            model.generation_config = self._settings
             return WritingModel(model, read)
 
         self._model = backend.place("model", build, AdamW(), sharded=True, blocks=find_blocks)
@@ -83,25 +79,25 @@ class PlacedModel:
         """
         tally, shard = Tally(table), self._backend.shard
 
-        def loss(turn: Turn[RowBatch]) -> Tensor:
-            (tally if turn.counts else Tally(table)).add(self._model, turn.batch)
-            return torch.zeros((), device=turn.batch.padded.ids.device)
+        def loss(dealt: Dealt[RowBatch]) -> Tensor:
+            (tally if dealt.counts else Tally(table)).add(self._model, dealt.batch)
+            return torch.zeros((), device=dealt.batch.padded.ids.device)
 
-        self._backend.evaluate(loss, turns(row_batches(table, packed=self._packed), shard))
+        self._backend.evaluate(loss, deal(row_batches(table, packed=self._packed), shard))
         return tally.scores()
 
     def answers(self, questions: Sequence[Question], max_new_tokens: int) -> list[str | None]:
         """Greedy answers to the questions; None where another process has it."""
         shard = self._backend.shard
-        answer = Greedy(self._settings[0], self._tokenizer, questions, max_new_tokens, together=shard.world_size > 1)
+        answer = Greedy(self._settings, self._tokenizer, questions, max_new_tokens, together=shard.world_size > 1)
         texts: list[str | None] = [None] * len(questions)
 
-        def loss(turn: Turn[Prompts]) -> Tensor:
-            for number, text in zip(turn.batch.numbers, answer(self._model, turn.batch), strict=True):
-                texts[number] = text if turn.counts else texts[number]
-            return torch.zeros((), device=turn.batch.ids.device)
+        def loss(dealt: Dealt[Prompts]) -> Tensor:
+            for number, text in zip(dealt.batch.numbers, answer(self._model, dealt.batch), strict=True):
+                texts[number] = text if dealt.counts else texts[number]
+            return torch.zeros((), device=dealt.batch.ids.device)
 
-        self._backend.evaluate(loss, turns(prompts(questions, self._tokenizer, max_new_tokens, shard.world_size), shard))
+        self._backend.evaluate(loss, deal(prompts(questions, self._tokenizer, max_new_tokens, shard.world_size), shard))
         return texts
 
 

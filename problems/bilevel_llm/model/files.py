@@ -17,6 +17,7 @@ import torch
 from bilevel import InputError
 from bilevel.files import remove_leftovers, written_whole
 from bilevel.lock import owned
+from bilevel.problem import initialization_may_be_deferred
 from bilevel_llm.data.file_hash import file_hash
 from bilevel_llm.data.tokens import default_cache
 from bilevel_llm.model.stored_weights import INDEX, WHOLE, StoredWeights, has_weights
@@ -66,6 +67,28 @@ class ModelFiles:
             tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
             tokenizer("a")  # some settings are only looked at here
             return tokenizer
+
+    def load_config(self, trust_remote_code: bool = False) -> Any:
+        """What config.json says. Raises `InputError` if it cannot be read."""
+        from transformers import AutoConfig
+
+        with explained(f"the model in {self.path}"):
+            return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
+
+    def load_generation_settings(self, trust_remote_code: bool = False) -> Any:
+        """How the model writes by default: what generation_config.json says, or else config.json. Raises `InputError`."""
+        from transformers import GenerationConfig
+
+        if not (self.path / GENERATION).is_file():
+            return GenerationConfig.from_model_config(self.load_config(trust_remote_code))
+        with explained(f"{GENERATION} in {self.path}"):
+            return GenerationConfig.from_pretrained(self.path, local_files_only=True)
+
+    def load(self, attention: str | None = None, trust_remote_code: bool = False) -> tuple[Any, ReadWeight | None]:
+        """The causal LM as the backend wants it: `load_skeleton` where it reads weights one by one, or else `load_model`."""
+        if initialization_may_be_deferred():
+            return self.load_skeleton(attention, trust_remote_code)
+        return self.load_model(attention, trust_remote_code), None
 
     def load_model(
         self, attention: str | None = None, trust_remote_code: bool = False, how: Mapping[str, Any] | None = None
@@ -126,25 +149,21 @@ class ModelFiles:
     def _skeleton(self, attention: str | None, trust_remote_code: bool) -> tuple[Any, StoredWeights]:
         """The causal LM with buffers and without memory for its weights, and the weights, which agree about what is tied."""
         from accelerate import init_empty_weights
-        from transformers import GenerationConfig
 
         stored = StoredWeights(self.path)
         with init_empty_weights(include_buffers=False):
             model = self._from_config(attention, trust_remote_code, stored)
         model.tie_weights()
-        if (self.path / GENERATION).is_file():
-            with explained(f"{GENERATION} in {self.path}"):
-                model.generation_config = GenerationConfig.from_pretrained(self.path)
         for name, aliases in _aliases(model).items():
             stored.require_numbers([name])
             stored.require_same(aliases)
         return model, stored
 
     def _from_config(self, attention: str | None, trust_remote_code: bool, stored: StoredWeights | None = None) -> Any:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
+        config = self.load_config(trust_remote_code)
         with explained(f"the model in {self.path}"), quiet_transformers():
-            config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=trust_remote_code)
             precision = stored.precision() if stored is not None else torch.float32
             return AutoModelForCausalLM.from_config(
                 config,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bilevel import Shard
-from bilevel_llm.evaluation.placed_model import turns
+from bilevel_llm.evaluation.placed_model import deal
 from bilevel_llm.evaluation.scores import evaluate
 from tests.bilevel_backends.distributed.conftest import launch
 from tests.bilevel_llm.evaluation.score_in_processes import SPLIT, WHOLE, found
@@ -41,6 +41,6 @@ def test_processes_share_the_work_and_one_that_has_less_of_it_takes_part_in_that
 
 @pytest.mark.parametrize("batches", [1, 2, 3, 6])
 def test_every_batch_counts_once_and_all_processes_have_as_many(batches: int) -> None:
-    dealt = [turns(range(batches), Shard(rank=rank, world_size=3)) for rank in range(3)]
-    assert len({len(one) for one in dealt}) == 1
-    assert sorted(turn.batch for one in dealt for turn in one if turn.counts) == list(range(batches))
+    dealt = [deal(range(batches), Shard(rank=rank, world_size=3)) for rank in range(3)]
+    assert len({len(part) for part in dealt}) == 1
+    assert sorted(one.batch for part in dealt for one in part if one.counts) == list(range(batches))
