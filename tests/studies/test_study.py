@@ -13,7 +13,7 @@ from bilevel.config import build_parts, build_section
 from bilevel.plugins import load_plugins
 from bilevel.problem import Problem
 from bilevel.recipe import Recipe
-from bilevel_llm.comparison.settings import CompareSettings
+from bilevel_llm.comparison.settings import CompareSettings, label_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +137,8 @@ def test_recipes_have_no_mistakes_and_equal_budgets() -> None:
         assert settings.tokens is not None, case.name
         assert settings.finetune.steps is None, case.name
         assert settings.fresh_rows, case.name
+        references = [settings.reference] if isinstance(settings.reference, str) else settings.reference or []
+        assert {*references} <= {label_of(entry) for entry in settings.methods}, case.name
 
 
 def test_weights_are_carried_from_where_the_earlier_comparison_is() -> None:
