@@ -63,7 +63,9 @@ def measure(recipe: Path, changes: Sequence[str] = (), *, steps: int = 20, peak_
 
     steps: after the warm-up. peak_tflops: of one device, in the recipe's precision.
     """
-    config = load_config(recipe, load_plugins(), changes=[*changes, "solver.warmup=2"])
+    config = load_config(recipe, load_plugins(), changes=changes)
+    if hasattr(config.solver, "warmup"):
+        config = load_config(recipe, load_plugins(), changes=[*changes, "solver.warmup=2"])
     devices = world_size()
     report = plan_run(config, Hardware(gpus=devices, peak_tflops=peak_tflops))
     cuda = torch.cuda.is_available()
@@ -71,7 +73,7 @@ def measure(recipe: Path, changes: Sequence[str] = (), *, steps: int = 20, peak_
         torch.cuda.reset_peak_memory_stats()
     history = fit(
         config.problem, config.solver, config.backend, active=config.active, steps=steps + 4, seed=config.run.seed
-    ).history[4:]  # the first two hold the upper variable, the next two warm caches up
+    ).history[4:]  # the first two may hold the upper variable, the next two warm caches up
     if rank() > 0:
         return None
     seconds, tokens = median(r.seconds for r in history), median(r.size for r in history)

@@ -27,6 +27,7 @@ TIE = 1e-6  # weights that differ by less are equal
 
 QUESTIONS = {
     "main": "Are learned weights better?",
+    "scale": "With ten times the budget, on a GPU?",
     "answers": "Are more questions answered rightly?",
     "budget": "What does a smaller budget give?",
     "transfer": "Do weights carry over to another model?",
@@ -118,13 +119,26 @@ def _mains(results: Sequence[Results]) -> list[str]:
         metric, *more = one.cells[0].metrics
         parts += [f"### {one.name}", _facts(one), _scores(one, metric, more), _weights(one, metric)]
         parts += _answered(one)
-        missing = len(one.methods) * len(one.seeds) - len(one.cells)
-        if missing:
-            parts.append(f"{missing} cells are missing.")
+        parts += _missing(one)
         flagged = [sentence for sentence in one.findings if not sentence.startswith("within the noise")]
         if flagged:
             parts.append("\n".join(f"* {sentence}" for sentence in flagged[:12]))
     return parts
+
+
+def _missing(one: Results) -> list[str]:
+    """What was to be measured, and is not."""
+    measured = _measured(one)
+    absent = [method for method in one.methods if method not in measured]
+    parts = [f"Not measured yet: {', '.join(absent)}."] if absent else []
+    if left := len(measured) * len(one.seeds) - len(one.cells):
+        parts.append(f"{left} cell{'s' * (left > 1)} of the others {'are' if left > 1 else 'is'} missing.")
+    return [" ".join(parts)] if parts else []
+
+
+def _measured(one: Results) -> list[str]:
+    """The methods that have a cell."""
+    return [method for method in one.methods if _cells(one, method)]
 
 
 def _answered(one: Results) -> list[str]:
@@ -154,9 +168,10 @@ def _facts(one: Results) -> str:
 
 def _scores(one: Results, metric: str, more: Sequence[str]) -> str:
     """Scores, differences and costs of every method."""
-    references = [name for name in (UNIFORM, SWARM, TRUTH) if name in one.methods]
+    measured = _measured(one)
+    references = [name for name in (UNIFORM, SWARM, TRUTH) if name in measured]
     rows = []
-    for method in one.methods:
+    for method in measured:
         cells = _cells(one, method)
         rows.append(
             [

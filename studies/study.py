@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import page
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 from results import distilled
@@ -46,6 +47,7 @@ class Case(BaseModel):
     set: key -> value, as for `--set`.
     after: the comparison whose weights it takes; it can only be checked when that is done. In `set`, {after} stands for its
         directory.
+    gpu: whether it would take days without a GPU; there it is only made if it is named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,7 @@ class Case(BaseModel):
     recipe: str
     set: dict[str, Any] = {}
     after: str | None = None
+    gpu: bool = False
 
     def directory(self, cells: Path) -> Path:
         """Where its cells are, below those of all comparisons."""
@@ -138,12 +141,12 @@ def read_study(file: Path) -> list[Case]:
 
 
 def chosen(cases: list[Case], names: list[str]) -> list[Case]:
-    """Those that were asked for by name, or else all."""
+    """Those that were asked for by name, or else all that this machine can make in hours."""
     known = {case.name: case for case in cases}
     for name in names:
         if name not in known:
             sys.exit(f"there is no comparison {name!r}; known: {', '.join(known)}")
-    return [known[name] for name in names] or cases
+    return [known[name] for name in names] or [case for case in cases if torch.cuda.is_available() or not case.gpu]
 
 
 def wrong_with(case: Case, cases: list[Case], place: Place) -> str:

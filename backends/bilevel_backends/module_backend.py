@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import os
 from abc import abstractmethod
@@ -43,6 +44,10 @@ from bilevel_backends.variable import STEPS, ModuleVariable
 B = TypeVar("B")
 T = TypeVar("T")
 
+LARGE = 2**24
+"""Numbers of a module for which what is left of earlier ones is cleared away first. Engines that split modules leave them in
+reference cycles, and Python might only free their memory after the new one has not fitted into it."""
+
 PINNED = 2**26
 """The most bytes of a tensor that are copied from pinned memory, which torch keeps: tokens are, a whole data set is not."""
 
@@ -74,6 +79,7 @@ class ModuleBackend(Backend):
         at_a_time = None if self.micro_batch_size == "auto" else self.micro_batch_size
         self._shard = Shard(seed, processes.rank, processes.world_size, at_a_time)
         self._variables: list[ModuleVariable] = []
+        self._recomputed: list[nn.Module] = []
         self._regularizations: dict[ModuleVariable, Regularization] = {}
         self.processed = 0
         self._before: tuple[int, bool, bool] | None = None
@@ -335,13 +341,17 @@ class ModuleBackend(Backend):
         checkpoints.load_weights(directory, [own(v) for v in variables])
 
     def close(self) -> None:
-        """Restore torch's global settings."""
+        """Restore torch's global settings, and let go of the variables."""
         if self._before is not None:
             mode, fill, compiled = self._before
             _set_determinism(mode, compiled)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             self._before = None
-        self._variables, self._regularizations, self._there = [], {}, (None, None)
+        for variable in self._variables:
+            variable.release()
+        for block in self._recomputed:
+            del block.forward
+        self._variables, self._recomputed, self._regularizations, self._there = [], [], {}, (None, None)
         self._staging.free()
 
     def _place_sharded(
@@ -352,9 +362,12 @@ class ModuleBackend(Backend):
                 f"variable {name!r} is in float16, which differences of losses do not survive; set backend.dtype to "
                 "bfloat16 or float32"
             )
+        if sum(parameter.numel() for parameter in module.parameters()) > LARGE:
+            gc.collect()
         for path in blocks.repeated if self.activation_checkpointing else ():
             block = module.get_submodule(path)
             block.forward = partial(_recompute, type(block).forward, block)
+            self._recomputed.append(block)
         return ModuleVariable(
             name,
             self.shard_module(module, blocks, like),

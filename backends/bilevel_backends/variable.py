@@ -131,11 +131,16 @@ class ModuleVariable(Variable):
         self.active = blocks
         self.separate = [name for name in names if self.has_master(name)]
         self._trained = [self.parameter(name) for name in names]
-        for hook in self._hooks:
-            hook.remove()
+        self.release()
         small = sum(master.numel() for master in self.masters.values()) <= SMALL
         hooked = self.sharding.hooked and not (small and self.sharding.whole)
         self._hooks = [self._accumulate_on(name) for name in names] if hooked else []
+
+    def release(self) -> None:
+        """Take no more gradients. Hooks are reference cycles, which would keep the module in memory."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def constrain(self, constraint: Constraint | Mapping[str, Constraint]) -> None:
         """See `Backend.constrain`."""

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -498,6 +500,46 @@ def test_gradients_that_hooks_take_train_alike_to_the_bit(dtype: str, monkeypatc
         weights.append(backend.weights(y))
         backend.close()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_memory_of_a_closed_backend_is_free_without_the_collector(
+    recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bilevel_backends.variable.SMALL", 0)
+    backend = TorchBackend(device="cpu", activation_checkpointing=recomputed)
+    backend.start(seed=0)
+    variable = place(backend)
+    backend.activate(variable, variable.blocks.names)
+    train(backend, variable)
+    held = weakref.ref(variable.module)
+    gc.collect()
+    gc.disable()
+    try:
+        backend.close()
+        del variable
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_a_large_model_is_placed_after_what_is_left_of_another_is_cleared_away(
+    backend: TorchBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    gc.disable()
+    try:
+        held = weakref.ref(Cycle())
+        place(backend, name="small")
+        assert held() is not None
+        monkeypatch.setattr("bilevel_backends.module_backend.LARGE", 0)
+        place(backend, name="large")
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("dtype", "drawn"), [(None, 0), ("bfloat16", 1)])

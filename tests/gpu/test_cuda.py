@@ -1,6 +1,7 @@
 """The torch backend on CUDA against the CPU, and its promises there. Run by `make test-gpu`."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,8 +97,10 @@ def test_the_contract_of_a_backend_is_kept() -> None:
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "a prototype feature", said once a process
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -75,6 +75,28 @@ def test_the_page_shows_scores_differences_costs_and_verdicts() -> None:
     assert line(text, "made up")[3:] == ["uniform", "–"]
 
 
+def test_the_page_leaves_out_what_is_not_measured_and_names_it() -> None:
+    found = results(methods=["base", "uniform", "learned", "only a", "only b", "swarm", "odm"])
+    text = shown(found)
+    assert "nan" not in text
+    assert "| odm |" not in text
+    assert "| − swarm |" not in text
+    assert "Not measured yet: swarm, odm." in text
+
+
+def test_comparisons_that_need_a_gpu_are_made_without_one_only_if_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import study
+    import torch
+
+    cases = study.read_study(ROOT / "studies" / "study.yaml")
+    large = {case.name for case in cases if case.gpu}
+    assert large
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert {case.name for case in study.chosen(cases, []) if case.gpu} == (large if there else set())
+        assert [case.name for case in study.chosen(cases, sorted(large)[:1])] == sorted(large)[:1]
+
+
 def test_the_page_says_how_often_the_top_source_is_the_best_alone() -> None:
     weights = [one for one in shown(results()).splitlines() if one.startswith("| learned |")]
     assert weights == ["| learned | 0.55 ± 0.49 | 0.45 ± 0.49 | 1 of 2 |"]
@@ -114,8 +136,9 @@ def test_what_was_planned_and_not_measured_is_named() -> None:
 
 def test_missing_cells_are_counted() -> None:
     everything = results()
-    assert "cells are missing" not in shown(everything)
-    assert "2 cells are missing" in shown(results(cells=everything["cells"][:-2]))
+    assert "missing" not in shown(everything)
+    assert "1 cell of the others is missing." in shown(results(cells=everything["cells"][:-1]))
+    assert "2 cells of the others are missing." in shown(results(cells=[*everything["cells"][:-3], everything["cells"][-2]]))
 
 
 def test_the_page_in_the_documentation_is_that_of_the_results() -> None:

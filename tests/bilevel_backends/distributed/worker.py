@@ -92,11 +92,11 @@ def note_at_end(backend: Any, file: Path) -> None:
             split = backend.placement(2).split_parameters and v.name != "x"
             held = {} if split else v.module.state_dict()
             with torch.no_grad():
-                output = v() if v.name == "x" else v(torch.arange(10)[None])
+                output = v() if v.name == "x" else v(torch.arange(10, device=backend._device)[None])
                 v.sharding.reshard()
             digest = hashlib.sha256()
             for tensor in [*held.values(), output]:
-                digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
             seen[v.name] = digest.hexdigest()
         file.write_text(json.dumps(seen))
         close()

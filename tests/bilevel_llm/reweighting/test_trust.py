@@ -118,7 +118,7 @@ def test_after_many_rounds_without_an_order_the_weights_are_not_to_be_used() -> 
     found = verdict(Trust(rounds(32, goal=(1 / 3, 1 / 3, 1 / 3), steep=0.0, noise=1.0)), 0.1)
     assert found is not None
     assert found.decision == "do not use"
-    assert "equal weights may serve as well" in found.sentence()
+    assert "whether equal weights would do as well" in found.sentence()
     assert "a longer solver.horizon" in found.sentence()
 
 

@@ -12,8 +12,8 @@ def order(trust: Trust) -> Sequence[Finding]:
         return []
     if not trust.judged.ordered:
         words = (
-            "no order: not even the heaviest and the lightest source differ by more than the noise of draws and rows, so "
-            "that equal weights may serve as well"
+            "no order: this run cannot tell even the heaviest source from the lightest, given the noise of draws and rows; "
+            "whether equal weights would do as well, `bilevel compare` can tell"
         )
         return [Finding("no-order", True, words)]
     unclear = _chains([(upper, lower) for upper, lower, clear in trust.neighbors if not clear])
