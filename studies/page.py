@@ -298,8 +298,10 @@ def _warned(results: Sequence[Results]) -> str:
     runs = sum(cell.verdict is not None for one in results for cell in _cells(one, OURS))
     where = [f"{one.name} ({n})" for one in results if (n := sum(case is one for case, _, _ in pairs))]
     return (
-        f"* **When the run says that its weights are not to be used yet.** {len(pairs)} of {runs} did: {', '.join(where)}. "
-        f"In {better} of these {len(pairs)}, the weights were better than equal ones all the same."
+        f"* **When the weights themselves are what you want to know, and the run says that it does not know them yet.** "
+        f"{len(pairs)} of {runs} said so: {', '.join(where)}. As a mix to train on, the weights were better than equal "
+        f"ones in {better} of these {len(pairs)}: a verdict is about how well weights are known, and not about "
+        "whether they help."
     )
 
 

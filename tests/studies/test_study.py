@@ -106,7 +106,9 @@ def test_the_page_says_what_speaks_against_learning() -> None:
     text = shown(results()).partition("## When not to use it")[2]
     assert "took 1.8 times the tokens" in text
     assert "a in made up (-0.010 [-0.020, -0.005] nats) was better alone" in text
-    assert "1 of 2 did: made up (1). In 1 of these 1" in text
+    assert (
+        "1 of 2 said so: made up (1). As a mix to train on, the weights were better than equal ones in 1 of these 1" in text
+    )
     noise = {"method": "learned", "against": "uniform", "metric": "row_loss/t", "mean": -0.1, "low": -0.3, "high": 0.1}
     assert "In made up, learned weights and equal ones are not told apart" in shown(results(differences=[noise]))
     worse = {**noise, "mean": 0.2, "low": 0.1}
