@@ -253,10 +253,10 @@ def _when_not(results: Sequence[Results]) -> list[str]:
         "mind is a direct answer.",
     ]
     told = [(one, d) for one in mains if (d := difference(one, OURS, UNIFORM)) is not None]
-    if open_ := [one.name for one, d in told if d.low <= 0 <= d.high]:
+    if open_ := [f"{one.name} ({_signed(d)} nats)" for one, d in told if d.low <= 0 <= d.high]:
         found.append(
-            f"* **When the sources are about equally good.** In {', '.join(open_)}, learned weights and equal ones are not "
-            "told apart."
+            f"* **When the gain is small beside the luck of seeds and rows.** In {', '.join(open_)}, learned weights and "
+            "equal ones are not told apart."
         )
     if worse := [one.name for one, d in told if d.low > 0]:
         found.append(f"* **In {', '.join(worse)}, learned weights were worse than equal ones.**")

@@ -110,7 +110,9 @@ def test_the_page_says_what_speaks_against_learning() -> None:
         "1 of 2 said so: made up (1). As a mix to train on, the weights were better than equal ones in 1 of these 1" in text
     )
     noise = {"method": "learned", "against": "uniform", "metric": "row_loss/t", "mean": -0.1, "low": -0.3, "high": 0.1}
-    assert "In made up, learned weights and equal ones are not told apart" in shown(results(differences=[noise]))
+    assert "In made up (-0.100 [-0.300, +0.100] nats), learned weights and equal ones are not told apart" in shown(
+        results(differences=[noise])
+    )
     worse = {**noise, "mean": 0.2, "low": 0.1}
     assert "In made up, learned weights were worse than equal ones" in shown(results(differences=[{**worse, "high": 0.3}]))
 
