@@ -212,9 +212,10 @@ def _weights(one: Results, metric: str) -> str:
         if not cells or method.startswith(ONLY):
             continue
         columns = [_mean_and_spread([cell.weights[name] for cell in cells if cell.weights]) for name in names]
-        right = sum(_top(cell) == best.get(cell.seed) for cell in cells)
+        judged = [cell for cell in cells if cell.seed in best]
+        right = sum(_top(cell) == best[cell.seed] for cell in judged)
         tied = all(_top(cell) is None for cell in cells)
-        rows.append([method, *columns, "–" if tied or not best else f"{right} of {len(cells)}"])
+        rows.append([method, *columns, "–" if tied or not best else f"{right} of {len(judged)}"])
     return _table(["weights", *names, "top source is the best one alone"], rows) + (
         "\n\nMeans over seeds ± their standard deviation. The best source alone is found by fine-tuning on each of them."
     )
@@ -318,9 +319,10 @@ def difference(one: Results, method: str, against: str) -> Interval | None:
 
 
 def best_sources(one: Results, metric: str) -> dict[int, str | None]:
-    """Seed -> the source that is best to be trained on alone; empty if that was not tried."""
+    """Seed -> the source that is best to be trained on alone, for seeds in which each was tried."""
     alone = [cell for cell in one.cells if cell.method.startswith(ONLY)]
-    seeds = {cell.seed for cell in alone}
+    tried = sum(method.startswith(ONLY) for method in one.methods)
+    seeds = {seed for seed in one.seeds if tried and sum(cell.seed == seed for cell in alone) == tried}
     best = {seed: min((c for c in alone if c.seed == seed), key=lambda c: c.metrics[metric]) for seed in seeds}
     return {seed: _top(cell) for seed, cell in best.items()}
 
