@@ -1,12 +1,12 @@
-"""Johnson-Lindenstrauss: a random projection that keeps inner products, whose matrix is never stored whole.
+"""Count sketch: a random projection that keeps inner products, at the cost of one addition for every number.
 
-    v -> R'v / √d,  R of shape (n, d) with independent entries ±1 (Rademacher; Achlioptas 2003)
+    v -> R'v,  R of shape (n, d), each row of which has a single entry ±1, in a random column
 
-For unit vectors the inner product of two projections is right on average, with a variance of at most 2/d.
+(Charikar et al. 2002; Weinberger et al. 2009, Lemma 2.)
+
+For unit vectors the inner product of two projections is right on average, with a variance of at most 2/d. Both are exactly
+those of a dense matrix of random signs (Achlioptas 2003), which needs d additions for every number, and as many signs.
 """
-
-import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,39 +14,25 @@ from torch import Tensor
 
 from bilevel.data import generator
 
-SIGNS = 32
-"""The stream of random numbers that gives the signs; see `bilevel.data.Stream`."""
-
-_BLOCK = 1 << 24  # signs made at a time: 64 MiB as float32
+SKETCH = 32
+"""The stream of random numbers that gives columns and signs; see `bilevel.data.Stream`."""
 
 
-@dataclass(frozen=True)
 class Projection:
-    """Project `size` numbers to `dimension`. The signs follow from the seed and are made anew at every call, block by block.
+    """Project `size` numbers to `dimension`. A function of the seed.
 
-    dimension: a positive multiple of 8, because a byte gives eight signs.
+    It holds 4 bytes for each of the `size` numbers, on `device`.
     """
 
-    size: int
-    dimension: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.dimension < 8 or self.dimension % 8:
-            raise ValueError(f"dimension must be a positive multiple of 8, not {self.dimension}")
+    def __init__(self, size: int, dimension: int, seed: int, device: torch.device | None = None) -> None:
+        self.dimension = dimension
+        places = generator(seed, SKETCH).integers(2 * dimension, size=size, dtype=np.int32)
+        self._places = torch.from_numpy(places).to(device)  # column c with sign +: c, with sign -: c + dimension
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Project every row, in float32. Shapes: (n, size) -> (n, dimension)."""
-        projected = vectors.new_zeros(len(vectors), self.dimension, dtype=torch.float32)
-        rows = max(1, _BLOCK // self.dimension)
-        for block, start in enumerate(range(0, self.size, rows)):
-            part = vectors[:, start : start + rows].float()
-            projected += part @ self._signs(block, part.shape[1], vectors.device)
-        return projected / math.sqrt(self.dimension)
-
-    def _signs(self, block: int, rows: int, device: torch.device) -> Tensor:
-        """Entries ±1. Shape: (rows, dimension)."""
-        raw = generator(self.seed, SIGNS, block).bytes(rows * self.dimension // 8)
-        packed = torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).to(device).unsqueeze(1)
-        bits: Tensor = (packed >> torch.arange(8, device=device, dtype=torch.uint8)) & 1
-        return bits.view(rows, self.dimension).float().mul_(2).sub_(1)
+        sums = vectors.new_zeros(len(vectors), 2 * self.dimension, dtype=torch.float32)
+        for row, vector in zip(sums, vectors, strict=True):
+            row.index_add_(0, self._places, vector.float())
+        plus, minus = sums.chunk(2, dim=1)
+        return plus - minus
