@@ -169,7 +169,8 @@ def _facts(one: Results) -> str:
 def _scores(one: Results, metric: str, more: Sequence[str]) -> str:
     """Scores, differences and costs of every method."""
     measured = _measured(one)
-    references = [name for name in (UNIFORM, SWARM, TRUTH) if name in measured]
+    wanted = (UNIFORM, OURS) if one.about == "transfer" else (UNIFORM, SWARM, TRUTH)
+    references = [name for name in wanted if name in measured]
     rows = []
     for method in measured:
         cells = _cells(one, method)
@@ -203,22 +204,29 @@ def _scores(one: Results, metric: str, more: Sequence[str]) -> str:
 
 
 def _weights(one: Results, metric: str) -> str:
-    """The weights of every method, their spread over seeds, and whether the largest is that of the best single source."""
+    """The weights of every method, their spread over seeds, and whether the largest is that of the best single source.
+
+    The last only where every source was tried alone.
+    """
     best = best_sources(one, metric)
     names = list(one.sources) or list(next(cell.weights for cell in one.cells if cell.weights) or {})
+    tried = {ONLY + name for name in names} <= set(_measured(one))
     rows = []
     for method in one.methods:
         cells = [cell for cell in _cells(one, method) if cell.weights]
         if not cells or method.startswith(ONLY):
             continue
-        columns = [_mean_and_spread([cell.weights[name] for cell in cells if cell.weights]) for name in names]
-        judged = [cell for cell in cells if cell.seed in best]
-        right = sum(_top(cell) == best[cell.seed] for cell in judged)
-        tied = all(_top(cell) is None for cell in cells)
-        rows.append([method, *columns, "–" if tied or not best else f"{right} of {len(judged)}"])
-    return _table(["weights", *names, "top source is the best one alone"], rows) + (
-        "\n\nMeans over seeds ± their standard deviation. The best source alone is found by fine-tuning on each of them."
-    )
+        row = [method, *(_mean_and_spread([cell.weights[name] for cell in cells if cell.weights]) for name in names)]
+        if tried:
+            judged = [cell for cell in cells if cell.seed in best]
+            right = sum(_top(cell) == best[cell.seed] for cell in judged)
+            tied = all(_top(cell) is None for cell in cells)
+            row.append("–" if tied or not best else f"{right} of {len(judged)}")
+        rows.append(row)
+    columns = ["weights", *names, *(["top source is the best one alone"] if tried else [])]
+    below = "Means over seeds ± their standard deviation."
+    below += " The best source alone is found by fine-tuning on each of them." * tried
+    return f"{_table(columns, rows)}\n\n{below}"
 
 
 def _variants(results: Sequence[Results]) -> list[str]:

@@ -102,6 +102,22 @@ def test_the_page_says_how_often_the_top_source_is_the_best_alone() -> None:
     assert weights == ["| learned | 0.55 ± 0.49 | 0.45 ± 0.49 | 1 of 2 |"]
 
 
+def test_the_page_says_nothing_of_the_best_source_alone_unless_each_was_tried() -> None:
+    found = results(cells=[one for one in results()["cells"] if one["method"] != "only b"])
+    assert "| learned | 0.55 ± 0.49 | 0.45 ± 0.49 |" in shown(found).splitlines()
+    assert "source alone" not in shown(found)
+
+
+def test_weights_of_another_model_are_compared_with_those_found_on_this_one() -> None:
+    carried = {"method": "carried", "against": "learned", "metric": "row_loss/t", "mean": 0.1, "low": -0.1, "high": 0.3}
+    cells = [*results()["cells"], *(cell("carried", seed, 2.0, weights={"a": 0.7, "b": 0.3}) for seed in (0, 1))]
+    methods = [*results()["methods"], "carried"]
+    found = results(about="transfer", cells=cells, methods=methods, differences=[*results()["differences"], carried])
+    scores = shown(found).partition("| weights |")[0]
+    assert line(scores, "method")[2:4] == ["− uniform", "− learned"]
+    assert line(scores, "carried")[3] == "+0.100 [-0.100, +0.300]"
+
+
 def test_the_page_says_what_speaks_against_learning() -> None:
     text = shown(results()).partition("## When not to use it")[2]
     assert "took 1.8 times the tokens" in text
