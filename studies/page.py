@@ -269,15 +269,15 @@ def _when_not(results: Sequence[Results]) -> list[str]:
         )
     if worse := [one.name for one, d in told if d.low > 0]:
         found.append(f"* **In {', '.join(worse)}, learned weights were worse than equal ones.**")
-    cheaper = [
-        f"{method} in {one.name} ({_signed(d)} nats)"
+    better = [
+        f"{method} in {one.name} ({_signed(d)} nats{_dearer(one, method)})"
         for one in mains
         for method in one.methods
-        if method not in (OURS, SWARM, TRUTH, "base") and not method.startswith(ONLY)
+        if method not in (OURS, TRUTH, "base") and not method.startswith(ONLY)
         if (d := difference(one, method, OURS)) is not None and d.high < 0
     ]
-    if cheaper:
-        found.append(f"* **Where another method was better:** {'; '.join(cheaper)}.")
+    if better:
+        found.append(f"* **Where another method was better:** {'; '.join(better)}.")
     alone = [
         f"{method.removeprefix(ONLY)} in {one.name} ({_signed(d)} nats)"
         for one in mains
@@ -289,6 +289,12 @@ def _when_not(results: Sequence[Results]) -> list[str]:
     if warned := _warned(results):
         found.append(warned)
     return ["## When not to use it", "\n".join(found)]
+
+
+def _dearer(one: Results, method: str) -> str:
+    """How many times the tokens of learning a method takes, if it takes more."""
+    own, ours = _cost(one, method), _cost(one, OURS)
+    return f", for {own / ours:.1f} times the tokens" if own and ours and own > ours else ""
 
 
 def _warned(results: Sequence[Results]) -> str:

@@ -129,6 +129,12 @@ def test_the_page_says_what_speaks_against_learning() -> None:
     assert "In made up (-0.100 [-0.300, +0.100] nats), learned weights and equal ones are not told apart" in shown(
         results(differences=[noise])
     )
+    swarm = {"method": "swarm", "against": "learned", "metric": "row_loss/t", "mean": -0.04, "low": -0.07, "high": -0.01}
+    spent = {"weights": {"seconds": 30.0, "tokens": 18}, "finetuning": {"seconds": 10.0, "tokens": 5}}
+    cells = [*results()["cells"], *(cell("swarm", seed, 1.7) | {"cost": spent} for seed in (0, 1))]
+    assert "swarm in made up (-0.040 [-0.070, -0.010] nats, for 2.0 times the tokens)" in shown(
+        results(differences=[swarm], cells=cells, methods=[*results()["methods"], "swarm"])
+    )
     worse = {**noise, "mean": 0.2, "low": 0.1}
     assert "In made up, learned weights were worse than equal ones" in shown(results(differences=[{**worse, "high": 0.3}]))
 
