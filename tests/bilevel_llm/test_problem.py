@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import All, Descent, InputError, fit
+from bilevel import All, Descent, InputError, Problem, fit
 from bilevel.planning.footprint import Footprint
 from bilevel.planning.hardware import Hardware
 from bilevel.planning.load import Setup
@@ -19,6 +19,8 @@ from bilevel.planning.plan import Plan, make_plan
 from bilevel.problem import deferred_initialization
 from bilevel_backends.deferred_init import materialize
 from bilevel_backends.torch_backend import TorchBackend
+from bilevel_llm.baselines.less import LESS
+from bilevel_llm.baselines.swarm import Swarm
 from bilevel_llm.data.settings import ValidationSet
 from bilevel_llm.finetuning.problem import FineTuning
 from bilevel_llm.model.files import ModelFiles
@@ -215,3 +217,16 @@ def test_planned_validation_batches_are_the_largest_there_can_be(
     assert problem.cost().upper_rows == rows
     batches = problem.upper_batch(0, Keeping(device="cpu").shard)
     assert sum(len(batch.ids) for batch in batches) == rows
+
+
+def test_whatever_trains_on_tokens_counts_tokens() -> None:
+    """Runs of fine-tuning and reweighting, and those inside of baselines."""
+    assert all((LESS, Swarm)), "their modules are loaded"
+    kinds, waiting = [], [Problem]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__module__.startswith("bilevel_llm.") and kind is not LanguageModelProblem:
+            kinds.append(kind)
+    assert {"FineTuning", "LLMReweighting", "SwarmRuns", "_WarmUp"} <= {kind.__name__ for kind in kinds}
+    assert {kind.labels.unit for kind in kinds} == {"tokens"}

@@ -307,6 +307,8 @@ class _WarmUp(Problem[TokenBatch]):
     less: LESS
     seed: int
 
+    labels = LLMReweighting.labels
+
     def prepare(self) -> None:
         self.data.prepare()
 
