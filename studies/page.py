@@ -21,7 +21,7 @@ RESULTS = HERE / "results"
 PAGE = ROOT / "docs" / "explanation-evidence.md"
 
 OURS, UNIFORM, SWARM, TRUTH, ONLY = "learned", "uniform", "swarm", "truth", "only "
-OTHERS = (UNIFORM, "less", "doremi", "odm")
+OTHERS = (UNIFORM, "less", "less (paper)", "doremi", "odm", "scalebio (paper)")
 NEAR = 0.005  # nats: as good as the best mix
 TIE = 1e-6  # weights that differ by less are equal
 
