@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bilevel import Active, Backend, Finding, InputError, documents
 from bilevel.config import OBJECTS, Config, build_parts, build_section
+from bilevel.launch import rank
 from bilevel.plain import to_plain
 from bilevel.plugins import Plugins
 from bilevel.recipe import Recipe
@@ -278,7 +279,7 @@ def _baseline(label: str, name: str, settings: dict[str, Any], path: tuple[str |
         )
 
     def find(seed: int, directory: Path | None) -> Found:
-        if directory is not None and not baseline.resumable:
+        if directory is not None and not baseline.resumable and rank() == 0:  # a slower process would remove what it writes
             shutil.rmtree(directory, ignore_errors=True)  # an interrupted call that cannot be resumed
         outcome = baselines.run(name, baseline, task(seed, directory))
         selection = outcome.selection
